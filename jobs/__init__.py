@@ -1,0 +1,1 @@
+"""The batch job: trains, compares and reports variants of Inception-v3."""

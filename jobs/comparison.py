@@ -1,0 +1,121 @@
+"""Which variant wins, by how much, and how sure that is."""
+
+import json
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import Any
+
+from jobs.config import Config, Variant
+from jobs.evaluation import paired_difference
+from jobs.runs import RunFolder, now, read_arrays, write_json
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
+SURE = 0.05  # below this p-value a difference is called one
+
+
+def read(folder: RunFolder) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder.path / "comparison.json").read_text())
+    return result
+
+
+def compare(folder: RunFolder, config: Config, weights: str) -> dict[str, Any]:
+    """Reads the variants' results and writes comparison.json.
+
+    The winner has the best accuracy on the split that selects, averaged over seeds; the test set
+    then says how good it is. Pairs are compared on the first seed's test predictions.
+    """
+    summaries = {v.name: _summary(folder, config, v) for v in config.variants}
+    done = {name: s for name, s in summaries.items() if s["status"] == "done"}
+    ranked = sorted(done, key=lambda name: -done[name]["selection_accuracy"])
+    pairs = [_pair(folder, config, a, b) for a, b in combinations(ranked, 2)]
+    result = {
+        "run_id": folder.run_id,
+        "time": now(),
+        "data": json.loads((folder.path / "data.json").read_text()),
+        "weights": weights,
+        "selected_on": config.evaluation.select_on,
+        "winner": ranked[0] if ranked else None,
+        "sentences": [_winner_sentence(config, done, ranked)] + [p["sentence"] for p in pairs],
+        "variants": summaries,
+        "pairs": pairs,
+    }
+    write_json(folder.path / "comparison.json", result)
+    return result
+
+
+def _summary(folder: RunFolder, config: Config, variant: Variant) -> dict[str, Any]:
+    """One variant over its seeds: the first seed's result, and mean and spread of all."""
+    results = [folder.variant(variant.name, seed).result() for seed in config.runtime.seeds]
+    done = [r for r in results if r is not None and r["status"] == "done"]
+    if len(done) < len(results):
+        return next(r for r in results if r is not None and r["status"] != "done")
+    accuracies = [r["test"]["accuracy"] for r in done]
+    return {
+        **done[0],
+        "selection_accuracy": fmean(r["selection_accuracy"] for r in done),
+        "accuracy_by_seed": accuracies,
+        "accuracy_mean": fmean(accuracies),
+        "accuracy_spread": stdev(accuracies) if len(accuracies) > 1 else None,
+        "seconds_to_accuracy": _seconds_to_accuracy(folder, config, variant),
+    }
+
+
+def _seconds_to_accuracy(folder: RunFolder, config: Config, variant: Variant) -> dict[str, float]:
+    """Device-seconds of training until the selecting split first reached each threshold."""
+    split, seed = config.evaluation.select_on, config.runtime.seeds[0]
+    rows = [
+        row
+        for row in folder.metrics()
+        if (row["variant"], row["seed"], row["split"]) == (variant.name, seed, split)
+    ]
+    reached = {}
+    for threshold in THRESHOLDS:
+        seconds = [row["seconds"] for row in rows if row["accuracy"] >= threshold]
+        if seconds:
+            reached[f"{threshold:.2f}"] = min(seconds)
+    return reached
+
+
+def _pair(folder: RunFolder, config: Config, a: str, b: str) -> dict[str, Any]:
+    seed = config.runtime.seeds[0]
+    right = []
+    for name in (a, b):
+        arrays = read_arrays(folder.variant(name, seed).path / "test_predictions.npz")
+        right.append(arrays["logits"].argmax(1) == arrays["labels"])
+    difference = paired_difference(*right)
+    return {"a": a, "b": b, **difference, "sentence": sentence(a, b, difference)}
+
+
+def sentence(a: str, b: str, difference: dict[str, float | int]) -> str:
+    """A paired difference in words."""
+    if difference["difference"] < 0:
+        a, b = b, a
+        low, high = -difference["high"], -difference["low"]
+    else:
+        low, high = difference["low"], difference["high"]
+    points = abs(difference["difference"]) * 100
+    interval = f"{_signed(low)} to {_signed(high)}"
+    p_value = difference["p_value"]
+    p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+    if p_value < SURE:
+        return f"{a} beats {b} by {points:.1f} points ({interval}), {p}"
+    return f"{a} and {b} cannot be told apart: {points:.1f} points ({interval}), {p}"
+
+
+def _signed(share: float) -> str:
+    return f"{share * 100:+.1f}".replace("-", "−")
+
+
+def _winner_sentence(config: Config, done: dict[str, dict[str, Any]], ranked: list[str]) -> str:
+    if not ranked:
+        return "No variant came to a result."
+    best = done[ranked[0]]
+    test, split = best["test"], config.evaluation.select_on
+    sentence = (
+        f"{ranked[0]} wins, chosen on the {split} set: {test['accuracy']:.2%} of "
+        f"{test['images']:,} test images are right "
+        f"({test['accuracy_low']:.1%} to {test['accuracy_high']:.1%})"
+    )
+    if split == "test":
+        sentence += "; it was chosen on that same set, as the lecture did, which flatters it"
+    return sentence

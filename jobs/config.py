@@ -1,0 +1,285 @@
+"""The typed configuration: one YAML file, checked whole before any work starts.
+
+The defaults below are those of the configuration `default`; the files under `configs/` say what
+differs. Unknown keys, wrong types and impossible combinations are refused with the path of
+the key, as :class:`~jobs.errors.ConfigurationError`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from jobs.errors import ConfigurationError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+# The trunk of torchvision's Inception-v3 in the order in which it is evaluated.
+BLOCKS = (
+    "Conv2d_1a_3x3",
+    "Conv2d_2a_3x3",
+    "Conv2d_2b_3x3",
+    "Conv2d_3b_1x1",
+    "Conv2d_4a_3x3",
+    "Mixed_5b",
+    "Mixed_5c",
+    "Mixed_5d",
+    "Mixed_6a",
+    "Mixed_6b",
+    "Mixed_6c",
+    "Mixed_6d",
+    "Mixed_6e",
+    "Mixed_7a",
+    "Mixed_7b",
+    "Mixed_7c",
+)
+AUX_AFTER = "Mixed_6e"  # the auxiliary head looks at this block's output
+AUX_MIN_SIZE = 299  # … and needs the 17×17 map that it has for inputs of this size
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Section):
+    source: Literal["cifar10", "folder", "generated"] = "cifar10"
+    root: str | None = None
+    """`folder`: its root, required. `cifar10`: where the download is kept, else in `cache`."""
+    cache: str = "~/.cache/inception-transfer"
+    """Downloads and decoded folders live here; safe to delete."""
+    train_images: Count | None = None
+    """Use only so many training images, validation included, drawn by class; all when absent."""
+    test_images: Count | None = None
+    validation: Share = 0.1
+    """Share of the training images held out to choose by, drawn by class."""
+    input_size: Annotated[int, Field(ge=75)] = 299
+    """Side in pixels of the network's input. Below 299 there can be no auxiliary head."""
+    normalization: Literal["inception", "unit"] = "inception"
+    """Pixels reach the network in [-1, 1], or (the lecture's mistake) in [0, 1]."""
+    flip: bool = True
+    """Mirror every image in every other epoch, a random half of them first."""
+    shift: Share = 0.125
+    """Translate by up to this share of the side, edges repeated; 0.125 is 4 pixels of 32."""
+    seed: int = 0
+    """Draws subsets, the validation split and generated images; one for all `runtime.seeds`."""
+
+
+class StandIn(Section):
+    images: Count = 480
+    epochs: Count = 1
+
+
+class Weights(Section):
+    source: str = "imagenet"
+    """`imagenet`, `stand-in`, `random`, or the path of a .safetensors or state_dict file."""
+    stand_in: StandIn = StandIn()
+    """The generated source task that stand-in weights are trained on."""
+
+
+class Optim(Section):
+    name: Literal["adam", "adamw", "sgd"] = "adamw"
+    """`sgd` has Nesterov momentum 0.9."""
+    epochs: Count = 5
+    batch_size: Count = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """The peak, when there is a schedule."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: Share = 0.2
+    """Share of all steps in which a cosine schedule climbs to its peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """On convolution and linear weights; never on biases or batch norm."""
+    label_smoothing: Share = 0.1
+    aux_weight: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of the auxiliary head's loss; 0 removes the head."""
+    average_decay: Share = 0.99
+    """Exponential average of the weights, per step; 0 scores the weights themselves."""
+
+
+class Variant(Section):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
+    init: Literal["pretrained", "random"]
+    trainable: Literal["all", "head"] | str = "all"
+    """`all`, `head`, or the first block of the trunk to train, such as `Mixed_7a`."""
+    batch_norm: Literal["auto", "train", "eval"] = "auto"
+    """`auto`: batch statistics where a layer trains, stored ones where it is frozen."""
+    optim: Optim = Optim()
+    """What differs from the section `optim`; the resolved file spells all of it out."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether the trunk is a fixed function, so that once per image is enough."""
+        return self.trainable == "head" and self.batch_norm != "train"
+
+    @property
+    def has_aux(self) -> bool:
+        """Whether the auxiliary loss would reach any trained layer of the trunk."""
+        reaches = self.trainable == "all" or (
+            self.trainable in BLOCKS and BLOCKS.index(self.trainable) <= BLOCKS.index(AUX_AFTER)
+        )
+        return self.optim.aux_weight > 0 and reaches
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.trainable not in ("all", "head", *BLOCKS):
+            raise ValueError(f"trainable: {self.trainable!r} is not all, head or a block: {BLOCKS}")
+        return self
+
+
+class Runtime(Section):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto`: bf16 where the hardware has instructions for it."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
+    """Every variant is trained once for each; the comparison gives mean and spread."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between checkpoints within an epoch; 0 keeps those at each epoch's end."""
+
+
+class Evaluation(Section):
+    batch_size: Count = 500
+    select_on: Literal["validation", "test"] = "validation"
+    """What chooses the epoch and the winner. `test` also scores the test set every epoch."""
+    keep: Literal["best", "last"] = "best"
+    """Which epoch's weights stand for the variant."""
+    batch_norm_images: Annotated[int, Field(ge=0)] = 0
+    """Re-estimate batch-norm statistics on so many training images before each scoring; for
+    runs of too few steps for the running averages to settle."""
+
+
+class Config(Section):
+    data: Data = Data()
+    weights: Weights = Weights()
+    optim: Optim = Optim()
+    variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
+    runtime: Runtime = Runtime()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit_optim(cls, raw: Any) -> Any:
+        """Gives every variant the whole of `optim`, its own settings on top."""
+        base = raw.get("optim", {}) if isinstance(raw, dict) else None
+        if not isinstance(base, dict) or not isinstance(raw.get("variants"), list):
+            return raw
+        return {**raw, "variants": [_with_optim(variant, base) for variant in raw["variants"]]}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        problems = {
+            f"variants: two have the same name: {names}": len(set(names)) < len(names),
+            "variants: the name stand-in is taken by the source task": "stand-in" in names,
+            "data.root: a folder source needs the folder": self.data.source == "folder"
+            and not self.data.root,
+            "data.validation: select_on validation needs a share above 0": not self.data.validation
+            and self.evaluation.select_on == "validation",
+            f"optim.aux_weight: the auxiliary head needs data.input_size {AUX_MIN_SIZE}, so "
+            "a smaller input needs aux_weight 0": self.data.input_size < AUX_MIN_SIZE
+            and any(variant.has_aux for variant in self.variants),
+            "runtime.seeds: a seed is given twice": len(set(self.runtime.seeds))
+            < len(self.runtime.seeds),
+        }
+        for problem, found in problems.items():
+            if found:
+                raise ValueError(problem)
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; loading it again gives an equal one."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return text
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that stand for everything the configuration says."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def _with_optim(variant: Any, base: dict[str, Any]) -> Any:
+    own = variant.get("optim", {}) if isinstance(variant, dict) else None
+    return {**variant, "optim": {**base, **own}} if isinstance(own, dict) else variant
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as everybody reads it: `1e-3` is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def shipped() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def load(name_or_path: str, settings: Sequence[str] = ()) -> Config:
+    """Reads a shipped configuration by name, or a file, and applies `a.b=c` settings on top."""
+    path = CONFIGS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise ConfigurationError(
+            f"--config {name_or_path}: no such file, and not one of {', '.join(shipped())}"
+        )
+    raw = _parse(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{path}: a mapping of sections is needed")
+    for setting in settings:
+        _apply(raw, setting)
+    return validate(raw)
+
+
+def validate(raw: dict[str, Any]) -> Config:
+    """Turns a mapping into a configuration; the first problem is raised as one line."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        given = f" (given: {first['input']!r})" if not isinstance(first["input"], dict) else ""
+        more = f" — and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+        message = f"{where}: {what}{given}{more}" if where else what
+        raise ConfigurationError(message) from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _apply(raw: dict[str, Any], setting: str) -> None:
+    """Sets one `a.b=value`; a variant is named, as in `variants.frozen.optim.epochs=10`."""
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise ConfigurationError(f"--set {setting}: written as key=value, such as optim.epochs=3")
+    *parents, last = key.split(".")
+    target: Any = raw
+    for part in parents:
+        target = _child(target, part, setting)
+    if not isinstance(target, dict):
+        raise ConfigurationError(f"--set {setting}: {'.'.join(parents)} is not a section")
+    target[last] = _parse(value, f"--set {setting}")
+
+
+def _child(target: Any, part: str, setting: str) -> Any:
+    if isinstance(target, dict):
+        return target.setdefault(part, {})
+    if isinstance(target, list):
+        for item in target:
+            if isinstance(item, dict) and item.get("name") == part:
+                return item
+    raise ConfigurationError(f"--set {setting}: there is no {part}")

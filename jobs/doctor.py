@@ -1,0 +1,121 @@
+"""What this machine can do, and whether a configuration can run on it."""
+
+import os
+import platform
+import shutil
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from jobs import devices
+from jobs.config import Config
+from jobs.errors import JobError, UnavailableError
+
+CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
+TIMEOUT = 10  # seconds for each host
+
+
+@dataclass(frozen=True)
+class Finding:
+    subject: str
+    ok: bool
+    detail: str
+
+
+def examine(config: Config) -> None:
+    """Prints a table of findings.
+
+    Raises:
+        UnavailableError: the configuration could not run here.
+    """
+    checks = (_versions, _device, _memory, _disk, _data, _weights)
+    findings = [check(config) for check in checks]
+    table = Table(box=None, show_header=False)
+    for finding in findings:
+        table.add_row("ok" if finding.ok else "NO", finding.subject, finding.detail)
+    console = Console(highlight=False)
+    console.print(table)
+    bad = [finding.subject for finding in findings if not finding.ok]
+    if bad:
+        raise UnavailableError(f"this configuration cannot run here yet: {', '.join(bad)}")
+
+
+def _versions(_: Config) -> Finding:
+    names = ("inception-transfer", "torch", "torchvision")
+    versions = " · ".join(f"{name} {version(name)}" for name in names)
+    return Finding("versions", True, f"Python {platform.python_version()} · {versions}")
+
+
+def _device(config: Config) -> Finding:
+    try:
+        device = devices.choose(config.runtime)
+    except JobError as error:
+        return Finding("device", False, str(error))
+    seen = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU"
+    return Finding("device", True, f"{device} · {seen} · {torch.get_num_threads()} threads")
+
+
+def _memory(config: Config) -> Finding:
+    page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    detail = f"{page * pages / 2**30:.0f} GiB"
+    if torch.cuda.is_available() and config.runtime.device != "cpu":
+        free, total = torch.cuda.mem_get_info()
+        detail += f" · GPU {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    return Finding("memory", True, detail)
+
+
+def _disk(config: Config) -> Finding:
+    cache = Path(config.data.cache).expanduser()
+    place = next(p for p in (cache, *cache.parents) if p.exists())
+    writable = os.access(place, os.W_OK)
+    free = shutil.disk_usage(place).free / 2**30
+    note = "" if writable else ", and not writable"
+    return Finding("cache", writable, f"{cache}: {free:.0f} GiB free{note}")
+
+
+def _data(config: Config) -> Finding:
+    data = config.data
+    if data.source == "generated":
+        return Finding("data", True, "generated, needs nothing")
+    root = Path(data.root or data.cache).expanduser()
+    if data.source == "folder":
+        found = (root / "train").is_dir()
+        return Finding("data", found, f"{root}/train {'is there' if found else 'is missing'}")
+    if (root / CIFAR10_ARCHIVE).is_file():
+        return Finding("data", True, f"CIFAR-10 is in {root}")
+    from torchvision.datasets import CIFAR10
+
+    return _reachable("data", CIFAR10.url)
+
+
+def _weights(config: Config) -> Finding:
+    source = config.weights.source
+    if source in ("stand-in", "random"):
+        return Finding("weights", True, f"{source}, needs nothing")
+    if source != "imagenet":
+        found = Path(source).expanduser().is_file()
+        return Finding("weights", found, f"{source} {'is there' if found else 'is missing'}")
+    from torchvision.models import Inception_V3_Weights
+
+    url = Inception_V3_Weights.IMAGENET1K_V1.url
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if cached.is_file():
+        return Finding("weights", True, f"ImageNet, in {cached.parent}")
+    return _reachable("weights", url)
+
+
+def _reachable(subject: str, url: str) -> Finding:
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT):
+            return Finding(subject, True, f"{url} answers")
+    except (urllib.error.URLError, OSError) as error:
+        return Finding(subject, False, f"{url} does not answer: {error}")
+
+

@@ -1,0 +1,43 @@
+"""What a run was made with: versions, hardware, commit."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.devices import Device, name_of
+
+PACKAGES = ("inception-transfer", "torch", "torchvision", "numpy", "pillow")
+
+
+def describe(device: Device) -> dict[str, Any]:
+    """Plain values for environment.json; nothing of them names the host or its user."""
+    cuda = torch.version.cuda if device.device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "cuda": cuda,
+        "device": name_of(device.device),
+        "precision": str(device.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "command": ["python -m jobs", *sys.argv[1:]],
+    }
+
+
+def commit() -> str | None:
+    """The source's commit: from the environment in an image, from git in a checkout."""
+    if given := os.environ.get("SOURCE_COMMIT"):
+        return given
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,33 @@
+"""What can end a job early, and the exit code each kind has.
+
+0 done · 1 unexpected · 2 configuration or usage · 3 data, weights or storage not reachable ·
+75 interrupted, state saved, run again to go on.
+"""
+
+
+class JobError(Exception):
+    """Something that ends the job with one clear line instead of a traceback."""
+
+    exit_code = 1
+
+
+class ConfigurationError(JobError):
+    """The configuration or the command line cannot be carried out as written."""
+
+    exit_code = 2
+
+
+class UnavailableError(JobError):
+    """Data, weights or storage are missing, damaged or out of reach."""
+
+    exit_code = 3
+
+
+class Interrupted(JobError):  # noqa: N818 - not an error: the state is saved
+    """Asked to stop (SIGTERM, SIGINT); the same command goes on from the checkpoint."""
+
+    exit_code = 75
+
+
+class Diverged(JobError):  # noqa: N818 - an outcome of training, recorded with the variant
+    """The loss of one variant is no longer a finite number."""

@@ -1,0 +1,124 @@
+"""How good predictions are, and how sure that is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
+
+from jobs import interruption
+from jobs.data import Examples
+
+CALIBRATION_BINS = 15
+RESAMPLES = 10_000
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module,
+    examples: Examples,
+    batch_size: int,
+    autocast: Callable[[], Any],
+    advance: Callable[[int], None] = lambda count: None,
+) -> Tensor:
+    """Logits float32 [N, C] of all examples in their order, on the CPU; leaves eval mode on."""
+    network.eval()
+    everything = torch.arange(len(examples), device=examples.labels.device)
+    outputs = []
+    for batch in everything.split(batch_size):
+        interruption.check()
+        with autocast():
+            outputs.append(network(examples.inputs(batch)).float())
+        advance(len(batch))
+    return torch.cat(outputs).cpu()
+
+
+def quick_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Loss and accuracy, for the table of epochs."""
+    labels = labels.cpu()
+    return {
+        "loss": F.cross_entropy(logits, labels).item(),
+        "accuracy": (logits.argmax(1) == labels).float().mean().item(),
+    }
+
+
+def scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Everything about one set of predictions.
+
+    Args:
+        logits: float32 [N, C] on the CPU.
+        labels: int64 [N] on the CPU.
+
+    Returns:
+        loss; accuracy with `accuracy_low` and `accuracy_high`, its 95 % Wilson score interval;
+        `per_class` accuracy, None for a class without images; `confusion`, true classes down and
+        predicted ones across; `calibration_error`, expected, over 15 equal bins (Guo et al.
+        2017); `images`.
+    """
+    from scipy.stats import binomtest
+
+    classes = logits.shape[1]
+    predicted = logits.argmax(1)
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes**2)
+    confusion = confusion.reshape(classes, classes)
+    right, total = int(confusion.trace()), len(labels)
+    interval = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    per_class = [
+        hits / count if count else None
+        for hits, count in zip(confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True)
+    ]
+    return {
+        **quick_scores(logits, labels),
+        "accuracy_low": float(interval.low),
+        "accuracy_high": float(interval.high),
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+        "calibration_error": calibration_error(logits, labels),
+        "images": total,
+    }
+
+
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """Mean distance between confidence and accuracy over equal bins of confidence, weighted."""
+    confidence, predicted = logits.softmax(1).max(1)
+    right = (predicted == labels).float()
+    bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    gap = torch.zeros(CALIBRATION_BINS).index_add(0, bins, confidence - right)
+    return float(gap.abs().sum() / len(labels))
+
+
+def paired_difference(
+    right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], *, seed: int = 0
+) -> dict[str, float | int]:
+    """Compares two classifiers on the same images.
+
+    Args:
+        right_a: bool [N], where the first is right.
+        right_b: bool [N], where the second is.
+
+    Returns:
+        `difference` of their accuracies with `low` and `high`, a 95 % bootstrap interval over
+        images; `p_value` of the exact McNemar test; `only_a` and `only_b`, the images that one
+        alone gets right.
+    """
+    from scipy.stats import binomtest
+
+    total = len(right_a)
+    only_a = int((right_a & ~right_b).sum())
+    only_b = int((right_b & ~right_a).sum())
+    # Resampling images with replacement draws these three counts from a multinomial.
+    shares = np.array([only_a, only_b, total - only_a - only_b]) / total
+    counts = np.random.default_rng(seed).multinomial(total, shares, size=RESAMPLES)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / total, [0.025, 0.975])
+    discordant = only_a + only_b
+    return {
+        "difference": (only_a - only_b) / total,
+        "low": float(low),
+        "high": float(high),
+        "p_value": float(binomtest(only_a, discordant).pvalue) if discordant else 1.0,
+        "only_a": only_a,
+        "only_b": only_b,
+    }

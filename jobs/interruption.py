@@ -1,0 +1,33 @@
+"""Turns SIGTERM and SIGINT into a question that the work asks itself between two steps."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from jobs.errors import Interrupted
+
+_received: list[str] = []
+
+
+def check() -> None:
+    """Raises :class:`Interrupted` once a signal has asked the job to stop."""
+    if _received:
+        raise Interrupted(f"{_received[0]}: state saved, the same command goes on from there")
+
+
+@contextmanager
+def graceful() -> Iterator[None]:
+    """Lets the first signal end the work at the next :func:`check`; a second one kills at once."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        _received.append(signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        _received.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)

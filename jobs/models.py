@@ -1,0 +1,224 @@
+"""Inception-v3, where its weights come from, and what each variant trains of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import Inception3, Inception_V3_Weights, inception_v3
+
+from jobs.config import BLOCKS, Variant
+from jobs.data import generator
+from jobs.errors import UnavailableError
+
+State = dict[str, Tensor]
+
+HEADS = ("fc.", "AuxLogits.fc.")  # sized by the number of classes, so never taken from weights
+PUBLISHED_PARAMETERS = 27_161_264  # of torchvision's network, both heads for 1,000 classes
+
+
+class Head(nn.Module):
+    """What remains to train of a frozen network: dropout and `fc`, under their own names."""
+
+    def __init__(self, network: Inception3) -> None:
+        super().__init__()
+        self.dropout = network.dropout
+        self.fc = network.fc
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [N, C] of pooled features [N, 2048]."""
+        logits: Tensor = self.fc(self.dropout(features))
+        return logits
+
+
+@dataclass(frozen=True)
+class Parameters:
+    total: int
+    trainable: int
+
+
+def build(num_classes: int, *, aux: bool) -> Inception3:
+    """torchvision's Inception-v3 for 299×299 inputs in [-1, 1], both heads replaced, uninitialised.
+
+    In training mode its output is a pair (logits, auxiliary logits) when `aux`; in evaluation
+    mode it is the logits [N, num_classes].
+    """
+    network = inception_v3(
+        weights=None, init_weights=False, transform_input=False, aux_logits=True
+    )
+    network.fc = nn.Linear(network.fc.in_features, num_classes)
+    if aux:
+        assert network.AuxLogits is not None
+        network.AuxLogits.fc = nn.Linear(network.AuxLogits.fc.in_features, num_classes)
+    else:
+        network.AuxLogits, network.aux_logits = None, False
+    return network.to(memory_format=torch.channels_last)
+
+
+def initialise(network: nn.Module, seed: int) -> None:
+    """Draws all weights anew: He et al. (2015) for convolutions, N(0, 0.01) for linear layers.
+
+    Every layer draws from a generator named after it, so a layer starts the same whatever else
+    the network has: two variants of one seed share their heads.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, generator=generator(seed, name))
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01, generator=generator(seed, name))
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def create(
+    variant: Variant, num_classes: int, pretrained: Mapping[str, Tensor] | None, seed: int
+) -> Inception3:
+    """A variant's network at its start; only what it trains requires a gradient."""
+    network = build(num_classes, aux=variant.has_aux)
+    initialise(network, seed)
+    if variant.init == "pretrained":
+        assert pretrained is not None, "load_pretrained comes first"
+        wanted = network.state_dict().keys()
+        network.load_state_dict({k: v for k, v in pretrained.items() if k in wanted}, strict=False)
+    network.requires_grad_(False)
+    for module in trained_modules(network, variant):
+        module.requires_grad_(True)
+    return network
+
+
+def trained_modules(network: Inception3, variant: Variant) -> list[nn.Module]:
+    """The blocks and heads that the variant trains, in order."""
+    heads = [network.fc] if network.AuxLogits is None else [network.AuxLogits, network.fc]
+    if variant.trainable == "head":
+        return [network.fc]
+    first = 0 if variant.trainable == "all" else BLOCKS.index(variant.trainable)
+    return [*(network.get_submodule(name) for name in BLOCKS[first:]), *heads]
+
+
+def set_training_mode(network: nn.Module, variant: Variant) -> None:
+    """Training mode, with batch norm as the variant wants it.
+
+    A layer that does not train keeps its stored statistics (`.train()` alone would let them
+    move), unless the variant says otherwise.
+    """
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            learns = variant.batch_norm == "auto" and module.weight.requires_grad
+            module.train(variant.batch_norm == "train" or learns)
+
+
+def count_parameters(network: nn.Module) -> Parameters:
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    return Parameters(sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains))
+
+
+def load_pretrained(source: str) -> State:
+    """Weights of the trunk, and of the auxiliary head's convolutions where there are any.
+
+    Args:
+        source: `imagenet` (torchvision's, downloaded once), `random`, or a file.
+
+    Raises:
+        UnavailableError: they cannot be reached or read, or do not fit the network.
+    """
+    if source == "imagenet":
+        state = _download()
+    elif source == "random":
+        network = build(10, aux=True)
+        initialise(network, seed=0)
+        state = network.state_dict()
+    else:
+        state = _read(Path(source).expanduser())
+    return check_fit(state, source)
+
+
+def check_fit(state: Mapping[str, Tensor], source: str) -> State:
+    """The weights in float32 without their heads, once they are known to fit.
+
+    Missing heads, a missing auxiliary branch and missing `num_batches_tracked` are fine; any
+    other difference is an error.
+    """
+    reference = build(10, aux=True).state_dict()
+    wanted = {k: v.shape for k, v in reference.items() if not k.startswith(HEADS)}
+    given = {k: v for k, v in state.items() if not k.startswith(HEADS)}
+    optional = {k for k in wanted if k.startswith("AuxLogits.") or k.endswith("_tracked")}
+    problems = [f"lacks {k}" for k in wanted if k not in given and k not in optional]
+    problems += [f"has an unknown {k}" for k in given if k not in wanted]
+    problems += [
+        f"{k} is {list(v.shape)} instead of {list(wanted[k])}"
+        for k, v in given.items()
+        if k in wanted and v.shape != wanted[k]
+    ]
+    if problems:
+        more = f" — and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise UnavailableError(f"weights {source}: not an Inception-v3: {problems[0]}{more}")
+    return {k: v.float() if v.is_floating_point() else v for k, v in given.items()}
+
+
+def _download() -> State:
+    try:
+        state: State = Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(
+            progress=False, check_hash=True, weights_only=True, map_location="cpu"
+        )
+    except (OSError, RuntimeError) as error:
+        raise UnavailableError(
+            f"the ImageNet weights could not be had ({error}); give a file with "
+            "--set weights.source=FILE, or use --set weights.source=stand-in"
+        ) from None
+    return state
+
+
+def _read(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UnavailableError(f"weights {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+        raise UnavailableError(f"weights {path}: unreadable: {_first_line(error)}") from None
+    except Exception as error:  # pickle's own errors: anything but plain tensors is refused
+        raise UnavailableError(f"weights {path}: refused: {_first_line(error)}") from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UnavailableError(f"weights {path}: not a plain state_dict of tensors")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def layer_table(num_classes: int, input_size: int, *, aux: bool) -> list[dict[str, Any]]:
+    """One row a block: name, type, output shape for one image, parameters. Nothing is computed."""
+    with torch.device("meta"):
+        network = build(num_classes, aux=aux).train()
+        rows: dict[str, dict[str, Any]] = {}
+        for name, module in network.named_children():
+            parameters = count_parameters(module).total
+            row = {"name": name, "type": type(module).__name__, "parameters": parameters}
+            rows[name] = row
+            module.register_forward_hook(_remember_shape(row))
+        network(torch.empty(2, 3, input_size, input_size))
+    return list(rows.values())
+
+
+def _remember_shape(row: dict[str, Any]) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        row["output"] = list(output.shape[1:])
+
+    return hook
+
+
+def first_kernels(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of the first two convolutions' weights, float32 [out, in, 3, 3] on the CPU."""
+    return {
+        name: network.get_parameter(f"{name}.conv.weight").detach().float().cpu().clone()
+        for name in BLOCKS[:2]
+    }

@@ -1,0 +1,238 @@
+"""The job from configuration to run folder: every variant in turn, then comparison and report."""
+
+import time
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
+from torchvision.models import Inception3
+
+from jobs import comparison, data, devices, environment, models, report
+from jobs.config import Config, Variant
+from jobs.data import Dataset, Examples, Images
+from jobs.errors import Diverged
+from jobs.evaluation import predict, scores
+from jobs.features import extract
+from jobs.progress import log, task
+from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
+from jobs.training import Trainer, fit
+
+MISTAKES = 24  # pictures kept for the report
+MISTAKE_SIDE = 96  # pixels
+
+
+def run(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Trains, tests, compares and reports; goes on where an earlier call stopped.
+
+    Returns:
+        The comparison, as written to comparison.json.
+
+    Raises:
+        JobError: no variant came to a result.
+    """
+    with folder.open(config):
+        if folder.finished:
+            log(f"{folder.path} is finished, nothing to do; --run-id NAME starts another")
+            return comparison.read(folder)
+        job = Job(config, folder)
+        for seed in config.runtime.seeds:
+            for variant in config.variants:
+                job.train(variant, seed)
+        result = comparison.compare(folder, config, job.weights_description)
+        report.write_report(folder)
+        folder.write_manifest()
+        return result
+
+
+def report_again(folder: RunFolder) -> dict[str, Any]:
+    """Draws the report of a run whose variants have results, and lists it in the manifest."""
+    config = folder.config()
+    with folder.open(config):
+        result = comparison.compare(folder, config)
+        report.write_report(folder)
+        if folder.finished:
+            folder.write_manifest()
+        return result
+
+
+def train(config: Config, folder: RunFolder, name: str) -> list[dict[str, Any]]:
+    """Trains one variant of the configuration, with every seed; `run` later does the rest."""
+    variant = next(variant for variant in config.variants if variant.name == name)
+    with folder.open(config):
+        job = Job(config, folder)
+        return [job.train(variant, seed) for seed in config.runtime.seeds]
+
+
+class Job:
+    """What the variants of one run share, each part made when it is first needed."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        self.config, self.folder = config, folder
+        self.device = devices.choose(config.runtime)
+        folder.add_environment(environment.describe(self.device))
+
+    @property
+    def weights_description(self) -> str:
+        source, stand_in = self.config.weights.source, self.config.weights.stand_in
+        return {
+            "imagenet": "ImageNet (torchvision, IMAGENET1K_V1)",
+            "random": "random weights in place of pretrained ones",
+            "stand-in": f"a stand-in for ImageNet, trained on the spot on {stand_in.images} "
+            "generated pictures",
+        }.get(source, f"the file {source}")
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        dataset = data.load(self.config.data)
+        write_json(self.folder.path / "data.json", dataset.description)
+        splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description["images"].items())
+        log(f"data: {dataset.description['source']}: {splits}")
+        return dataset.to(self.device.device)
+
+    @cached_property
+    def pretrained(self) -> models.State:
+        """The one set of weights that all pretrained variants start from."""
+        source = self.config.weights.source
+        log(f"weights: {self.weights_description}")
+        if source != "stand-in":
+            return models.load_pretrained(source)
+        folder = self.folder.stand_in()
+        if folder.result() is None:
+            self._train_stand_in(folder)
+        return models.check_fit(load_file(folder.best), source)
+
+    def _train_stand_in(self, folder: VariantFolder) -> None:
+        settings = self.config.weights.stand_in
+        images = data.draw_source_task(settings.images, self.config.data).to(self.device.device)
+        optim = self.config.optim.model_copy(update={"epochs": settings.epochs})
+        variant = Variant(name="stand-in", init="random", optim=optim)
+        network = models.create(variant, int(images.labels.max()) + 1, None, seed=0)
+        network.to(self.device.device)
+        trainer = Trainer(network, variant, len(images), self.device, seed=0)
+        self._fit(trainer, images, {}, folder)
+        folder.save_result({"status": "done", "seconds": trainer.seconds})
+
+    def train(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """Trains and tests one variant, or gives the result that the run already has."""
+        folder = self.folder.variant(variant.name, seed)
+        result = folder.result()
+        if result is None:
+            try:
+                result = self._train(variant, seed, folder)
+            except Diverged as error:
+                log(f"{variant.name}: stopped: {error}; the other variants go on")
+                result = {"status": "diverged", "reason": str(error)}
+            folder.save_result({"variant": variant.name, "seed": seed, **result})
+        return result
+
+    def _train(self, variant: Variant, seed: int, folder: VariantFolder) -> dict[str, Any]:
+        dataset, select_on = self.dataset, self.config.evaluation.select_on
+        pretrained = self.pretrained if variant.init == "pretrained" else None
+        log(f"{variant.name}: {variant.init} start, trains {variant.trainable}, on {self.device}")
+        self.device.start_measuring()
+        whole = models.create(variant, len(dataset.classes), pretrained, seed)
+        whole.to(self.device.device)
+        before = models.first_kernels(whole)
+        parameters = models.count_parameters(whole)
+
+        start = time.perf_counter()
+        train = self._examples(variant, whole, dataset.train, augmented=True)
+        feature_seconds = time.perf_counter() - start
+        scored = {}
+        if len(dataset.validation):
+            scored["validation"] = self._examples(variant, whole, dataset.validation)
+        if select_on == "test":
+            scored["test"] = self._examples(variant, whole, dataset.test)
+
+        network = models.Head(whole) if variant.cached else whole
+        trainer = Trainer(network, variant, len(train), self.device, seed)
+        trainer.seconds = feature_seconds
+        self._fit(trainer, train, scored, replace(folder, untrained=whole.state_dict()))
+
+        whole.load_state_dict(load_file(folder.best))  # and so the head, which is a part of it
+        test = scored.get("test") or self._examples(variant, whole, dataset.test)
+        _write_kernels(folder, before, models.first_kernels(whole))
+        return {
+            "status": "done",
+            "parameters": parameters.total,
+            "trainable_parameters": parameters.trainable,
+            "epochs": variant.optim.epochs,
+            "best_epoch": trainer.best_epoch,
+            "selected_on": select_on,
+            "selection_accuracy": trainer.best_accuracy,
+            "seconds": trainer.seconds,
+            "images_per_second": variant.optim.epochs * len(train) / trainer.seconds,
+            "test": self._test(trainer, network, test, folder),
+            "peak_memory_bytes": self.device.peak_memory(),
+        }
+
+    def _examples(
+        self, variant: Variant, whole: Inception3, images: Images, *, augmented: bool = False
+    ) -> Examples:
+        """The images themselves, or their features where the trunk is a fixed function."""
+        if not variant.cached:
+            return images
+        mirrored = augmented and self.config.data.flip
+        with task(f"{variant.name}, features", len(images) * (1 + mirrored)) as advance:
+            batch_size = self.config.evaluation.batch_size
+            return extract(
+                whole, images, batch_size, self.device, mirrored=mirrored, advance=advance
+            )
+
+    def _fit(
+        self, trainer: Trainer, train: Examples, scored: dict[str, Examples], folder: VariantFolder
+    ) -> None:
+        state = folder.load_checkpoint()
+        if state is not None:
+            trainer.load_state_dict(state)
+            log(f"{trainer.variant.name}: goes on in epoch {trainer.epoch + 1}")
+        evaluation, every = self.config.evaluation, self.config.runtime.checkpoint_every
+        fit(trainer, train, scored, evaluation, folder, every)
+
+    def _test(
+        self, trainer: Trainer, network: nn.Module, test: Examples, folder: VariantFolder
+    ) -> dict[str, Any]:
+        """Scores the weights that were kept on the test set and stores its predictions."""
+        name = trainer.variant.name
+        with task(f"{name}, test", len(test)) as advance:
+            batch_size = self.config.evaluation.batch_size
+            logits = predict(network, test, batch_size, self.device.autocast, advance)
+        labels = test.labels.cpu()
+        arrays = {"logits": logits.numpy(), "labels": labels.numpy()}
+        write_arrays(folder.path / "test_predictions.npz", arrays)
+        _write_mistakes(folder, self.dataset.test, logits, labels)
+        result = scores(logits, labels)
+        row = {"variant": name, "seed": trainer.seed, "epoch": trainer.best_epoch, "split": "test"}
+        row |= {"loss": result["loss"], "accuracy": result["accuracy"], "seconds": trainer.seconds}
+        folder.append([row])
+        log(f"{name}: {result['accuracy']:.2%} of {len(test):,} test images")
+        return result
+
+
+def _write_kernels(
+    folder: VariantFolder, before: dict[str, Tensor], after: dict[str, Tensor]
+) -> None:
+    arrays = {f"{name}.before": kernel.numpy() for name, kernel in before.items()}
+    arrays |= {f"{name}.after": kernel.numpy() for name, kernel in after.items()}
+    write_arrays(folder.path / "kernels.npz", arrays)
+
+
+def _write_mistakes(folder: VariantFolder, test: Images, logits: Tensor, labels: Tensor) -> None:
+    """Keeps the pictures that the variant got wrong with most confidence, the worst first."""
+    confidence, predicted = logits.softmax(1).max(1)
+    worst = torch.where(predicted == labels, -1.0, confidence).argsort(descending=True)
+    worst = worst[: min(MISTAKES, int((predicted != labels).sum()))]
+    pixels = test.raw(worst.to(test.labels.device)).float()
+    if len(worst) and max(pixels.shape[-2:]) > MISTAKE_SIDE:
+        pixels = F.interpolate(pixels, (MISTAKE_SIDE, MISTAKE_SIDE), mode="bilinear", antialias=True)
+    arrays = {
+        "pixels": pixels.round().to(torch.uint8).cpu().numpy(),
+        "labels": labels[worst].numpy(),
+        "predicted": predicted[worst].numpy(),
+        "confidence": confidence[worst].numpy(),
+    }
+    write_arrays(folder.path / "mistakes.npz", arrays)

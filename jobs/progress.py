@@ -1,0 +1,63 @@
+"""What a person sees while work goes on: bars on a terminal, plain lines in a log (stderr)."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+SECONDS_BETWEEN_LINES = 15
+
+
+def log(message: str) -> None:
+    """Prints one line, above the bar when there is one."""
+    console.print(message, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def task(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows `total` images going by; the block calls what it is given with each batch's size."""
+    if console.is_terminal:
+        with _bar(label, total) as advance:
+            yield advance
+    else:
+        yield _lines(label, total)
+
+
+@contextmanager
+def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} images · {task.fields[rate]:.1f}/s"),
+        TimeRemainingColumn(),
+    )
+    start = time.perf_counter()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(label, total=total, rate=0.0)
+
+        def advance(count: int) -> None:
+            done = progress.tasks[0].completed + count
+            rate = done / (time.perf_counter() - start)
+            progress.update(bar, advance=count, rate=rate)
+
+        yield advance
+
+
+def _lines(label: str, total: int) -> Callable[[int], None]:
+    start = last = time.perf_counter()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.perf_counter()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            rate = done / (now - start)
+            left = (total - done) / rate
+            log(f"{label}: {done}/{total} images · {rate:.1f}/s · {left:.0f} s left")
+
+    return advance

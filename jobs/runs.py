@@ -1,0 +1,241 @@
+"""The run folder: what a run leaves behind, written so that a crash at any moment loses nothing.
+
+    runs/<run_id>/
+      config.yaml environment.json data.json metrics.jsonl
+      weights/stand-in/…                            where weights are trained on the spot
+      variants/<name>/{last.ckpt, best.safetensors, test_predictions.npz, kernels.npz,
+                       mistakes.npz, result.json}   further seeds in variants/<name>/seed-<n>/
+      comparison.json report/… manifest.json        the manifest last
+
+`last.ckpt` goes once its variant has a result. A run without a manifest is unfinished.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from jobs import config
+from jobs.config import Config
+from jobs.errors import ConfigurationError, UnavailableError
+
+MANIFEST = "manifest.json"
+UNLISTED = {MANIFEST, ".lock"}
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Writes a file whole or not at all, and only returns once it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class VariantFolder:
+    """Where one variant of one seed keeps its progress and its result."""
+
+    path: Path
+    run: "RunFolder"
+    untrained: Mapping[str, Any] = field(default_factory=dict)
+    """Weights of the network that its training leaves out; `best.safetensors` has them too."""
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.safetensors"
+
+    def result(self) -> dict[str, Any] | None:
+        """What came of the variant; None while it is unfinished."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        """Marks the variant as finished, after which its checkpoint is of no more use."""
+        write_json(self.path / "result.json", result)
+        self.checkpoint.unlink(missing_ok=True)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write(self.checkpoint, buffer.getbuffer())  # type: ignore[arg-type]
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state saved last, on the CPU; None where there is none."""
+        import torch
+
+        if not self.checkpoint.is_file():
+            return None
+        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        return state
+
+    def save_best(self, state: Mapping[str, Any]) -> None:
+        from safetensors.torch import save
+
+        whole = {**self.untrained, **state}
+        write(self.best, save({name: tensor.contiguous() for name, tensor in whole.items()}))
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        self.run.append_metrics(rows)
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / MANIFEST).is_file()
+
+    def config(self) -> Config:
+        """The resolved configuration of the run.
+
+        Raises:
+            UnavailableError: this is no run folder.
+        """
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise UnavailableError(f"{self.path}: not a run folder, it has no config.yaml")
+        return config.validate(yaml.safe_load(file.read_text()))
+
+    @contextmanager
+    def open(self, wanted: Config) -> Iterator[None]:
+        """Creates the folder or goes on with it, and keeps other processes out.
+
+        Raises:
+            ConfigurationError: another process works on it, or it has another configuration.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"{self.path}: another process is working on this run"
+                raise ConfigurationError(message) from None
+            self._settle_config(wanted)
+            yield
+
+    def _settle_config(self, wanted: Config) -> None:
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            write(file, wanted.to_yaml())
+        elif differences := _differences(self.config().model_dump(), wanted.model_dump()):
+            raise ConfigurationError(
+                f"{self.path}: this run has another configuration ({', '.join(differences)}); "
+                "take another --run-id"
+            )
+
+    def variant(self, name: str, seed: int) -> VariantFolder:
+        first = self.config().runtime.seeds[0]
+        path = self.path / "variants" / name
+        return VariantFolder(path if seed == first else path / f"seed-{seed}", self)
+
+    def stand_in(self) -> VariantFolder:
+        return VariantFolder(self.path / "weights" / "stand-in", self)
+
+    def add_environment(self, environment: dict[str, Any]) -> None:
+        """Notes where the run was worked on; one entry for each time it was started."""
+        path = self.path / "environment.json"
+        before = json.loads(path.read_text()) if path.is_file() else []
+        write_json(path, [*before, {"time": now(), **environment}])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl; a line that a crash cut short is left out."""
+        return [json.loads(line) for line in self._whole_lines().splitlines()]
+
+    def _whole_lines(self) -> bytes:
+        path = self.path / "metrics.jsonl"
+        content = path.read_bytes() if path.is_file() else b""
+        return content[: content.rfind(b"\n") + 1]
+
+    def append_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Adds rows that are not there yet: an epoch done again after a crash adds nothing."""
+        known = {_key(row) for row in self.metrics()}
+        stamp = {"time": now(), "run_id": self.run_id}
+        lines = [json.dumps(stamp | row) + "\n" for row in rows if _key(row) not in known]
+        with (self.path / "metrics.jsonl").open("ab") as file:
+            file.truncate(len(self._whole_lines()))
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_manifest(self) -> None:
+        """Lists every file with size and SHA-256, and so declares the run finished."""
+        files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name not in UNLISTED)
+        entries = {
+            path.relative_to(self.path).as_posix(): {
+                "size": path.stat().st_size,
+                "sha256": sha256(path),
+            }
+            for path in files
+        }
+        manifest = {"run_id": self.run_id, "time": now(), "files": entries}
+        write_json(self.path / MANIFEST, manifest)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in ("variant", "seed", "epoch", "split"))
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """Paths of the keys that two nested mappings do not agree on."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            path
+            for key in keys
+            for path in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [where]

@@ -1,0 +1,341 @@
+"""One training loop for every variant."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from jobs import config, interruption
+from jobs.data import Examples, generator
+from jobs.devices import Device
+from jobs.errors import ConfigurationError, Diverged, Interrupted
+from jobs.evaluation import predict, quick_scores
+from jobs.models import set_training_mode
+from jobs.progress import task
+
+Row = dict[str, Any]
+
+
+class Store(Protocol):
+    """Where a variant's progress is kept."""
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None: ...
+
+    def save_best(self, state: dict[str, Tensor]) -> None: ...
+
+    def append(self, rows: list[Row]) -> None: ...
+
+
+class Trainer:
+    """A variant in training: its network, what changes it, and how far it has come."""
+
+    def __init__(
+        self, network: nn.Module, variant: config.Variant, images: int, device: Device, seed: int
+    ) -> None:
+        """
+        Args:
+            network: on the device; what requires a gradient is trained.
+            images: how many there are to train on.
+
+        Raises:
+            ConfigurationError: they do not fill one batch.
+        """
+        optim = variant.optim
+        self.steps_per_epoch = images // optim.batch_size  # a last batch of one has no statistics
+        if not self.steps_per_epoch:
+            raise ConfigurationError(
+                f"optim.batch_size: {optim.batch_size} is more than the {images} training images"
+            )
+        self.network, self.variant, self.device, self.seed = network, variant, device, seed
+        self.optimizer = make_optimizer(network, optim)
+        self.schedule = make_schedule(self.optimizer, optim, self.steps_per_epoch)
+        self.average = make_average(network, optim.average_decay)
+        self.epoch = self.step = 0  # the next ones
+        self.totals = torch.zeros(3, device=device.device)  # loss, auxiliary loss, right answers
+        self.seconds = 0.0  # of training alone, in finished epochs
+        self.clock = Stopwatch()  # of this epoch
+        self.best_accuracy, self.best_epoch = -1.0, -1
+        torch.manual_seed(seed)  # dropout draws from the global generators
+
+    @property
+    def scored_network(self) -> nn.Module:
+        """The weights that are judged and kept: the average where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on, as tensors and plain values."""
+        cuda = self.device.device.type == "cuda"
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device.device) if cuda else None,
+            "totals": self.totals,
+            "epoch_seconds": self.clock.read(),
+            **{name: getattr(self, name) for name in self._plain},
+        }
+
+    _plain = ("epoch", "step", "seconds", "best_accuracy", "best_epoch")
+
+    def start_next_epoch(self) -> None:
+        self.seconds += self.clock.seconds
+        self.epoch, self.step, self.clock = self.epoch + 1, 0, Stopwatch()
+        self.totals = torch.zeros_like(self.totals)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.device.device)
+        self.totals.copy_(state["totals"])
+        self.clock.seconds = state["epoch_seconds"]
+        for name in self._plain:
+            setattr(self, name, state[name])
+
+
+class Stopwatch:
+    """Adds up the seconds spent inside `with` blocks; can be read while one is running."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def read(self) -> float:
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self.seconds + running
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds, self._since = self.read(), None
+
+
+def train_epoch(
+    trainer: Trainer,
+    examples: Examples,
+    checkpoint: Callable[[], None],
+    advance: Callable[[int], None],
+) -> None:
+    """Trains from where the trainer stands to the end of its epoch.
+
+    Nothing in the loop waits for the device: losses add up there and are read by the caller.
+    """
+    network, optim = trainer.network, trainer.variant.optim
+    order = torch.randperm(len(examples), generator=generator(trainer.seed, trainer.epoch, "order"))
+    order = order.to(examples.labels.device)
+    draws = examples.draws(trainer.seed, trainer.epoch)
+    set_training_mode(network, trainer.variant)
+    for step in range(trainer.step, trainer.steps_per_epoch):
+        interruption.check()
+        batch = order[step * optim.batch_size : (step + 1) * optim.batch_size]
+        with trainer.device.autocast():
+            outputs = network(examples.inputs(batch, draws))
+        loss, aux_loss, right = losses(outputs, examples.labels[batch], optim.label_smoothing)
+        (loss + optim.aux_weight * aux_loss).backward()
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        trainer.schedule.step()
+        if trainer.average is not None:
+            trainer.average.update_parameters(network)
+        trainer.totals += torch.stack([loss, aux_loss, right]).detach()
+        trainer.step = step + 1
+        advance(len(batch))
+        checkpoint()
+
+
+def losses(
+    outputs: Tensor | tuple[Tensor, Tensor], labels: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Main and auxiliary cross-entropy and the number of right answers, all float32 scalars.
+
+    Args:
+        outputs: logits [B, C], or a pair of them where there is an auxiliary head.
+        labels: int64 [B].
+    """
+    logits, aux_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    aux_loss = torch.zeros_like(loss)
+    if aux_logits is not None:
+        aux_loss = F.cross_entropy(aux_logits.float(), labels, label_smoothing=label_smoothing)
+    return loss, aux_loss, (logits.argmax(1) == labels).sum().float()
+
+
+def fit(
+    trainer: Trainer,
+    train: Examples,
+    scored: dict[str, Examples],
+    evaluation: config.Evaluation,
+    store: Store,
+    checkpoint_every: int = 0,
+) -> None:
+    """Trains all epochs that remain; after each, scores, keeps the best weights and saves.
+
+    Args:
+        scored: splits to score after each epoch, under their names; the last one chooses.
+        checkpoint_every: steps between checkpoints within an epoch, 0 for none.
+
+    Raises:
+        Diverged: the loss is not finite; the last good checkpoint stays.
+        Interrupted: asked to stop; the state is saved.
+    """
+    optim = trainer.variant.optim
+
+    def save() -> None:
+        read_totals(trainer)  # raises before a checkpoint is spoilt
+        store.save_checkpoint(trainer.state_dict())
+
+    def checkpoint() -> None:
+        if checkpoint_every and trainer.step % checkpoint_every == 0:
+            save()
+
+    try:
+        while trainer.epoch < optim.epochs:
+            label = f"{trainer.variant.name}, epoch {trainer.epoch + 1} of {optim.epochs}"
+            images = (trainer.steps_per_epoch - trainer.step) * optim.batch_size
+            with trainer.clock, task(label, images) as advance:
+                train_epoch(trainer, train, checkpoint, advance)
+                totals = read_totals(trainer)
+            rows = [training_row(trainer, totals)]
+            recalibrate(trainer, train, evaluation)
+            rows += [score(trainer, *split, evaluation.batch_size) for split in scored.items()]
+            store.append(rows)
+            accuracy = rows[-1]["accuracy"]
+            if evaluation.keep == "last" or accuracy > trainer.best_accuracy:
+                trainer.best_accuracy, trainer.best_epoch = accuracy, trainer.epoch
+                store.save_best(trainer.scored_network.state_dict())
+            trainer.start_next_epoch()
+            save()
+    except Interrupted:
+        save()
+        raise
+
+
+def read_totals(trainer: Trainer) -> dict[str, float]:
+    """Means over the epoch so far; waits for the device.
+
+    Raises:
+        Diverged: they are not finite.
+    """
+    loss, aux_loss, right = trainer.totals.tolist()
+    if not math.isfinite(loss + aux_loss):
+        raise Diverged(f"the loss was no longer finite in epoch {trainer.epoch + 1}")
+    steps = max(trainer.step, 1)
+    return {
+        "loss": loss / steps,
+        "aux_loss": aux_loss / steps,
+        "accuracy": right / (steps * trainer.variant.optim.batch_size),
+    }
+
+
+def training_row(trainer: Trainer, totals: dict[str, float]) -> Row:
+    """The epoch's line in metrics.jsonl; `seconds` counts training since the variant began."""
+    images = trainer.step * trainer.variant.optim.batch_size
+    return _row(
+        trainer,
+        "train",
+        **totals,
+        images_per_second=images / trainer.clock.seconds,
+        learning_rate=trainer.schedule.get_last_lr()[0],
+    )
+
+
+def score(trainer: Trainer, split: str, examples: Examples, batch_size: int) -> Row:
+    """Scores the weights that are kept, on one split, as a line of metrics.jsonl."""
+    start = time.perf_counter()
+    with task(f"{trainer.variant.name}, scoring {split}", len(examples)) as advance:
+        logits = predict(
+            trainer.scored_network, examples, batch_size, trainer.device.autocast, advance
+        )
+    rate = len(examples) / (time.perf_counter() - start)
+    return _row(
+        trainer, split, **quick_scores(logits, examples.labels), images_per_second=rate
+    )
+
+
+def _row(trainer: Trainer, split: str, **values: float) -> Row:
+    return {
+        "variant": trainer.variant.name,
+        "seed": trainer.seed,
+        "epoch": trainer.epoch,
+        "split": split,
+        **values,
+        "seconds": trainer.seconds + trainer.clock.seconds,
+    }
+
+
+@torch.no_grad()
+def recalibrate(trainer: Trainer, train: Examples, evaluation: config.Evaluation) -> None:
+    """Takes batch-norm statistics anew from training images, where the variant moves them.
+
+    After few steps the running averages still remember their start; a plain mean over some
+    hundred images is what they would converge to.
+    """
+    network = trainer.scored_network
+    set_training_mode(network, trainer.variant)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    network.eval()  # dropout stays off: it would draw random numbers
+    if not evaluation.batch_norm_images or not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    order = torch.randperm(len(train), generator=generator(trainer.seed, "batch norm"))
+    order = order[: evaluation.batch_norm_images].to(train.labels.device)
+    for batch in order.chunk(math.ceil(len(order) / evaluation.batch_size)):
+        interruption.check()
+        with trainer.device.autocast():
+            network(train.inputs(batch))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def make_optimizer(network: nn.Module, optim: config.Optim) -> Optimizer:
+    """Fused, over what requires a gradient; weight decay on weights of two dimensions and more."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if optim.name == "sgd":
+        return SGD(groups, optim.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    kind = AdamW if optim.name == "adamw" else Adam
+    return kind(groups, optim.learning_rate, fused=True)
+
+
+def make_schedule(optimizer: Optimizer, optim: config.Optim, steps_per_epoch: int) -> LambdaLR:
+    """Constant, or a linear climb followed by half a cosine down to zero."""
+    steps = optim.epochs * steps_per_epoch
+    warmup = max(1, round(optim.warmup * steps))
+
+    def factor(step: int) -> float:
+        if optim.schedule == "constant":
+            return 1.0
+        if step < warmup:
+            return (step + 1) / warmup
+        return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def make_average(network: nn.Module, decay: float) -> AveragedModel | None:
+    """An exponential average of weights and batch-norm statistics."""
+    if not decay:
+        return None
+    average = get_ema_multi_avg_fn(decay)
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)

@@ -1,0 +1,1 @@
+"""The inference service, and the image code that it shares with training."""

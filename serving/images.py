@@ -1,0 +1,78 @@
+"""From the bytes of a picture to what the network sees; training and serving share this code."""
+
+import io
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 25_000_000
+
+
+class ImageError(ValueError):
+    """The bytes are not a picture that this service or job reads; the message says why."""
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes JPEG, PNG or WebP to an upright 8-bit RGB picture.
+
+    EXIF rotation is applied, transparency laid over white, an animation gives its first frame,
+    and grey, palette, CMYK and 16-bit pictures are converted. The size in the header is checked
+    before any pixel is decoded.
+
+    Raises:
+        ImageError: empty, not a picture, another format, damaged, or more than `max_pixels`.
+    """
+    if not data:
+        raise ImageError("empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            if picture.width * picture.height > max_pixels:
+                raise ImageError(f"{picture.width}×{picture.height} is over {max_pixels:,} pixels")
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError:
+        raise ImageError(f"not a picture in one of {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(str(error)) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"damaged: {error}") from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):  # 16-bit grey: Pillow's own conversion would clip it
+        return picture.point(lambda value: value / 257).convert("L").convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def to_input(images: Tensor, size: int, normalization: str = "inception") -> Tensor:
+    """Scales pictures to the network's input.
+
+    Args:
+        images: uint8 or float [N, 3, H, W] with values 0 to 255.
+        size: side of the result in pixels.
+        normalization: `inception` for values in [-1, 1], which is what Inception-v3's published
+            weights were trained with; `unit` for [0, 1].
+
+    Returns:
+        float32 [N, 3, size, size], bilinear, antialiased when it shrinks.
+    """
+    x_NCHW = images.float()
+    height, width = x_NCHW.shape[-2:]
+    if (height, width) != (size, size):
+        shrinks = height > size or width > size
+        x_NCHW = F.interpolate(
+            x_NCHW, (size, size), mode="bilinear", align_corners=False, antialias=shrinks
+        )
+    if normalization == "unit":
+        return x_NCHW / 255
+    return x_NCHW / 127.5 - 1
+
+
