@@ -18,7 +18,7 @@ def read(folder: RunFolder) -> dict[str, Any]:
     return result
 
 
-def compare(folder: RunFolder, config: Config, weights: str) -> dict[str, Any]:
+def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
     """Reads the variants' results and writes comparison.json.
 
     The winner has the best accuracy on the split that selects, averaged over seeds; the test set
@@ -32,10 +32,12 @@ def compare(folder: RunFolder, config: Config, weights: str) -> dict[str, Any]:
         "run_id": folder.run_id,
         "time": now(),
         "data": json.loads((folder.path / "data.json").read_text()),
-        "weights": weights,
+        "weights": config.weights.description,
         "selected_on": config.evaluation.select_on,
         "winner": ranked[0] if ranked else None,
         "sentences": [_winner_sentence(config, done, ranked)] + [p["sentence"] for p in pairs],
+        "seeds": len(config.runtime.seeds),
+        "thresholds": sorted({t for s in done.values() for t in s["seconds_to_accuracy"]}),
         "variants": summaries,
         "pairs": pairs,
     }

@@ -83,6 +83,16 @@ class Weights(Section):
     stand_in: StandIn = StandIn()
     """The generated source task that stand-in weights are trained on."""
 
+    @property
+    def description(self) -> str:
+        """What every table and page says of the weights; never ImageNet unless they are."""
+        return {
+            "imagenet": "ImageNet weights (torchvision, IMAGENET1K_V1)",
+            "random": "random weights in place of pretrained ones",
+            "stand-in": "weights trained on the spot on "
+            f"{self.stand_in.images} generated pictures, a stand-in for ImageNet",
+        }.get(self.source, f"weights from the file {self.source}")
+
 
 class Optim(Section):
     name: Literal["adam", "adamw", "sgd"] = "adamw"
@@ -91,6 +101,8 @@ class Optim(Section):
     batch_size: Count = 256
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """The peak, when there is a schedule."""
+    head_factor: Annotated[float, Field(gt=0)] = 1.0
+    """The heads' rate over the trunk's; new heads on a trained trunk bear a higher one."""
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup: Share = 0.2
     """Share of all steps in which a cosine schedule climbs to its peak."""
@@ -256,7 +268,7 @@ def validate(raw: dict[str, Any]) -> Config:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
 

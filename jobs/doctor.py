@@ -117,5 +117,3 @@ def _reachable(subject: str, url: str) -> Finding:
             return Finding(subject, True, f"{url} answers")
     except (urllib.error.URLError, OSError) as error:
         return Finding(subject, False, f"{url} does not answer: {error}")
-
-

@@ -68,7 +68,9 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     interval = binomtest(right, total).proportion_ci(0.95, method="wilson")
     per_class = [
         hits / count if count else None
-        for hits, count in zip(confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True)
+        for hits, count in zip(
+            confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True
+        )
     ]
     return {
         **quick_scores(logits, labels),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import Inception3, Inception_V3_Weights, inception_v3
 
-from jobs.config import BLOCKS, Variant
+from jobs.config import AUX_MIN_SIZE, BLOCKS, Variant
 from jobs.data import generator
 from jobs.errors import UnavailableError
 
@@ -45,9 +45,7 @@ def build(num_classes: int, *, aux: bool) -> Inception3:
     In training mode its output is a pair (logits, auxiliary logits) when `aux`; in evaluation
     mode it is the logits [N, num_classes].
     """
-    network = inception_v3(
-        weights=None, init_weights=False, transform_input=False, aux_logits=True
-    )
+    network = inception_v3(weights=None, init_weights=False, transform_input=False, aux_logits=True)
     network.fc = nn.Linear(network.fc.in_features, num_classes)
     if aux:
         assert network.AuxLogits is not None
@@ -195,18 +193,28 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def layer_table(num_classes: int, input_size: int, *, aux: bool) -> list[dict[str, Any]]:
-    """One row a block: name, type, output shape for one image, parameters. Nothing is computed."""
+def describe(num_classes: int, input_size: int) -> dict[str, Any]:
+    """Parameter counts and one row a block: name, type, output shape, parameters.
+
+    Computed on the meta device, so no memory is touched. The auxiliary head is listed where the
+    input is large enough for it.
+    """
+    aux = input_size >= AUX_MIN_SIZE
     with torch.device("meta"):
         network = build(num_classes, aux=aux).train()
-        rows: dict[str, dict[str, Any]] = {}
+        rows: list[dict[str, Any]] = []
         for name, module in network.named_children():
-            parameters = count_parameters(module).total
-            row = {"name": name, "type": type(module).__name__, "parameters": parameters}
-            rows[name] = row
+            row = {"name": name, "type": type(module).__name__}
+            row["parameters"] = count_parameters(module).total
             module.register_forward_hook(_remember_shape(row))
+            rows.append(row)
         network(torch.empty(2, 3, input_size, input_size))
-    return list(rows.values())
+    return {
+        "published_parameters": PUBLISHED_PARAMETERS,
+        "parameters": count_parameters(network).total,
+        "input": [3, input_size, input_size],
+        "layers": rows,
+    }
 
 
 def _remember_shape(row: dict[str, Any]) -> Any:

@@ -42,7 +42,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
         for seed in config.runtime.seeds:
             for variant in config.variants:
                 job.train(variant, seed)
-        result = comparison.compare(folder, config, job.weights_description)
+        result = comparison.compare(folder, config)
         report.write_report(folder)
         folder.write_manifest()
         return result
@@ -75,20 +75,12 @@ class Job:
         self.device = devices.choose(config.runtime)
         folder.add_environment(environment.describe(self.device))
 
-    @property
-    def weights_description(self) -> str:
-        source, stand_in = self.config.weights.source, self.config.weights.stand_in
-        return {
-            "imagenet": "ImageNet (torchvision, IMAGENET1K_V1)",
-            "random": "random weights in place of pretrained ones",
-            "stand-in": f"a stand-in for ImageNet, trained on the spot on {stand_in.images} "
-            "generated pictures",
-        }.get(source, f"the file {source}")
-
     @cached_property
     def dataset(self) -> Dataset:
         dataset = data.load(self.config.data)
         write_json(self.folder.path / "data.json", dataset.description)
+        architecture = models.describe(len(dataset.classes), self.config.data.input_size)
+        write_json(self.folder.path / "architecture.json", architecture)
         splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description["images"].items())
         log(f"data: {dataset.description['source']}: {splits}")
         return dataset.to(self.device.device)
@@ -97,7 +89,7 @@ class Job:
     def pretrained(self) -> models.State:
         """The one set of weights that all pretrained variants start from."""
         source = self.config.weights.source
-        log(f"weights: {self.weights_description}")
+        log(f"weights: {self.config.weights.description}")
         if source != "stand-in":
             return models.load_pretrained(source)
         folder = self.folder.stand_in()
@@ -228,7 +220,9 @@ def _write_mistakes(folder: VariantFolder, test: Images, logits: Tensor, labels:
     worst = worst[: min(MISTAKES, int((predicted != labels).sum()))]
     pixels = test.raw(worst.to(test.labels.device)).float()
     if len(worst) and max(pixels.shape[-2:]) > MISTAKE_SIDE:
-        pixels = F.interpolate(pixels, (MISTAKE_SIDE, MISTAKE_SIDE), mode="bilinear", antialias=True)
+        pixels = F.interpolate(
+            pixels, (MISTAKE_SIDE, MISTAKE_SIDE), mode="bilinear", antialias=True
+        )
     arrays = {
         "pixels": pixels.round().to(torch.uint8).cpu().numpy(),
         "labels": labels[worst].numpy(),

@@ -32,6 +32,10 @@ from jobs.errors import ConfigurationError, UnavailableError
 
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, ".lock"}
+COLUMNS = (
+    *("time", "run_id", "variant", "seed", "epoch", "split", "loss", "aux_loss", "accuracy"),
+    *("images_per_second", "learning_rate", "seconds"),
+)  # of metrics.jsonl; null where a row has nothing to say
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -199,7 +203,8 @@ class RunFolder:
         """Adds rows that are not there yet: an epoch done again after a crash adds nothing."""
         known = {_key(row) for row in self.metrics()}
         stamp = {"time": now(), "run_id": self.run_id}
-        lines = [json.dumps(stamp | row) + "\n" for row in rows if _key(row) not in known]
+        fresh = [stamp | row for row in rows if _key(row) not in known]
+        lines = [json.dumps({key: row.get(key) for key in COLUMNS}) + "\n" for row in fresh]
         with (self.path / "metrics.jsonl").open("ab") as file:
             file.truncate(len(self._whole_lines()))
             file.write("".join(lines).encode())

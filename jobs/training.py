@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -224,7 +225,7 @@ def fit(
         raise
 
 
-def read_totals(trainer: Trainer) -> dict[str, float]:
+def read_totals(trainer: Trainer) -> dict[str, float | None]:
     """Means over the epoch so far; waits for the device.
 
     Raises:
@@ -236,12 +237,12 @@ def read_totals(trainer: Trainer) -> dict[str, float]:
     steps = max(trainer.step, 1)
     return {
         "loss": loss / steps,
-        "aux_loss": aux_loss / steps,
+        "aux_loss": aux_loss / steps or None,  # exactly zero without an auxiliary head
         "accuracy": right / (steps * trainer.variant.optim.batch_size),
     }
 
 
-def training_row(trainer: Trainer, totals: dict[str, float]) -> Row:
+def training_row(trainer: Trainer, totals: dict[str, float | None]) -> Row:
     """The epoch's line in metrics.jsonl; `seconds` counts training since the variant began."""
     images = trainer.step * trainer.variant.optim.batch_size
     return _row(
@@ -261,12 +262,10 @@ def score(trainer: Trainer, split: str, examples: Examples, batch_size: int) -> 
             trainer.scored_network, examples, batch_size, trainer.device.autocast, advance
         )
     rate = len(examples) / (time.perf_counter() - start)
-    return _row(
-        trainer, split, **quick_scores(logits, examples.labels), images_per_second=rate
-    )
+    return _row(trainer, split, **quick_scores(logits, examples.labels), images_per_second=rate)
 
 
-def _row(trainer: Trainer, split: str, **values: float) -> Row:
+def _row(trainer: Trainer, split: str, **values: float | None) -> Row:
     return {
         "variant": trainer.variant.name,
         "seed": trainer.seed,
@@ -303,19 +302,29 @@ def recalibrate(trainer: Trainer, train: Examples, evaluation: config.Evaluation
             network(train.inputs(batch))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+        norm.eval()
 
 
 def make_optimizer(network: nn.Module, optim: config.Optim) -> Optimizer:
-    """Fused, over what requires a gradient; weight decay on weights of two dimensions and more."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    """Fused, over what requires a gradient; weight decay on weights of two dimensions and more.
+
+    The heads, which always start anew, take `head_factor` times the learning rate.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups[name.startswith(("fc.", "AuxLogits.")), parameter.ndim > 1].append(parameter)
+    settings = [
+        {
+            "params": parameters,
+            "lr": optim.learning_rate * (optim.head_factor if is_head else 1),
+            "weight_decay": optim.weight_decay if decays else 0.0,
+        }
+        for (is_head, decays), parameters in groups.items()
     ]
     if optim.name == "sgd":
-        return SGD(groups, optim.learning_rate, momentum=0.9, nesterov=True, fused=True)
-    kind = AdamW if optim.name == "adamw" else Adam
-    return kind(groups, optim.learning_rate, fused=True)
+        return SGD(settings, momentum=0.9, nesterov=True, fused=True)
+    return (AdamW if optim.name == "adamw" else Adam)(settings, fused=True)
 
 
 def make_schedule(optimizer: Optimizer, optim: config.Optim, steps_per_epoch: int) -> LambdaLR:

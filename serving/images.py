@@ -74,5 +74,3 @@ def to_input(images: Tensor, size: int, normalization: str = "inception") -> Ten
     if normalization == "unit":
         return x_NCHW / 255
     return x_NCHW / 127.5 - 1
-
-

@@ -1,0 +1,174 @@
+"""The report's figures, each a function from what a run left behind to one matplotlib figure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+Row = dict[str, Any]
+Array = NDArray[Any]
+
+COLOURS = ("#3366cc", "#dc6a0f", "#2c8c4a", "#9a46b4", "#b8860b", "#008b9a")
+STYLES = {"train": ":", "validation": "-", "test": "--"}
+GREY = "#667"
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """Every variant keeps its colour in all figures."""
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+
+def curves(rows: Sequence[Row], palette: Mapping[str, str]) -> Figure:
+    """Loss, auxiliary loss and accuracy by epoch, one colour a variant, one line style a split."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    titles = {"loss": "loss", "aux_loss": "auxiliary loss", "accuracy": "accuracy, %"}
+    for panel, (key, title) in zip(panels, titles.items(), strict=True):
+        for name, colour in palette.items():
+            for split, style in STYLES.items():
+                points = _points(rows, name, split, key)
+                label = f"{name}, {split}" if len(palette) > 1 else split
+                if points:
+                    epochs, values = zip(*points, strict=True)
+                    panel.plot(epochs, values, style, color=colour, label=label, marker=".")
+        _finish(panel, title, "epoch")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        if not panel.lines:
+            panel.text(
+                0.5, 0.5, "no auxiliary head", ha="center", color=GREY, transform=panel.transAxes
+            )
+    handles, labels = panels[2].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def _points(rows: Sequence[Row], name: str, split: str, key: str) -> list[tuple[float, float]]:
+    """(epoch, value) of every epoch of the split; a test set scored but once is no curve."""
+    found = [r for r in rows if r["variant"] == name and r["split"] == split]
+    if split == "test" and len(found) == 1:
+        return []
+    scale = 100 if key == "accuracy" else 1
+    return [(r["epoch"] + 1, r[key] * scale) for r in found if r[key] is not None]
+
+
+def accuracy_by_time(rows: Sequence[Row], split: str, palette: Mapping[str, str]) -> Figure:
+    """What a second of training bought: accuracy on the selecting split against device-seconds."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    panel = figure.subplots()
+    for name, colour in palette.items():
+        found = [r for r in rows if r["variant"] == name and r["split"] == split]
+        seconds, accuracies = [r["seconds"] for r in found], [r["accuracy"] * 100 for r in found]
+        panel.plot(seconds, accuracies, color=colour, label=name, marker=".")
+    _finish(panel, f"{split} accuracy, %", "seconds of training")
+    panel.set_xlim(left=0)
+    panel.legend(frameon=False)
+    return figure
+
+
+def per_class(
+    accuracies: Mapping[str, Sequence[float | None]],
+    classes: Sequence[str],
+    palette: Mapping[str, str],
+) -> Figure:
+    """Test accuracy of every class, the variants side by side."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    panel = figure.subplots()
+    width = 0.8 / len(accuracies)
+    for i, (name, values) in enumerate(accuracies.items()):
+        heights = [np.nan if v is None else v * 100 for v in values]
+        places = np.arange(len(classes)) + (i - (len(accuracies) - 1) / 2) * width
+        panel.bar(places, heights, width * 0.92, color=palette[name], label=name)
+    panel.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
+    _finish(panel, "test accuracy by class, %", "")
+    panel.set_ylim(0, 100)
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
+    """True classes down, predictions across, shares of each true class."""
+    counts = np.array(matrix)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    panel = figure.subplots()
+    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 20:
+        for (row, column), share in np.ndenumerate(shares):
+            if counts[row, column]:
+                ink = "white" if share > 0.5 else "#223"
+                text = str(counts[row, column])
+                panel.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
+    panel.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
+    panel.set_yticks(range(len(classes)), classes, fontsize=8)
+    panel.set_xlabel("predicted", color=GREY)
+    panel.set_ylabel("true", color=GREY)
+    panel.set_title(title, loc="left", fontsize=10)
+    return figure
+
+
+def kernels(arrays: Mapping[str, Array], layer: str) -> Figure:
+    """A convolution before training, after, and the difference, on one scale for all three.
+
+    The first layer's 3×3 kernels are shown in colour, as they look at red, green and blue; of the
+    second, output channels go down and input channels across.
+    """
+    before, after = arrays[f"{layer}.before"], arrays[f"{layer}.after"]
+    difference = after - before
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    changed = f"largest change {np.abs(difference).max():.2g}"
+    titles = ("before", "after", f"difference ({changed})")
+    if not difference.any():
+        titles = ("before", "after", "difference: exactly zero")
+    scale = max(np.abs(before).max(), np.abs(after).max())
+    largest = np.abs(difference).max() or 1.0
+    for panel, title, weights, limit in zip(
+        figure.subplots(1, 3),
+        titles,
+        (before, after, difference),
+        (scale, scale, largest),
+        strict=True,
+    ):
+        panel.imshow(_tiles(weights / limit), cmap="RdBu", vmin=-1, vmax=1)
+        panel.set_title(title, loc="left", fontsize=10)
+        panel.set_axis_off()
+    return figure
+
+
+def _tiles(kernels_OIHW: Array) -> Array:
+    """Lays kernels out as one picture: 8 across in colour, or input against output channels."""
+    outputs, inputs, height, width = kernels_OIHW.shape
+    if inputs == 3:
+        across = 8
+        padded = np.pad((kernels_OIHW + 1) / 2, [(0, 0), (0, 0), (0, 1), (0, 1)], constant_values=1)
+        grid = padded.reshape(outputs // across, across, 3, height + 1, width + 1)
+        grid = grid.transpose(0, 3, 1, 4, 2)
+        return grid.reshape(outputs // across * (height + 1), across * (width + 1), 3)[:-1, :-1]
+    return kernels_OIHW.transpose(0, 2, 1, 3).reshape(outputs * height, inputs * width)
+
+
+def mistakes(arrays: Mapping[str, Array], classes: Sequence[str]) -> Figure:
+    """The wrong answers given with most confidence, the worst first."""
+    count = len(arrays["labels"])
+    across = 8
+    down = max(1, -(-count // across))
+    figure = Figure(figsize=(11, 1.75 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for i, panel in enumerate(panels):
+        panel.set_axis_off()
+        if i < count:
+            panel.imshow(arrays["pixels"][i].transpose(1, 2, 0))
+            true, predicted = classes[arrays["labels"][i]], classes[arrays["predicted"][i]]
+            title = f"{predicted} {arrays['confidence'][i]:.0%}\nis {true}"
+            panel.set_title(title, fontsize=7)
+    return figure
+
+
+def _finish(panel: Axes, title: str, x_label: str) -> None:
+    panel.set_title(title, loc="left", fontsize=10)
+    panel.set_xlabel(x_label, color=GREY, fontsize=9)
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8, colors=GREY)

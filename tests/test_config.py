@@ -1,0 +1,117 @@
+"""A configuration is checked whole before any work, and says exactly what is wrong with it."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import tiny
+from torchvision.models import inception_v3
+
+from jobs import config
+from jobs.errors import ConfigurationError
+
+
+@pytest.mark.parametrize("name", config.shipped())
+def test_every_shipped_file_loads_and_its_resolved_form_means_the_same(
+    name: str, tmp_path: Path
+) -> None:
+    resolved = config.load(name)
+    again = tmp_path / "config.yaml"
+    again.write_text(resolved.to_yaml())
+    assert config.load(str(again)) == resolved
+    assert config.load(str(again)).digest == resolved.digest
+
+
+def test_the_shipped_files_are_those_the_command_line_names() -> None:
+    assert config.shipped() == ["cifar10-small", "default", "h200", "lecture", "quickstart"]
+
+
+def test_the_file_default_holds_the_defaults() -> None:
+    written = yaml.load((config.CONFIGS / "default.yaml").read_text(), Loader=config._Loader)
+    variants = {"variants": written["variants"]}
+    assert config.load("default") == config.validate(variants)
+
+
+def test_the_lecture_is_reproduced_as_it_was() -> None:
+    lecture = config.load("lecture")
+    assert [v.name for v in lecture.variants] == ["scratch", "finetune", "frozen"]
+    for variant in lecture.variants:
+        assert variant.optim.name == "adam" and variant.optim.schedule == "constant"
+        assert (variant.optim.batch_size, variant.optim.epochs) == (8, 5)
+        assert variant.optim.aux_weight == 1.0
+        assert variant.optim.average_decay == variant.optim.label_smoothing == 0
+    assert lecture.evaluation.select_on == "test" and lecture.evaluation.keep == "last"
+    assert not lecture.variants[2].cached, "its frozen network ran through its trunk"
+    assert not lecture.data.flip and lecture.data.shift == 0
+
+
+def test_a_variant_inherits_the_section_optim() -> None:
+    raw = tiny(optim={"weight_decay": 0.25})
+    resolved = config.validate(raw)
+    scratch, finetune, _ = resolved.variants
+    assert scratch.optim == resolved.optim
+    assert finetune.optim.learning_rate == 3e-4 and finetune.optim.weight_decay == 0.25
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("optim.epoch=3", "optim.epoch: Extra inputs are not permitted"),
+        ("optim.epochs=three", "optim.epochs: Input should be a valid integer"),
+        ("optim.epochs=1.0", "optim.epochs: Input should be a valid integer"),
+        ("optim.epochs=0", "optim.epochs: Input should be greater than 0"),
+        ("data.source=imagenet", "data.source: Input should be"),
+        ("data.source=folder", "data.root: a folder source needs the folder"),
+        ("data.validation=0.0", "data.validation: select_on validation needs a share above 0"),
+        ("data.input_size=150", "optim.aux_weight: the auxiliary head needs"),
+        ("runtime.seeds=[1, 1]", "runtime.seeds: a seed is given twice"),
+        ("variants.frozen.trainable=Mixed_9z", "variants.2: trainable: 'Mixed_9z' is not all"),
+        ("variants.frozen.name=scratch", "variants: two have the same name"),
+        ("variants.frozen.name=../up", "variants.2.name: String should match pattern"),
+        ("variants.best.name=x", "--set variants.best.name=x: there is no best"),
+        ("variants=[]", "variants: Tuple should have at least 1 item"),
+        ("variants=3", "variants: Input should be a valid tuple"),
+        ("optim=3", "optim: Input should be"),
+        ("optim.epochs.x=3", "--set optim.epochs.x=3: optim.epochs is not a section"),
+        ("optim.epochs", "--set optim.epochs: written as key=value"),
+        ("optim.epochs=[", "--set optim.epochs=[: not YAML"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_refused_with_the_path_of_the_key(
+    setting: str, complaint: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="^" + re.escape(complaint)) as caught:
+        config.load("default", ["optim.epochs=5", setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_in_scientific_notation_is_a_number() -> None:
+    resolved = config.load("default", ["optim.learning_rate=1e-4"])
+    assert resolved.optim.learning_rate == 1e-4
+
+
+def test_a_setting_reaches_a_variant_by_its_name() -> None:
+    resolved = config.load("quickstart", ["variants.frozen.optim.learning_rate=0.5"])
+    assert [v.optim.learning_rate for v in resolved.variants] == [1e-3, 1e-3, 0.5]
+
+
+def test_a_missing_file_names_the_shipped_ones() -> None:
+    with pytest.raises(ConfigurationError, match="no such file, and not one of cifar10-small"):
+        config.load("defualt")
+
+
+def test_the_blocks_are_those_of_torchvision() -> None:
+    network = inception_v3(weights=None, init_weights=False, aux_logits=False)
+    children = [n for n, m in network.named_children() if list(m.parameters()) and n != "fc"]
+    assert children == list(config.BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"), [("all", True), ("Mixed_6e", True), ("Mixed_7a", False)]
+)
+def test_the_auxiliary_head_is_there_when_its_loss_reaches_a_trained_layer(
+    trainable: str, expected: bool
+) -> None:
+    variant = config.Variant(name="x", init="pretrained", trainable=trainable)
+    assert variant.has_aux is expected

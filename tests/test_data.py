@@ -1,0 +1,243 @@
+"""Every source ends as the same arrays; splits share nothing; damaged pictures end no job."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jobs import config, data
+from jobs.errors import ConfigurationError, UnavailableError
+
+
+def settings(**changes: object) -> config.Data:
+    return tiny_config(data=changes).data
+
+
+def photo(path: Path, size: tuple[int, int] = (32, 32), mode: str = "RGB", seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), np.uint8)
+    Image.fromarray(noise.squeeze(), mode=None).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of ten training and four test pictures, 32×32."""
+    root = tmp_path / "photos"
+    for split, count in (("train", 10), ("test", 4)):
+        for label, name in enumerate(("cat", "dog")):
+            for i in range(count):
+                photo(root / split / name / f"{i}.png", seed=100 * label + i)
+    return root
+
+
+def folder(root: Path, **changes: object) -> config.Data:
+    return settings(
+        source="folder",
+        root=str(root),
+        cache=str(root.parent / "cache"),
+        train_images=None,
+        test_images=None,
+        **changes,
+    )
+
+
+def test_generated_pictures_depend_on_the_seed_alone() -> None:
+    first, again = data.load(settings()), data.load(settings())
+    other = data.load(settings(seed=1))
+    assert torch.equal(first.train.pixels, again.train.pixels)
+    assert not torch.equal(first.train.pixels, other.train.pixels)
+    assert first.description["test_digest"] == again.description["test_digest"]
+    assert first.description["test_digest"] != other.description["test_digest"]
+
+
+def test_the_source_task_and_the_target_task_share_no_picture_and_no_pattern() -> None:
+    source = data.draw_source_task(20, settings())
+    assert source.pixels.shape == (20, 3, 75, 75) and source.pixels.dtype == torch.uint8
+    assert not set(data.generated.SOURCE.patterns) & set(data.generated.TARGET.patterns)
+
+
+def test_splits_are_disjoint_and_even_by_class() -> None:
+    dataset = data.load(settings())
+    train, validation = set(dataset.train.rows.tolist()), set(dataset.validation.rows.tolist())
+    assert (len(train), len(validation), len(dataset.test)) == (60, 20, 40)
+    assert not train & validation
+    assert dataset.train.labels.bincount().tolist() == [6] * 10
+    assert dataset.validation.labels.bincount().tolist() == [2] * 10
+
+
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=2, max_size=6),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 9),
+)
+def test_a_stratified_draw_takes_each_class_by_its_share(
+    counts: list[int], share: float, seed: int
+) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    wanted = round(share * len(labels))
+    drawn, rest = data.stratified(labels, wanted, seed)
+    assert len(drawn) == wanted
+    assert sorted(drawn.tolist() + rest.tolist()) == list(range(len(labels)))
+    taken = labels[drawn].bincount(minlength=len(counts))
+    for count, number in zip(counts, taken.tolist(), strict=True):
+        assert abs(number - count * wanted / len(labels)) <= 1
+
+
+def test_more_images_than_there_are_is_a_configuration_error(photos: Path) -> None:
+    asked = folder(photos).model_copy(update={"train_images": 21})
+    with pytest.raises(ConfigurationError, match="train_images: 21 asked for, the data has 20"):
+        data.load(asked)
+
+
+def test_a_folder_keeps_small_pictures_small_and_reads_exact_pixels(photos: Path) -> None:
+    dataset = data.load(folder(photos))
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.train.pixels.shape == (20, 3, 32, 32)
+    with Image.open(photos / "train" / "dog" / "3.png") as picture:
+        expected = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+    position = (dataset.train.rows == 13).nonzero().item()
+    assert torch.equal(dataset.train.raw(torch.tensor([position]))[0], expected)
+    assert dataset.train.labels[position] == 1
+
+
+def test_a_folder_of_mixed_sizes_is_scaled_to_the_input(photos: Path) -> None:
+    photo(photos / "train" / "cat" / "wide.png", size=(200, 100))
+    assert data.load(folder(photos)).train.pixels.shape == (21, 3, 75, 75)
+
+
+def test_the_second_time_nothing_is_decoded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = data.load(folder(photos))
+    monkeypatch.setattr(data, "decode", lambda *_: pytest.fail("decoded again"))
+    again = data.load(folder(photos))
+    assert torch.equal(first.train.pixels, again.train.pixels)
+    photo(photos / "train" / "cat" / "0.png", seed=77)
+    with pytest.raises(pytest.fail.Exception, match="decoded again"):
+        data.load(folder(photos))
+
+
+def test_grey_and_transparent_pictures_are_read_and_damaged_ones_listed(photos: Path) -> None:
+    photo(photos / "train" / "cat" / "grey.png", mode="L")
+    photo(photos / "train" / "cat" / "clear.png", mode="RGBA")
+    (photos / "train" / "dog" / "notes.txt").write_text("no picture")
+    (photos / "test" / "dog" / "3.png").write_bytes(b"\x89PNG\r\n")
+    dataset = data.load(folder(photos))
+    assert dataset.description["images"] == {"train": 16, "validation": 6, "test": 7}
+    assert len(dataset.train) + len(dataset.validation) == 22
+    names = [Path(line.split(": ")[0]).name for line in dataset.description["skipped"]]
+    assert names == ["notes.txt", "3.png"]
+
+
+def test_without_a_test_folder_a_fifth_of_training_is_the_test_set(photos: Path) -> None:
+    for path in sorted((photos / "test").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (photos / "test").rmdir()
+    dataset = data.load(folder(photos))
+    assert dataset.test.labels.bincount().tolist() == [2, 2]
+    seen = {*dataset.train.rows.tolist(), *dataset.validation.rows.tolist()}
+    assert not seen & set(dataset.test.rows.tolist())
+
+
+def damage(root: Path, how: str) -> None:
+    if how == "no training folder":
+        (root / "train").rename(root / "training")
+    elif how == "an empty class":
+        (root / "train" / "eel").mkdir()
+    elif how == "a class that only test has":
+        photo(root / "test" / "eel" / "0.png")
+    elif how == "a class without a readable picture":
+        photo(root / "train" / "eel" / "0.png")
+        (root / "train" / "eel" / "0.png").write_bytes(b"gone")
+    elif how == "one class":
+        for path in (root / "train" / "dog").iterdir():
+            path.unlink()
+        (root / "train" / "dog").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("how", "complaint"),
+    [
+        ("no training folder", "no such folder; pictures go to"),
+        ("an empty class", "eel: the class has no pictures"),
+        ("a class that only test has", "test has classes that train has not: ['eel']"),
+        ("a class without a readable picture", "eel: not one readable picture"),
+        ("one class", "two classes at least"),
+    ],
+)
+def test_a_folder_that_cannot_be_learnt_from_is_refused_before_any_work(
+    photos: Path, how: str, complaint: str
+) -> None:
+    damage(photos, how)
+    with pytest.raises(UnavailableError) as caught:
+        data.load(folder(photos))
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_cifar10_out_of_reach_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", unreachable)
+    asked = settings(source="cifar10", cache=str(tmp_path), train_images=None, test_images=None)
+    with pytest.raises(UnavailableError, match=r"no route to host.*cifar-10-python.tar.gz"):
+        data.load(asked)
+
+
+def test_augmentation_mirrors_and_shifts_whole_pixels() -> None:
+    picture = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    still = torch.zeros(2, 2, dtype=torch.int64)
+    no, yes = torch.tensor([False, False]), torch.tensor([False, True])
+    assert torch.equal(data.augment(picture, no, still), picture)
+    mirrored = data.augment(picture, yes, still)
+    assert torch.equal(mirrored[0], picture[0]) and torch.equal(mirrored[1], picture[1].flip(-1))
+    moved = data.augment(picture, no, torch.tensor([[1, 0], [0, -1]]))
+    assert torch.equal(moved[0, :, 1:], picture[0, :, :-1])
+    assert torch.equal(moved[0, :, 0], picture[0, :, 0]), "the edge is repeated"
+    assert torch.equal(moved[1, :, :, :-1], picture[1, :, :, 1:])
+
+
+def test_any_two_epochs_in_a_row_show_an_image_both_ways() -> None:
+    train = data.load(settings()).train
+    first, second, third = (train.draws(0, epoch) for epoch in range(3))
+    assert torch.equal(first.flip, ~second.flip) and torch.equal(first.flip, third.flip)
+    assert 10 < first.flip.sum() < 50
+    assert not torch.equal(first.shift, second.shift)
+    assert first.shift.abs().max() <= round(0.125 * 75)
+    assert not data.load(settings(flip=False, shift=0.0)).train.draws(0, 1).flip.any()
+
+
+def test_inputs_are_channels_last_floats_and_repeatable() -> None:
+    train = data.load(settings()).train
+    batch = torch.tensor([3, 1])
+    draws = train.draws(0, 0)
+    inputs = train.inputs(batch, draws)
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
+    assert inputs.dtype == torch.float32 and inputs.abs().max() <= 1
+    assert torch.equal(inputs[0], train.inputs(torch.tensor([3]), draws)[0])
+
+
+def test_cifar10_of_sixty_thousand_jpegs_is_decoded_once(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(
+        source="folder",
+        root=str(real_data / "cifar10"),
+        cache=str(tmp_path),
+        train_images=None,
+        test_images=None,
+        validation=0.1,
+    )
+    dataset = data.load(asked)
+    assert dataset.description["images"] == {"train": 45_000, "validation": 5_000, "test": 10_000}
+    assert dataset.train.pixels.shape == (50_000, 3, 32, 32)
+    assert dataset.validation.labels.bincount().tolist() == [500] * 10
+    assert dataset.description["skipped"] == []
+    monkeypatch.setattr(data, "decode", lambda *_: pytest.fail("decoded again"))
+    assert data.load(asked).description == dataset.description

@@ -1,0 +1,85 @@
+"""The statistics agree with their definitions, and the words with the statistics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.comparison import sentence
+from jobs.evaluation import calibration_error, paired_difference, scores
+
+
+def logits_of(predicted: list[int], classes: int = 3) -> torch.Tensor:
+    return torch.eye(classes)[predicted] * 10
+
+
+def test_scores_of_a_known_confusion() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 1, 0])
+    result = scores(logits_of([0, 1, 1, 1, 2, 0]), labels)
+    assert result["accuracy"] == pytest.approx(4 / 6)
+    assert result["confusion"] == [[2, 1, 0], [0, 2, 1], [0, 0, 0]]
+    assert result["per_class"] == [pytest.approx(2 / 3), pytest.approx(2 / 3), None]
+    assert result["images"] == 6
+
+
+def test_the_interval_is_wilsons() -> None:
+    right, total, z = 81, 100, 1.959963985
+    labels = torch.zeros(total, dtype=torch.int64)
+    result = scores(logits_of([0] * right + [1] * (total - right)), labels)
+    share = right / total
+    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    spread = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    assert result["accuracy_low"] == pytest.approx(middle - spread, abs=1e-6)
+    assert result["accuracy_high"] == pytest.approx(middle + spread, abs=1e-6)
+
+
+def test_calibration_error_is_confidence_less_accuracy() -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    sure = torch.tensor([[0.0, 100.0]]).flip(1).expand(4, 2)
+    assert calibration_error(sure, labels) == pytest.approx(0.25)
+    three_to_one = torch.tensor([[math.log(3), 0.0]]).expand(4, 2)
+    assert calibration_error(three_to_one, labels) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_paired_difference_is_exact() -> None:
+    right_a = np.array([True] * 8 + [False] * 2 + [True] * 10)
+    right_b = np.array([False] * 8 + [True] * 2 + [True] * 10)
+    result = paired_difference(right_a, right_b)
+    assert (result["only_a"], result["only_b"]) == (8, 2)
+    assert result["difference"] == pytest.approx(0.3)
+    both_tails = 2 * sum(math.comb(10, k) for k in range(3)) / 2**10
+    assert result["p_value"] == pytest.approx(both_tails)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_a_paired_difference_turns_round_with_its_sides(answers: list[tuple[bool, bool]]) -> None:
+    a, b = (np.array(side) for side in zip(*answers, strict=True))
+    one, other = paired_difference(a, b), paired_difference(b, a)
+    assert one["difference"] == -other["difference"]
+    assert one["p_value"] == pytest.approx(other["p_value"])
+    assert one["low"] <= one["difference"] <= one["high"]
+
+
+def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        a, b = rng.random(300) < 0.8, rng.random(300) < 0.7
+        result = paired_difference(a, b)
+        covered += result["low"] <= 0.1 <= result["high"]
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_the_words_follow_the_figures() -> None:
+    clear = {"difference": 0.129, "low": 0.118, "high": 0.141, "p_value": 1e-9}
+    expected = "finetune beats scratch by 12.9 points (+11.8 to +14.1), p < 0.001"
+    assert sentence("finetune", "scratch", clear) == expected
+    turned = {"difference": -0.129, "low": -0.141, "high": -0.118, "p_value": 1e-9}
+    assert sentence("scratch", "finetune", turned) == expected
+    unclear = {"difference": 0.005, "low": -0.01, "high": 0.02, "p_value": 0.43}
+    assert sentence("finetune", "frozen", unclear) == (
+        "finetune and frozen cannot be told apart: 0.5 points (−1.0 to +2.0), p = 0.43"
+    )

@@ -1,0 +1,162 @@
+"""The report is drawn from the run folder alone and stands on its own."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from jobs import comparison, pipeline, plots, report
+from jobs.errors import ConfigurationError, UnavailableError
+from jobs.runs import RunFolder, sha256
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The tiny job with two seeds, finished."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "tiny")
+    pipeline.run(tiny_config(runtime={"seeds": [0, 1]}, optim={"epochs": 1}), folder)
+    return folder
+
+
+def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
+    of_a_variant = {
+        "best.safetensors",
+        "test_predictions.npz",
+        "kernels.npz",
+        "mistakes.npz",
+        "result.json",
+    }
+    kept = "config.yaml environment.json data.json architecture.json metrics.jsonl comparison.json"
+    expected = {*kept.split(), "report/index.html"}
+    expected |= {f"report/{name}.png" for name in ("curves", "time", "classes")}
+    for name in ("scratch", "finetune", "frozen"):
+        for folder in (name, f"{name}/seed-1"):
+            expected |= {f"variants/{folder}/{file}" for file in of_a_variant}
+        pictures = ("curves", "confusion", "mistakes", *report.LAYERS)
+        expected |= {f"report/{name}-{picture}.png" for picture in pictures}
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert set(manifest["files"]) == expected
+    there = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file()}
+    assert there == expected | {"manifest.json", ".lock"}
+    for name, entry in manifest["files"].items():
+        path = run.path / name
+        assert entry == {"size": path.stat().st_size, "sha256": sha256(path)}
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag == "img":
+            self.images.append(dict(attrs))
+        self.links += [value or "" for key, value in attrs if key in ("src", "href")]
+
+
+def test_the_page_needs_no_network_and_describes_its_pictures(run: RunFolder) -> None:
+    text = (run.path / "report" / "index.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert "script" not in page.tags and "url(" not in text
+    assert len(page.images) == len(list((run.path / "report").glob("*.png")))
+    assert all(image["alt"] for image in page.images)
+    assert 'name="viewport"' in text
+
+
+def test_the_page_says_what_the_comparison_says(run: RunFolder) -> None:
+    text = (run.path / "report" / "index.html").read_text()
+    result = comparison.read(run)
+    for sentence in result["sentences"]:
+        assert sentence.replace("'", "&#39;") in text.replace("&lt;", "<")
+    assert result["weights"] in text
+    for variant in result["variants"].values():
+        assert f"{variant['accuracy_mean'] * 100:.2f} %" in text
+        assert f"± {variant['accuracy_spread'] * 100:.2f}" in text
+
+
+def test_the_comparison_is_what_the_predictions_give(run: RunFolder) -> None:
+    result = comparison.read(run)
+    right = {}
+    for name, variant in result["variants"].items():
+        with np.load(run.path / "variants" / name / "test_predictions.npz") as arrays:
+            right[name] = arrays["logits"].argmax(1) == arrays["labels"]
+        assert variant["test"]["accuracy"] == pytest.approx(right[name].mean())
+        assert variant["accuracy_by_seed"][0] == variant["test"]["accuracy"]
+        assert len(variant["accuracy_by_seed"]) == 2
+    for pair in result["pairs"]:
+        a, b = right[pair["a"]], right[pair["b"]]
+        assert pair["difference"] == pytest.approx(a.mean() - b.mean())
+    best = max(result["variants"].values(), key=lambda v: v["selection_accuracy"])
+    assert result["winner"] == best["variant"]
+
+
+def test_metrics_have_a_row_for_every_epoch_and_split(run: RunFolder) -> None:
+    rows = run.metrics()
+    keys = {(r["variant"], r["seed"], r["epoch"], r["split"]) for r in rows}
+    names, splits = ("scratch", "finetune", "frozen"), ("train", "validation", "test")
+    assert keys == {(n, seed, 0, split) for n in names for seed in (0, 1) for split in splits}
+    assert len(rows) == len(keys)
+    promised = {"time", "run_id", "variant", "seed", "epoch", "split", "loss", "aux_loss"}
+    promised |= {"accuracy", "images_per_second", "learning_rate", "seconds"}
+    assert all(set(r) == promised for r in rows)
+
+
+def test_the_report_is_drawn_again_the_same(run: RunFolder) -> None:
+    before = {p.name: p.read_bytes() for p in (run.path / "report").glob("*.png")}
+    pipeline.report_again(run)
+    assert {p.name: p.read_bytes() for p in (run.path / "report").glob("*.png")} == before
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    page = run.path / "report" / "index.html"
+    assert manifest["files"]["report/index.html"]["sha256"] == sha256(page)
+
+
+def test_a_run_with_another_configuration_is_refused(run: RunFolder) -> None:
+    other = tiny_config(runtime={"seeds": [0, 1]}, optim={"epochs": 3})
+    with pytest.raises(ConfigurationError, match=r"another configuration \(optim.epochs"):
+        pipeline.run(other, run)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="not a run folder"):
+        pipeline.report_again(RunFolder(tmp_path))
+
+
+def test_two_processes_cannot_work_on_one_run(run: RunFolder) -> None:
+    with (
+        run.open(run.config()),
+        pytest.raises(ConfigurationError, match="another process"),
+        RunFolder(run.path).open(run.config()),
+    ):
+        pass
+
+
+def test_a_line_cut_short_by_a_crash_is_dropped_and_nothing_is_written_twice(
+    tmp_path: Path,
+) -> None:
+    folder = RunFolder(tmp_path)
+    row = {"variant": "a", "seed": 0, "epoch": 0, "split": "train", "loss": 1.5}
+    folder.append_metrics([row])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"variant": "a", "seed": 0, "epo')
+    assert len(folder.metrics()) == 1
+    folder.append_metrics([row, {**row, "epoch": 1}])
+    assert [r["epoch"] for r in folder.metrics()] == [0, 1]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_difference_of_untouched_kernels_is_called_exactly_zero() -> None:
+    kernels = {f"conv.{when}": np.ones((32, 32, 3, 3), np.float32) for when in ("before", "after")}
+    titles = [axes.get_title(loc="left") for axes in plots.kernels(kernels, "conv").axes]
+    assert titles[2] == "difference: exactly zero"
+    kernels["conv.after"] = kernels["conv.after"] + 0.25
+    titles = [axes.get_title(loc="left") for axes in plots.kernels(kernels, "conv").axes]
+    assert re.fullmatch(r"difference \(largest change 0\.25\)", titles[2])

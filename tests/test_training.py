@@ -1,0 +1,268 @@
+"""One loop trains every variant, repeats itself exactly, and survives being stopped anywhere."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_config
+from torch import Tensor, nn
+
+from jobs import config, data, devices, interruption, models, training
+from jobs.errors import ConfigurationError, Diverged, Interrupted
+from jobs.features import Features, extract
+
+CPU = devices.Device(torch.device("cpu"), torch.float32)
+
+
+@dataclass
+class Memory:
+    """A store that keeps everything in memory."""
+
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        self.checkpoints.append(_clone(state))
+
+    def save_best(self, state: dict[str, Tensor]) -> None:
+        self.best = _clone(state)
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        self.rows += rows
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _clone(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clone(item) for item in value]
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    return data.load(tiny_config().data)
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> models.State:
+    return models.load_pretrained("random")
+
+
+def variant(wanted: str, **optim: Any) -> config.Variant:
+    return next(v for v in tiny_config(optim=optim).variants if v.name == wanted)
+
+
+def trainer_of(
+    chosen: config.Variant, dataset: data.Dataset, pretrained: models.State, seed: int = 0
+) -> training.Trainer:
+    network = models.create(chosen, len(dataset.classes), pretrained, seed)
+    return training.Trainer(network, chosen, len(dataset.train), CPU, seed)
+
+
+def fit(trainer: training.Trainer, dataset: data.Dataset, store: Memory, every: int = 0) -> None:
+    evaluation = config.Evaluation(batch_size=40, batch_norm_images=20, keep="last")
+    scored = {"validation": dataset.validation}
+    training.fit(trainer, dataset.train, scored, evaluation, store, every)
+
+
+def test_training_twice_gives_the_same_losses_and_weights(
+    dataset: data.Dataset, pretrained: models.State
+) -> None:
+    stores = [Memory(), Memory()]
+    for store in stores:
+        fit(trainer_of(variant("scratch"), dataset, pretrained), dataset, store)
+    losses = [[row["loss"] for row in store.rows] for store in stores]
+    assert losses[0] == losses[1]
+    assert [row["split"] for row in stores[0].rows] == ["train", "validation"] * 2
+    _assert_equal(stores[0].best, stores[1].best)
+
+
+def _assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    differing = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not differing
+
+
+def test_going_on_from_any_checkpoint_ends_bit_for_bit_the_same(
+    dataset: data.Dataset, pretrained: models.State
+) -> None:
+    whole = Memory()
+    fit(trainer_of(variant("finetune"), dataset, pretrained), dataset, whole, every=2)
+    places = [(c["epoch"], c["step"]) for c in whole.checkpoints]
+    assert places == [(0, 2), (0, 4), (0, 6), (1, 0), (1, 2), (1, 4), (1, 6), (2, 0)]
+    for start in (1, 2, 4):  # within the first epoch, at its very end, within the second
+        rest = Memory()
+        trainer = trainer_of(variant("finetune"), dataset, pretrained)
+        torch.manual_seed(12345)  # nothing may hang on what the process drew before
+        trainer.load_state_dict(_clone(whole.checkpoints[start]))
+        fit(trainer, dataset, rest)
+        _assert_equal(rest.checkpoints[-1]["network"], whole.checkpoints[-1]["network"])
+        _assert_equal(rest.best, whole.best)
+        ours = [(r["epoch"], r["split"], r["loss"]) for r in rest.rows]
+        assert ours == [(r["epoch"], r["split"], r["loss"]) for r in whole.rows][-len(ours) :]
+
+
+@pytest.mark.parametrize("moment", ["a step", "scoring"])
+def test_a_request_to_stop_saves_and_going_on_changes_nothing(
+    moment: str, dataset: data.Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = Memory(), Memory()
+    fit(trainer_of(variant("scratch"), dataset, pretrained), dataset, whole)
+
+    calls, check = 0, interruption.check
+    steps_and_scorings = 3 if moment == "a step" else 8
+
+    def stop() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == steps_and_scorings:
+            raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(interruption, "check", stop)
+    with pytest.raises(Interrupted):
+        fit(trainer_of(variant("scratch"), dataset, pretrained), dataset, cut)
+    monkeypatch.setattr(interruption, "check", check)
+
+    state = cut.checkpoints[-1]
+    assert (state["epoch"], state["step"]) == ((0, 2) if moment == "a step" else (0, 6))
+    trainer = trainer_of(variant("scratch"), dataset, pretrained)
+    trainer.load_state_dict(state)
+    fit(trainer, dataset, cut)
+    _assert_equal(cut.best, whole.best)
+    assert [r["loss"] for r in cut.rows] == [r["loss"] for r in whole.rows]
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_training_on_cached_features_equals_training_through_the_trunk(
+    flip: bool, pretrained: models.State
+) -> None:
+    chosen = variant("frozen", epochs=3)
+    dataset = data.load(tiny_config(data={"shift": 0.0, "flip": flip}).data)
+    through = trainer_of(chosen, dataset, pretrained)
+    store = Memory()
+    fit(through, dataset, store)
+
+    network = models.create(chosen, len(dataset.classes), pretrained, seed=0)
+
+    def features(images: data.Images, *, mirrored: bool = False) -> Features:
+        return extract(network, images, 40, CPU, mirrored=mirrored, advance=lambda _: None)
+
+    train, validation = features(dataset.train, mirrored=flip), features(dataset.validation)
+    assert train.values.shape == (1 + flip, 60, 2048)
+    cached = training.Trainer(models.Head(network), chosen, len(train), CPU, seed=0)
+    cached_store = Memory()
+    evaluation = config.Evaluation(batch_size=40, keep="last")
+    training.fit(cached, train, {"validation": validation}, evaluation, cached_store)
+
+    assert set(cached_store.best) == {"fc.weight", "fc.bias"}
+    for name, tensor in cached_store.best.items():
+        torch.testing.assert_close(tensor, store.best[name], rtol=1e-4, atol=1e-6)
+    for row, expected in zip(cached_store.rows, store.rows, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert row["accuracy"] == expected["accuracy"]
+
+
+def test_the_frozen_trunk_does_not_move(dataset: data.Dataset, pretrained: models.State) -> None:
+    trainer = trainer_of(variant("frozen"), dataset, pretrained)
+    before = _clone(trainer.network.state_dict())
+    fit(trainer, dataset, Memory())
+    after = trainer.network.state_dict()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved == ["fc.weight", "fc.bias"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_variant_and_spoils_no_checkpoint(
+    dataset: data.Dataset, pretrained: models.State
+) -> None:
+    store = Memory()
+    trainer = trainer_of(variant("scratch", name="sgd", learning_rate=1e30), dataset, pretrained)
+    with pytest.raises(Diverged, match="no longer finite in epoch 1"):
+        fit(trainer, dataset, store, every=1)
+    assert all(torch.isfinite(c["totals"]).all() for c in store.checkpoints)
+
+
+def test_less_than_one_batch_is_a_configuration_error(
+    dataset: data.Dataset, pretrained: models.State
+) -> None:
+    with pytest.raises(ConfigurationError, match="batch_size: 61 is more than the 60"):
+        trainer_of(variant("scratch", batch_size=61), dataset, pretrained)
+
+
+def test_the_loss_knows_both_heads() -> None:
+    labels = torch.tensor([0, 1])
+    main = torch.tensor([[2.0, 0.0], [2.0, 0.0]])
+    aux = torch.zeros(2, 2)
+    loss, aux_loss, right = training.losses((main, aux), labels, 0.0)
+    expected = -torch.log_softmax(main, 1)[[0, 1], labels].mean()
+    assert loss.item() == pytest.approx(expected.item())
+    assert aux_loss.item() == pytest.approx(math.log(2))
+    assert right.item() == 1
+    alone, nothing, _ = training.losses(main, labels, 0.0)
+    assert alone == loss and nothing == 0
+
+
+def test_the_auxiliary_head_trains_at_full_size() -> None:
+    """One real step at 299 px in the precision of this machine: both losses are there."""
+    settings = tiny_config(
+        data={"input_size": 299, "train_images": 20, "validation": 0.5},
+        optim={"aux_weight": 0.3, "batch_size": 4},
+    )
+    device = devices.choose(config.Runtime(device="cpu"))
+    small = data.load(settings.data)
+    chosen = settings.variants[0]
+    network = models.create(chosen, 10, None, seed=0)
+    trainer = training.Trainer(network, chosen, 4, device, seed=0)
+    training.train_epoch(trainer, small.train, lambda: None, lambda _: None)
+    totals = training.read_totals(trainer)
+    assert totals["loss"] > 0 and totals["aux_loss"] > 0 and trainer.step == 1
+
+
+def test_weight_decay_spares_biases_and_batch_norm_and_heads_have_their_own_rate() -> None:
+    network = models.build(10, aux=True)
+    optim = config.Optim(learning_rate=0.1, weight_decay=0.5, head_factor=10)
+    groups = training.make_optimizer(network, optim).param_groups
+    found = {
+        name: group
+        for group in groups
+        for name, parameter in network.named_parameters()
+        if any(parameter is p for p in group["params"])
+    }
+    assert len(found) == len(list(network.parameters()))
+    for name, group in found.items():
+        is_weight = name.endswith(("conv.weight", "fc.weight"))
+        is_head = name.startswith(("fc.", "AuxLogits."))
+        assert group["weight_decay"] == (0.5 if is_weight else 0.0)
+        assert group["lr"] == pytest.approx(1.0 if is_head else 0.1)
+
+
+def test_the_schedule_climbs_and_falls_to_zero() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    optim = config.Optim(epochs=2, warmup=0.25, learning_rate=1.0)
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = training.make_schedule(optimizer, optim, steps_per_epoch=10)
+    rates = []
+    for _ in range(20):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5] == 1.0 and rates == sorted(rates[:5]) + sorted(rates[5:], reverse=True)
+    assert schedule.get_last_lr()[0] == pytest.approx(0)
+
+
+def test_recalibration_takes_the_mean_over_training_images(
+    dataset: data.Dataset, pretrained: models.State
+) -> None:
+    trainer = trainer_of(variant("scratch", average_decay=0.0), dataset, pretrained)
+    norm = trainer.network.Conv2d_1a_3x3.bn
+    evaluation = config.Evaluation(batch_size=20, batch_norm_images=60)
+    training.recalibrate(trainer, dataset.train, evaluation)
+    with torch.no_grad():
+        everything = dataset.train.inputs(torch.arange(60))
+        expected = trainer.network.Conv2d_1a_3x3.conv(everything).mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, expected, rtol=1e-3, atol=1e-4)
+    assert norm.momentum == 0.1 and not norm.training
