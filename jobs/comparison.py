@@ -6,10 +6,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from jobs.config import Config, Variant
+from jobs.errors import UnavailableError
 from jobs.evaluation import paired_difference
 from jobs.runs import RunFolder, now, read_arrays, write_json
 
-THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
 SURE = 0.05  # below this p-value a difference is called one
 
 
@@ -23,6 +24,9 @@ def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
 
     The winner has the best accuracy on the split that selects, averaged over seeds; the test set
     then says how good it is. Pairs are compared on the first seed's test predictions.
+
+    Raises:
+        UnavailableError: a variant has no result yet.
     """
     summaries = {v.name: _summary(folder, config, v) for v in config.variants}
     done = {name: s for name, s in summaries.items() if s["status"] == "done"}
@@ -48,9 +52,14 @@ def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
 def _summary(folder: RunFolder, config: Config, variant: Variant) -> dict[str, Any]:
     """One variant over its seeds: the first seed's result, and mean and spread of all."""
     results = [folder.variant(variant.name, seed).result() for seed in config.runtime.seeds]
-    done = [r for r in results if r is not None and r["status"] == "done"]
-    if len(done) < len(results):
-        return next(r for r in results if r is not None and r["status"] != "done")
+    finished = [r for r in results if r is not None]
+    if len(finished) < len(results):
+        raise UnavailableError(
+            f"{folder.path}: {variant.name} is unfinished; `run` goes on with it"
+        )
+    done = [r for r in finished if r["status"] == "done"]
+    if len(done) < len(finished):
+        return next(r for r in finished if r["status"] != "done")
     accuracies = [r["test"]["accuracy"] for r in done]
     return {
         **done[0],

@@ -44,7 +44,10 @@ class Draws:
 class Examples(Protocol):
     """What the training loop and the evaluation need of data."""
 
-    labels: Tensor  # int64 [N], on the device
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], on the device."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -214,9 +217,9 @@ def _all(pixels: Tensor, labels: Tensor, settings: config.Data) -> Images:
 
 
 def _digest(images: Images) -> str:
-    digest = hashlib.sha256(images.labels.numpy())
+    digest = hashlib.sha256(images.labels.numpy().tobytes())
     for rows in images.rows.split(1000):
-        digest.update(images.pixels[rows].numpy())
+        digest.update(images.pixels[rows].numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -329,7 +332,7 @@ def _decode_all(
 ) -> dict[str, Any]:
     """Writes the pixels of all readable pictures to `target`, rows of skipped ones left last."""
     with ThreadPoolExecutor() as pool:
-        sizes = set(pool.map(_header_size, paths)) - {None}
+        sizes = {size for size in pool.map(_header_size, paths) if size is not None}
         width, height = sizes.pop() if len(sizes) == 1 else (input_size, input_size)
         if max(width, height) > input_size:
             width = height = input_size

@@ -58,8 +58,8 @@ def choose(runtime: Runtime) -> Device:
 def has_bf16(kind: str) -> bool:
     """Whether the hardware has instructions for bf16, rather than an emulation."""
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def name_of(device: torch.device) -> str:

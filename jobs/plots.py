@@ -117,7 +117,8 @@ def kernels(arrays: Mapping[str, Array], layer: str) -> Figure:
     """
     before, after = arrays[f"{layer}.before"], arrays[f"{layer}.after"]
     difference = after - before
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    height = 2.2 if before.shape[1] == 3 else 4.0  # eight kernels in each of four rows, or a square
+    figure = Figure(figsize=(11, height), layout="constrained")
     changed = f"largest change {np.abs(difference).max():.2g}"
     titles = ("before", "after", f"difference ({changed})")
     if not difference.any():

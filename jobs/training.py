@@ -250,7 +250,7 @@ def training_row(trainer: Trainer, totals: dict[str, float | None]) -> Row:
         "train",
         **totals,
         images_per_second=images / trainer.clock.seconds,
-        learning_rate=trainer.schedule.get_last_lr()[0],
+        learning_rate=float(trainer.schedule.get_last_lr()[0]),
     )
 
 

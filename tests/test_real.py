@@ -1,0 +1,81 @@
+"""The whole job, small, on real pictures with a real pretrained trunk at the real size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import job
+from safetensors.torch import load_file
+
+from jobs.runs import RunFolder, sha256
+
+
+@pytest.fixture(scope="module")
+def run(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, list[str]]:
+    out = tmp_path_factory.mktemp("real-run")
+    weights = real_data / "inception_v3_backbone_fp16.safetensors"
+    settings = {
+        "data.source": "folder",
+        "data.root": real_data / "cifar10",
+        "data.cache": out / "cache",
+        "data.train_images": 300,
+        "data.test_images": 100,
+        "data.validation": 0.2,
+        "weights.source": weights,
+        "optim.epochs": 1,
+        "evaluation.batch_norm_images": 100,
+    }
+    arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    arguments = ["run", "--config", "cifar10-small", *arguments, "--out", str(out), "--run-id", "r"]
+    done = job(*arguments)
+    assert done.returncode == 0, done.stderr
+    return RunFolder(out / "r"), arguments
+
+
+def test_every_file_is_listed_with_its_digest(run: tuple[RunFolder, list[str]]) -> None:
+    folder, _ = run
+    manifest = json.loads((folder.path / "manifest.json").read_text())
+    there = {p.relative_to(folder.path).as_posix() for p in folder.path.rglob("*") if p.is_file()}
+    assert there - {"manifest.json", ".lock"} == set(manifest["files"])
+    for name, entry in manifest["files"].items():
+        assert sha256(folder.path / name) == entry["sha256"], name
+
+
+def test_the_frozen_trunk_did_not_move_and_the_others_did(
+    run: tuple[RunFolder, list[str]], real_data: Path
+) -> None:
+    folder, _ = run
+    trunk = load_file(real_data / "inception_v3_backbone_fp16.safetensors")
+    frozen = load_file(folder.path / "variants" / "frozen" / "best.safetensors")
+    assert all(torch.equal(frozen[name], tensor.float()) for name, tensor in trunk.items())
+    assert not any(name.startswith("AuxLogits") for name in frozen)
+    finetune = load_file(folder.path / "variants" / "finetune" / "best.safetensors")
+    weights = [name for name in trunk if name.endswith("conv.weight")]
+    assert not any(torch.equal(finetune[name], trunk[name].float()) for name in weights)
+    with np.load(folder.path / "variants" / "frozen" / "kernels.npz") as kernels:
+        for layer in ("Conv2d_1a_3x3", "Conv2d_2a_3x3"):
+            assert np.array_equal(kernels[f"{layer}.before"], kernels[f"{layer}.after"])
+
+
+def test_fine_tuning_learns_and_says_what_it_started_from(
+    run: tuple[RunFolder, list[str]],
+) -> None:
+    folder, _ = run
+    result = json.loads((folder.path / "comparison.json").read_text())
+    chance = 1 / len(result["data"]["classes"])
+    assert result["variants"]["finetune"]["test"]["accuracy_low"] > chance
+    assert "inception_v3_backbone_fp16.safetensors" in result["weights"]
+    assert "ImageNet" not in result["weights"]
+    aux = [r["aux_loss"] for r in folder.metrics() if r["split"] == "train"]
+    assert aux[0] > 0 and aux[1] > 0 and aux[2] is None
+
+
+def test_a_second_call_does_nothing_more(run: tuple[RunFolder, list[str]]) -> None:
+    folder, arguments = run
+    before = {p: p.stat().st_mtime_ns for p in folder.path.rglob("*") if p.name != ".lock"}
+    again = job(*arguments)
+    assert again.returncode == 0 and "nothing to do" in again.stderr
+    after = {p: p.stat().st_mtime_ns for p in folder.path.rglob("*") if p.name != ".lock"}
+    assert after == before
