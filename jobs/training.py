@@ -1,5 +1,6 @@
 """One training loop for every variant."""
 
+import copy
 import math
 import time
 from collections import defaultdict
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jobs import config, interruption
 from jobs.data import Examples, generator
@@ -57,7 +57,7 @@ class Trainer:
         self.network, self.variant, self.device, self.seed = network, variant, device, seed
         self.optimizer = make_optimizer(network, optim)
         self.schedule = make_schedule(self.optimizer, optim, self.steps_per_epoch)
-        self.average = make_average(network, optim.average_decay)
+        self.average = Average(network, optim.average_decay) if optim.average_decay else None
         self.epoch = self.step = 0  # the next ones
         self.totals = torch.zeros(3, device=device.device)  # loss, auxiliary loss, right answers
         self.seconds = 0.0  # of training alone, in finished epochs
@@ -77,7 +77,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
+            "average": self.average.module.state_dict() if self.average else None,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device.device) if cuda else None,
             "totals": self.totals,
@@ -97,7 +97,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            self.average.module.load_state_dict(state["average"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device.device)
@@ -105,6 +105,26 @@ class Trainer:
         self.clock.seconds = state["epoch_seconds"]
         for name in self._plain:
             setattr(self, name, state[name])
+
+
+class Average:
+    """An exponential average of a network's weights and batch-norm statistics.
+
+    torch's own AveragedModel copies its counter to the device at every step and waits for it.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.module, self.decay = copy.deepcopy(network), decay
+        pairs = zip(self.module.state_dict().values(), network.state_dict().values(), strict=True)
+        floats = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
+        self._means, self._values = [mean for mean, _ in floats], [value for _, value in floats]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights after step 0, 1, …; early ones count less, so that the start does
+        not linger (the warm-up of TensorFlow's ExponentialMovingAverage)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._means, self._values, 1 - decay)
 
 
 class Stopwatch:
@@ -151,7 +171,7 @@ def train_epoch(
         trainer.optimizer.zero_grad()
         trainer.schedule.step()
         if trainer.average is not None:
-            trainer.average.update_parameters(network)
+            trainer.average.update(trainer.epoch * trainer.steps_per_epoch + step)
         trainer.totals += torch.stack([loss, aux_loss, right]).detach()
         trainer.step = step + 1
         advance(len(batch))
@@ -340,11 +360,3 @@ def make_schedule(optimizer: Optimizer, optim: config.Optim, steps_per_epoch: in
         return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
     return LambdaLR(optimizer, factor)
-
-
-def make_average(network: nn.Module, decay: float) -> AveragedModel | None:
-    """An exponential average of weights and batch-norm statistics."""
-    if not decay:
-        return None
-    average = get_ema_multi_avg_fn(decay)
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)

@@ -1,12 +1,12 @@
 """What the README tells people to type works, on a job that has been made small."""
 
+import json
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT, TINY, job
 
 README = (ROOT / "README.md").read_text()
@@ -32,8 +32,7 @@ def test_the_readme_has_commands() -> None:
 
 @pytest.mark.parametrize("command", sorted({c for c in COMMANDS if c.startswith("make ")}))
 def test_a_make_target_exists(command: str) -> None:
-    plan = subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True)
-    assert plan.returncode == 0, plan.stderr
+    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, check=True)
 
 
 @pytest.mark.parametrize("command", JOBS)
@@ -53,7 +52,7 @@ def test_a_command_of_the_job_runs_as_it_is_written(command: str, tmp_path: Path
         small |= {"data.validation": 0.0}
     small |= {"weights.source": "stand-in", "data.cache": str(tmp_path / "cache")}
     for key, value in small.items():
-        arguments += ["--set", f"{key}={yaml.safe_dump(value).removesuffix('...\n').strip()}"]
+        arguments += ["--set", f"{key}={json.dumps(value)}"]  # JSON is YAML
     done = job(*arguments, "--out", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
 

@@ -254,6 +254,19 @@ def test_the_schedule_climbs_and_falls_to_zero() -> None:
     assert schedule.get_last_lr()[0] == pytest.approx(0)
 
 
+def test_the_average_follows_the_weights_and_their_statistics() -> None:
+    network = nn.BatchNorm1d(2)
+    average = training.Average(network, decay=0.75)
+    with torch.no_grad():
+        network.weight.fill_(3.0)
+        network.running_mean.fill_(5.0)
+    average.update(step=0)
+    assert average.module.weight.tolist() == pytest.approx([2.8, 2.8]), "a tenth of the start"
+    assert average.module.running_mean.tolist() == pytest.approx([4.5, 4.5])
+    average.update(step=1000)
+    assert average.module.weight.tolist() == pytest.approx([2.85, 2.85])
+
+
 def test_recalibration_takes_the_mean_over_training_images(
     dataset: data.Dataset, pretrained: models.State
 ) -> None:
