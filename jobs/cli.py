@@ -103,6 +103,24 @@ def report(
 
 
 @app.command()
+def publish(
+    run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    settings: SetOption = None,
+) -> None:
+    """Send what S3 lacks of a finished run, as often as needed; --set storage.uri=s3://…"""
+    from jobs import config as configuration
+    from jobs.interruption import graceful
+    from jobs.runs import RunFolder
+    from jobs.storage import Storage
+
+    folder = RunFolder(run_folder)
+    resolved = configuration.apply(folder.config(), settings or ())
+    with graceful():
+        sent = Storage(resolved.storage).publish(folder)
+    print(f"{sent} files sent")
+
+
+@app.command()
 def doctor(config: ConfigOption = "default", settings: SetOption = None) -> None:
     """Say what this machine can do, and whether it can reach what a configuration needs."""
     from jobs import config as configuration

@@ -166,6 +166,19 @@ class Evaluation(Section):
     runs of too few steps for the running averages to settle."""
 
 
+class Storage(Section):
+    uri: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$")] | None = None
+    """`s3://bucket/prefix`, where finished runs are published; nowhere when absent. Credentials
+    come from the environment or the machine's role, never from here."""
+    endpoint_url: str | None = None
+    """Of an S3 that is not Amazon's."""
+    region: str | None = None
+    path_style: bool = False
+    """`host/bucket/key` instead of `bucket.host/key`, which most other servers want."""
+    attempts: Count = 5
+    """Tries of each request, with growing pauses."""
+
+
 class Config(Section):
     data: Data = Data()
     weights: Weights = Weights()
@@ -173,6 +186,7 @@ class Config(Section):
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
     runtime: Runtime = Runtime()
     evaluation: Evaluation = Evaluation()
+    storage: Storage = Storage()
 
     @model_validator(mode="before")
     @classmethod
@@ -210,9 +224,14 @@ class Config(Section):
         return text
 
     @property
+    def experiment(self) -> dict[str, Any]:
+        """All that decides what comes out, and so not where it is sent."""
+        return self.model_dump(mode="json", exclude={"storage"})
+
+    @property
     def digest(self) -> str:
-        """Eight hexadecimal digits that stand for everything the configuration says."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Eight hexadecimal digits that stand for the experiment."""
+        canonical = json.dumps(self.experiment, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
@@ -247,6 +266,15 @@ def load(name_or_path: str, settings: Sequence[str] = ()) -> Config:
     raw = _parse(path.read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path}: a mapping of sections is needed")
+    return _with_settings(raw, settings)
+
+
+def apply(config: Config, settings: Sequence[str]) -> Config:
+    """A resolved configuration with `a.b=c` settings on top."""
+    return _with_settings(config.model_dump(mode="json"), settings)
+
+
+def _with_settings(raw: dict[str, Any], settings: Sequence[str]) -> Config:
     for setting in settings:
         _apply(raw, setting)
     return validate(raw)

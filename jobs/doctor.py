@@ -34,7 +34,7 @@ def examine(config: Config) -> None:
     Raises:
         UnavailableError: the configuration could not run here.
     """
-    checks = (_versions, _device, _memory, _disk, _data, _weights)
+    checks = (_versions, _device, _memory, _disk, _data, _weights, _storage)
     findings = [check(config) for check in checks]
     table = Table(box=None, show_header=False)
     for finding in findings:
@@ -108,6 +108,18 @@ def _weights(config: Config) -> Finding:
     if cached.is_file():
         return Finding("weights", True, f"ImageNet, in {cached.parent}")
     return _reachable("weights", url)
+
+
+def _storage(config: Config) -> Finding:
+    if config.storage.uri is None:
+        return Finding("storage", True, "none configured, runs stay on this machine")
+    from jobs.storage import Storage
+
+    try:
+        Storage(config.storage.model_copy(update={"attempts": 1})).check()
+    except JobError as error:
+        return Finding("storage", False, str(error))
+    return Finding("storage", True, f"{config.storage.uri} answers")
 
 
 def _reachable(subject: str, url: str) -> Finding:

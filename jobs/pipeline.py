@@ -14,11 +14,12 @@ from torchvision.models import Inception3
 from jobs import comparison, data, devices, environment, models, report
 from jobs.config import Config, Variant
 from jobs.data import Dataset, Examples, Images
-from jobs.errors import Diverged
+from jobs.errors import Diverged, JobError, UnavailableError
 from jobs.evaluation import predict, scores
 from jobs.features import extract
 from jobs.progress import log, task
 from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
+from jobs.storage import Storage
 from jobs.training import Trainer, fit
 
 MISTAKES = 24  # pictures kept for the report
@@ -37,15 +38,28 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     with folder.open(config):
         if folder.finished:
             log(f"{folder.path} is finished, nothing to do; --run-id NAME starts another")
-            return comparison.read(folder)
-        job = Job(config, folder)
-        for seed in config.runtime.seeds:
-            for variant in config.variants:
-                job.train(variant, seed)
-        result = comparison.compare(folder, config)
-        report.write_report(folder)
-        folder.write_manifest()
-        return result
+            result = comparison.read(folder)
+        else:
+            result = _work(config, folder)
+    if config.storage.uri is not None:
+        try:
+            Storage(config.storage).publish(folder)
+        except UnavailableError as error:
+            log(f"warning: not published: {error}; `publish {folder.path}` sends it later")
+    if result["winner"] is None:
+        raise JobError(f"no variant came to a result, see {folder.path}/comparison.json")
+    return result
+
+
+def _work(config: Config, folder: RunFolder) -> dict[str, Any]:
+    job = Job(config, folder)
+    for seed in config.runtime.seeds:
+        for variant in config.variants:
+            job.train(variant, seed)
+    result = comparison.compare(folder, config)
+    report.write_report(folder)
+    folder.write_manifest()
+    return result
 
 
 def report_again(folder: RunFolder) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         if not file.is_file():
             write(file, wanted.to_yaml())
-        elif differences := _differences(self.config().model_dump(), wanted.model_dump()):
+        elif differences := _differences(self.config().experiment, wanted.experiment):
             raise ConfigurationError(
                 f"{self.path}: this run has another configuration ({', '.join(differences)}); "
                 "take another --run-id"
@@ -183,6 +183,23 @@ class RunFolder:
 
     def stand_in(self) -> VariantFolder:
         return VariantFolder(self.path / "weights" / "stand-in", self)
+
+    @property
+    def started(self) -> str:
+        """When work on the run began, ISO 8601 in UTC."""
+        environments = json.loads((self.path / "environment.json").read_text())
+        return str(environments[0]["time"])
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of a finished run.
+
+        Raises:
+            UnavailableError: there is none.
+        """
+        if not self.finished:
+            raise UnavailableError(f"{self.path}: not a finished run; `run` goes on with it")
+        manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
+        return manifest
 
     def add_environment(self, environment: dict[str, Any]) -> None:
         """Notes where the run was worked on; one entry for each time it was started."""

@@ -8,10 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 
 from jobs import config
+
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -40,7 +44,7 @@ def tiny(**sections: dict[str, Any]) -> dict[str, Any]:
     """The tiny job as a mapping, with some keys of its sections changed."""
     raw = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
     for name, changes in sections.items():
-        raw[name] = {**raw[name], **changes} if isinstance(changes, dict) else changes
+        raw[name] = {**raw.get(name, {}), **changes} if isinstance(changes, dict) else changes
     return raw
 
 
