@@ -3,7 +3,7 @@
 import sys
 
 from jobs.cli import app
-from jobs.errors import JobError
+from jobs.errors import JobError, UnavailableError
 
 
 def main() -> None:
@@ -12,6 +12,9 @@ def main() -> None:
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(UnavailableError.exit_code)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torchvision.models import Inception3
 from jobs import comparison, data, devices, environment, models, report
 from jobs.config import Config, Variant
 from jobs.data import Dataset, Examples, Images
-from jobs.errors import Diverged, JobError, UnavailableError
+from jobs.errors import ConfigurationError, Diverged, JobError, UnavailableError
 from jobs.evaluation import predict, scores
 from jobs.features import extract
 from jobs.progress import log, task
@@ -132,6 +132,11 @@ class Job:
             except Diverged as error:
                 log(f"{variant.name}: stopped: {error}; the other variants go on")
                 result = {"status": "diverged", "reason": str(error)}
+            except torch.OutOfMemoryError as error:
+                raise ConfigurationError(
+                    f"{variant.name}: the GPU's memory is too small; smaller optim.batch_size or "
+                    f"evaluation.batch_size may fit ({str(error).splitlines()[0]})"
+                ) from None
             folder.save_result({"variant": variant.name, "seed": seed, **result})
         return result
 

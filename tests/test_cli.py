@@ -39,6 +39,11 @@ def test_help_does_not_wait_for_torch() -> None:
         (["report", "."], 3, "not a run folder"),
         (["fly"], 2, "No such command"),
         (
+            ["train", "frozen", "--config", "quickstart", "--out", "/proc/nowhere"],
+            3,
+            "/proc/nowhere",
+        ),
+        (
             ["run", "--set", "data.source=folder", "--set", "data.root=/nowhere"],
             3,
             "/nowhere/train: no such folder",
@@ -63,7 +68,7 @@ def test_what_a_user_can_get_wrong_is_one_line_and_a_documented_code(
     if "cuda" in str(arguments) and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     if arguments[0] in ("run", "train"):
-        arguments = [*arguments, "--out", str(tmp_path)]
+        arguments = [arguments[0], "--out", str(tmp_path), *arguments[1:]]
     done = job(*arguments)
     assert done.returncode == code, done.stderr
     assert complaint in " ".join(done.stderr.split())

@@ -1,0 +1,22 @@
+"""A signal becomes a question that the work asks itself; a second one is obeyed at once."""
+
+import os
+import signal
+
+import pytest
+
+from jobs import interruption
+from jobs.errors import Interrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_waits_for_the_next_check(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with interruption.graceful():
+        interruption.check()
+        os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted, match=f"{number.name}: state saved"):
+            interruption.check()
+        assert signal.getsignal(number) is signal.SIG_DFL, "the second one kills"
+    assert signal.getsignal(number) is before
+    interruption.check()
