@@ -103,6 +103,23 @@ def report(
 
 
 @app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    settings: SetOption = None,
+) -> None:
+    """Pack a finished run's winner as a TorchServe archive, checked against the job."""
+    from jobs import config as configuration
+    from jobs import export as exporting
+    from jobs.interruption import graceful
+    from jobs.runs import RunFolder
+
+    folder = RunFolder(run_folder)
+    resolved = configuration.apply(folder.config(), settings or ())
+    with graceful():
+        print(exporting.export(folder, resolved.export))
+
+
+@app.command()
 def publish(
     run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
     settings: SetOption = None,

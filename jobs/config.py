@@ -166,6 +166,19 @@ class Evaluation(Section):
     runs of too few steps for the running averages to settle."""
 
 
+class Export(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,80}$")] = (
+        "inception_v3_cifar10"
+    )
+    """The archive's name, and so the last part of the address that serves it."""
+    images: Count = 1000
+    """How many validation images the gate and the parity check use, at most."""
+    calibration_images: Count = 300
+    """Training images that int8 quantisation takes its ranges from, at most."""
+    max_accuracy_drop: Annotated[float, Field(ge=0)] = 0.3
+    """Percentage points that int8 may lose against the reference and still be shipped."""
+
+
 class Storage(Section):
     uri: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$")] | None = None
     """`s3://bucket/prefix`, where finished runs are published; nowhere when absent. Credentials
@@ -186,6 +199,7 @@ class Config(Section):
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
     runtime: Runtime = Runtime()
     evaluation: Evaluation = Evaluation()
+    export: Export = Export()
     storage: Storage = Storage()
 
     @model_validator(mode="before")
@@ -225,8 +239,8 @@ class Config(Section):
 
     @property
     def experiment(self) -> dict[str, Any]:
-        """All that decides what comes out, and so not where it is sent."""
-        return self.model_dump(mode="json", exclude={"storage"})
+        """All that decides what is trained, and so not how it is packed or where it is sent."""
+        return self.model_dump(mode="json", exclude={"export", "storage"})
 
     @property
     def digest(self) -> str:

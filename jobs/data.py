@@ -23,7 +23,7 @@ from torch import Tensor
 from jobs import config, generated, interruption
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.progress import log, task
-from serving.images import ImageError, decode, to_input
+from serving.images import ImageError, decode, to_input, to_pixels
 
 TEST_SHARE = 0.2  # of a folder that has no test/
 CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
@@ -322,8 +322,8 @@ def _decoded(
         finally:
             part.unlink(missing_ok=True)
     notes = json.loads(notes_file.read_text())
-    pixels = np.load(pixels_file, mmap_mode="c")[: len(notes["labels"])]
-    images = _all(torch.from_numpy(pixels), torch.tensor(notes["labels"]), settings)
+    array = np.load(pixels_file, mmap_mode="c")[: len(notes["labels"])]
+    images = _all(torch.from_numpy(array), torch.tensor(notes["labels"]), settings)
     return images, notes["skipped"]
 
 
@@ -337,17 +337,17 @@ def _decode_all(
         if max(width, height) > input_size:
             width = height = input_size
         shape = (len(paths), 3, height, width)
-        pixels = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+        array = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
         labels: list[int] = []
         skipped: list[str] = []
-        decoded = pool.map(lambda path: _pixels(path, (width, height)), paths)
+        decoded = pool.map(lambda path: _read(path, (height, width)), paths)
         for path, result in zip(paths, _watched(decoded, len(paths)), strict=True):
             if isinstance(result, ImageError):
                 skipped.append(f"{path}: {result}")
             else:
-                pixels[len(labels)] = result
+                array[len(labels)] = result
                 labels.append(classes.index(path.parent.name))
-        pixels.flush()
+        array.flush()
     present = {paths[0].parent.parent / classes[label] for label in set(labels)}
     if empty := sorted({path.parent for path in paths} - present):
         raise UnavailableError(f"{empty[0]}: not one readable picture, {skipped[0]}")
@@ -369,15 +369,12 @@ def _header_size(path: Path) -> tuple[int, int] | None:
         with Image.open(path) as picture:
             return picture.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None  # _pixels says what is wrong with it
+        return None  # _read says what is wrong with it
 
 
-def _pixels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8] | ImageError:
+def _read(path: Path, size: tuple[int, int]) -> NDArray[np.uint8] | ImageError:
     """uint8 [3, H, W], or why there are none."""
     try:
-        picture = decode(path.read_bytes())
+        return to_pixels(decode(path.read_bytes()), size)
     except ImageError as error:
         return error
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(picture).transpose(2, 0, 1)

@@ -2,6 +2,8 @@
 
 import io
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
@@ -40,6 +42,14 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"damaged: {error}") from None
+
+
+def to_pixels(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """uint8 [3, H, W] of an RGB picture, scaled to `size` (H, W) unless it has it already."""
+    height, width = size
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(picture).transpose(2, 0, 1)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -1,0 +1,323 @@
+"""The winner as a TorchServe archive, checked against the job's own predictions.
+
+The archive holds the handler and its modules, the network as a `torch.export` program and as an
+OpenVINO IR, and model.json: name, version, classes, the size that pictures are scaled to, and what
+the model was trained on. Pictures enter the network as uint8 in the size of the training pictures;
+scaling to 299 and normalisation are part of it, so serving cannot differ from training there.
+Nothing in it is a pickle.
+"""
+
+import importlib.util
+import io
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import Inception3
+
+import serving
+from jobs import comparison, data, interruption, models
+from jobs.config import Export
+from jobs.data import Images
+from jobs.errors import ConfigurationError, JobError, UnavailableError
+from jobs.progress import log, task
+from jobs.runs import RunFolder, write, write_json
+from serving import runtimes
+from serving.images import to_input
+from serving.messages import softmax
+
+Logits = NDArray[np.float32]
+
+BATCH = 8  # pictures at a time, here and in calibration
+MAX_BATCH = 1024
+MODULES = ("__init__", "images", "messages", "runtimes")  # of `serving`, that the handler imports
+# int8 and bf16 round. A label may differ from the job's only where the job's first two classes
+# are closer than this, and no probability may be further off than that.
+LABEL_MARGIN = 0.2
+PROBABILITY_TOLERANCE = 0.25
+
+
+class ExportError(JobError):
+    """The archive does not give what the job got."""
+
+
+class Served(nn.Module):
+    """From pictures as they come, uint8 [N, 3, H, W], to logits float32 [N, C]."""
+
+    def __init__(self, network: Inception3, input_size: int, normalization: str) -> None:
+        super().__init__()
+        self.network, self.input_size, self.normalization = network, input_size, normalization
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(to_input(images, self.input_size, self.normalization))
+        return logits
+
+
+def export(folder: RunFolder, settings: Export) -> Path:
+    """Writes model/<name>.mar and MODEL_CARD.md of a finished run's winner.
+
+    Raises:
+        UnavailableError: the run is unfinished or has no winner.
+        ConfigurationError: the packages of the extra `export` are not installed.
+        ExportError: the archive does not give the job's predictions; nothing is written.
+    """
+    _need_packages()
+    folder.manifest()
+    config, result = folder.config(), comparison.read(folder)
+    winner = result["winner"]
+    if winner is None:
+        raise UnavailableError(f"{folder.path}: no variant came to a result, nothing to export")
+    log(f"export: {winner} of {folder.run_id} as {settings.name}")
+    dataset = data.load(config.data)
+    judged = dataset.validation if len(dataset.validation) else dataset.test
+    judged = judged.take(torch.arange(min(len(judged), settings.images)))
+    best = folder.variant(winner, config.runtime.seeds[0]).best
+    served = _served(best, len(dataset.classes), config.data.input_size, config.data.normalization)
+
+    with folder.open(config), tempfile.TemporaryDirectory() as work:
+        stage = Path(work) / "stage"
+        stage.mkdir()
+        reference = _predict("reference", _eager(served), judged)
+        forms = _write_networks(served, dataset.train, judged, reference, stage, settings)
+        description = {
+            "name": settings.name,
+            "version": folder.run_id,
+            "classes": list(dataset.classes),
+            "image_size": dataset.description["image_size"],
+            "variant": winner,
+            "weights": result["weights"],
+            "data": {k: v for k, v in dataset.description.items() if k != "skipped"},
+            "test": result["variants"][winner]["test"],
+            "forms": forms,
+        }
+        write_json(stage / "model.json", description)
+        archive = _archive(stage, Path(work), settings.name, folder.run_id)
+        parity = check_parity(archive, dataset.classes, judged, reference)
+        card = _model_card(description, parity)
+        target = folder.path / "model" / archive.name
+        write(target, archive.read_bytes())
+        write(folder.path / "MODEL_CARD.md", card)
+        folder.write_manifest()
+    return target
+
+
+def _need_packages() -> None:
+    missing = [n for n in ("openvino", "nncf", "model_archiver") if not importlib.util.find_spec(n)]
+    if missing:
+        raise ConfigurationError(
+            f"export needs {', '.join(missing)}: pip install 'inception-transfer[export]'"
+        )
+
+
+def _served(best: Path, classes: int, input_size: int, normalization: str) -> Served:
+    network = models.build(classes, aux=False)
+    state = {k: v for k, v in load_file(best).items() if not k.startswith("AuxLogits.")}
+    network.load_state_dict(state)
+    network.to(memory_format=torch.contiguous_format)
+    return Served(network, input_size, normalization).eval()
+
+
+def _eager(served: Served) -> runtimes.Predict:
+    @torch.inference_mode()
+    def predict(images: NDArray[np.uint8]) -> Logits:
+        result: Logits = served(torch.from_numpy(images)).numpy()
+        return result
+
+    return predict
+
+
+def _predict(label: str, predict: runtimes.Predict, images: Images) -> Logits:
+    """Logits float32 [N, C] of all images, in batches."""
+    outputs = []
+    with task(f"export, {label}", len(images)) as advance:
+        for batch in torch.arange(len(images)).split(BATCH):
+            interruption.check()
+            outputs.append(predict(images.raw(batch).numpy()))
+            advance(len(batch))
+    return np.concatenate(outputs)
+
+
+def _write_networks(
+    served: Served,
+    train: Images,
+    judged: Images,
+    reference: Logits,
+    stage: Path,
+    settings: Export,
+) -> dict[str, Any]:
+    """Writes the program and the IR; int8 becomes the IR if it is accurate enough.
+
+    Returns:
+        How every form did against the reference, and which one the IR is.
+    """
+    import nncf
+    import openvino
+
+    program = _program(served, train)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        torch.export.save(program, stage / runtimes.PROGRAM)
+    model = openvino.convert_model(program)
+    openvino.save_model(model, stage / "float.xml")
+
+    order = torch.randperm(len(train), generator=data.generator("calibration"))
+    chosen = order[: settings.calibration_images].split(1)
+    calibration = nncf.Dataset(chosen, lambda batch: train.raw(batch).numpy())
+    quantised = nncf.quantize(model, calibration, subset_size=len(chosen))
+    openvino.save_model(quantised, stage / "int8.xml")
+
+    labels = judged.labels.numpy()
+    forms: dict[str, Any] = {"reference": compare(reference, reference, labels)}
+    for form in ("float", "int8"):
+        network = runtimes.load_ir(stage / f"{form}.xml", threads=torch.get_num_threads())
+        forms[form] = compare(_predict(form, network, judged), reference, labels)
+    allowed = forms["reference"]["accuracy"] - settings.max_accuracy_drop / 100
+    accurate = forms["int8"]["accuracy"] >= allowed
+    shipped = "int8" if accurate and _close(forms["int8"]) else "float"
+    for form in ("float", "int8"):
+        for suffix in (".xml", ".bin"):
+            file = stage / f"{form}{suffix}"
+            if form == shipped:
+                file.rename((stage / runtimes.IR).with_suffix(suffix))
+            else:
+                file.unlink()
+    log(f"export: {shipped} for the CPU, {forms[shipped]['accuracy']:.2%} of {len(labels)} right")
+    return {**forms, "shipped": shipped, "allowed": allowed, "images": len(labels)}
+
+
+def _program(served: Served, train: Images) -> torch.export.ExportedProgram:
+    example = train.raw(torch.arange(2))
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    with torch.no_grad():
+        return torch.export.export(served, (example,), dynamic_shapes={"images": {0: batch}})
+
+
+def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> dict[str, float]:
+    """Accuracy of some predictions, and how far they are from the reference's.
+
+    Returns:
+        `accuracy`; `agreement`, the share of equal labels; `probability_error`, the largest
+        difference of any probability; `margin`, the largest lead, in the reference, of a first
+        class over its second where the label differs, 0 where none does.
+    """
+    probabilities, expected = softmax(logits), softmax(reference)
+    differs = logits.argmax(1) != reference.argmax(1)
+    first_two = np.sort(expected, axis=1)[:, -2:]
+    leads = (first_two[:, 1] - first_two[:, 0])[differs]
+    return {
+        "accuracy": float((logits.argmax(1) == labels).mean()),
+        "agreement": float(1 - differs.mean()),
+        "probability_error": float(np.abs(probabilities - expected).max()),
+        "margin": float(leads.max(initial=0)),
+    }
+
+
+def _archive(stage: Path, work: Path, name: str, version: str) -> Path:
+    """Packs the stage and the handler with TorchServe's own archiver."""
+    source = Path(serving.__file__).parent
+    (stage / "serving").mkdir()
+    for module in MODULES:
+        file = f"{module}.py"
+        (stage / "serving" / file).write_bytes((source / file).read_bytes())
+    settings = work / "model-config.yaml"
+    settings.write_text(yaml.safe_dump({"minWorkers": 1, "batchSize": BATCH, "maxBatchDelay": 5}))
+    out = work / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "model_archiver.model_packaging"]
+    command += ["--model-name", name, "--version", version, "--export-path", str(out)]
+    command += ["--handler", str(source / "handler.py"), "--extra-files", str(stage)]
+    command += ["--config-file", str(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ExportError(f"torch-model-archiver: {done.stderr.strip().splitlines()[-1]}")
+    return out / f"{name}.mar"
+
+
+def check_parity(
+    archive: Path, classes: Sequence[str], judged: Images, reference: Logits
+) -> dict[str, float]:
+    """Runs the archive, unpacked, through its own handler on the pictures as PNG files.
+
+    Returns:
+        `images`, `agreement`, `probability_error` and `margin`, as :func:`compare` has them.
+
+    Raises:
+        ExportError: an answer is further from the reference's than rounding explains.
+    """
+    with tempfile.TemporaryDirectory() as unpacked:
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(unpacked)
+        answers = _answers(Path(unpacked), judged)
+    probabilities = softmax(reference)
+    expected = [dict(zip(classes, row, strict=True)) for row in probabilities.tolist()]
+    errors, leads = [], []
+    for answer, row in zip(answers, expected, strict=True):
+        errors += [abs(entry["probability"] - row[entry["label"]]) for entry in answer["top"]]
+        first, second = sorted(row, key=lambda label: -row[label])[:2]
+        if answer["label"] != first:
+            leads.append(row[first] - row[second])
+    parity = {
+        "images": len(answers),
+        "agreement": 1 - len(leads) / len(answers),
+        "probability_error": max(errors),
+        "margin": max(leads, default=0.0),
+    }
+    if not _close(parity):
+        raise ExportError(f"the archive does not give the job's predictions: {parity}")
+    return parity
+
+
+def _close(figures: Mapping[str, float]) -> bool:
+    near = figures["probability_error"] <= PROBABILITY_TOLERANCE
+    return near and figures["margin"] <= LABEL_MARGIN
+
+
+def _answers(unpacked: Path, judged: Images) -> list[dict[str, Any]]:
+    """What the archive's own handler says to every picture."""
+    spec = importlib.util.spec_from_file_location("handler", unpacked / "handler.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    handler = module.Handler()
+    properties = {"model_dir": str(unpacked), "gpu_id": None}
+    context = SimpleNamespace(system_properties=properties)
+    handler.initialize(context)
+    answers: list[dict[str, Any]] = []
+    with task("export, parity", len(judged)) as advance:
+        for batch in torch.arange(len(judged)).split(BATCH):
+            interruption.check()
+            rows = [{"body": _png(picture)} for picture in judged.raw(batch)]
+            answers += handler.handle(rows, context)
+            advance(len(rows))
+    return answers
+
+
+def _png(picture_CHW: Tensor) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture_CHW.permute(1, 2, 0).numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+def _model_card(description: dict[str, Any], parity: dict[str, float]) -> str:
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    card = templates.get_template("model_card.md")
+    return card.render(model=description, test=description["test"], parity=parity) + "\n"
