@@ -44,6 +44,7 @@ Logits = NDArray[np.float32]
 
 BATCH = 8  # pictures at a time, here and in calibration
 MAX_BATCH = 1024
+GOLDEN = "golden.png"
 MODULES = ("__init__", "images", "messages", "runtimes")  # of `serving`, that the handler imports
 # int8 and bf16 round. A label may differ from the job's only where the job's first two classes
 # are closer than this, and no probability may be further off than that.
@@ -103,6 +104,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
             "data": {k: v for k, v in dataset.description.items() if k != "skipped"},
             "test": result["variants"][winner]["test"],
             "forms": forms,
+            "golden": _golden(judged, reference, dataset.classes, stage),
         }
         write_json(stage / "model.json", description)
         archive = _archive(stage, Path(work), settings.name, folder.run_id)
@@ -167,6 +169,7 @@ def _write_networks(
     import nncf
     import openvino
 
+    runtimes.core()  # before the cores of the next steps, which are freed
     program = _program(served, train)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No complete tensor found")
@@ -223,6 +226,21 @@ def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> dic
         "agreement": float(1 - differs.mean()),
         "probability_error": float(np.abs(probabilities - expected).max()),
         "margin": float(leads.max(initial=0)),
+    }
+
+
+def _golden(
+    judged: Images, reference: Logits, classes: Sequence[str], stage: Path
+) -> dict[str, Any]:
+    """Stores the picture that the network is surest of; a service is ready when it gets this
+    answer for it."""
+    probabilities = softmax(reference)
+    surest = int(probabilities.max(1).argmax())
+    (stage / GOLDEN).write_bytes(_png(judged.raw(torch.tensor([surest]))[0]))
+    return {
+        "label": classes[int(probabilities[surest].argmax())],
+        "probability": float(probabilities[surest].max()),
+        "tolerance": PROBABILITY_TOLERANCE,
     }
 
 

@@ -1,7 +1,9 @@
 """The network behind one small interface: OpenVINO on a CPU, torch on a GPU."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +45,27 @@ def load_program(path: Path, device: str) -> Predict:
     return predict
 
 
+@functools.cache
+def core() -> Any:
+    """The process's one OpenVINO core, which must never be freed.
+
+    Its CPU plugin gives the thread a signal stack (openvino#11894) and takes it back in its
+    destructor. A second core that is not freed in exactly the opposite order leaves the thread with
+    one that is unmapped, and the next signal that Python should handle kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def load_ir(path: Path, threads: int = 1) -> Predict:
     """The IR on so many threads.
 
     Pinning is off: two workers would otherwise pin to the same core (measured: 31 instead of 55
     images/s with two single-thread workers on two cores).
     """
-    import openvino
-
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-    network = openvino.Core().compile_model(path, "CPU", settings)
+    network = core().compile_model(path, "CPU", settings)
 
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         result: NDArray[np.float32] = network(images)[0]

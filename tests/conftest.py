@@ -1,7 +1,10 @@
 """What tests share: a job small enough for seconds, and the real data where there is some."""
 
+import io
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
-from jobs import config
+from jobs import config, data
+from jobs.runs import RunFolder
 
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
@@ -96,3 +103,46 @@ def stop_when(path: Path, process: subprocess.Popen[str], number: signal.Signals
     process.send_signal(number)
     process.communicate()
     return process.returncode
+
+
+MODEL = "inception_v3_cifar10"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The tiny job's frozen variant, trained until it is sure of itself, and exported."""
+    from jobs import export, pipeline
+
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "exported")
+    resolved = tiny_config(optim={"epochs": 100, "learning_rate": 0.02, "label_smoothing": 0.0})
+    resolved = resolved.model_copy(update={"variants": resolved.variants[2:]})
+    pipeline.run(resolved, folder)
+    export.export(folder, config.Export(calibration_images=20))
+    return folder
+
+
+def classes_of(run: RunFolder) -> list[str]:
+    classes: list[str] = json.loads((run.path / "data.json").read_text())["classes"]
+    return classes
+
+
+def pictures(run: RunFolder, count: int) -> list[bytes]:
+    """The first test pictures as PNG files."""
+    files = []
+    for picture in data.load(run.config().data).test.raw(torch.arange(count)):
+        file = io.BytesIO()
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+def predictions(run: RunFolder, count: int) -> list[str]:
+    """The job's own labels for them."""
+    with np.load(run.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
+        return [classes_of(run)[i] for i in arrays["logits"][:count].argmax(1)]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

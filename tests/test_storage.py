@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sysconfig
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from conftest import job, tiny, tiny_config
+from conftest import free_port, job, tiny, tiny_config
 
 from jobs import config
 from jobs.errors import ConfigurationError, UnavailableError
@@ -21,12 +20,6 @@ from jobs.runs import RunFolder, sha256, write
 from jobs.storage import Storage
 
 KEY, SECRET, BUCKET = "test-key", "test-secret", "runs-of-tests"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
