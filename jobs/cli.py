@@ -108,13 +108,10 @@ def export(
     settings: SetOption = None,
 ) -> None:
     """Pack a finished run's winner as a TorchServe archive, checked against the job."""
-    from jobs import config as configuration
+    resolved, folder = _existing(run_folder, settings)
     from jobs import export as exporting
     from jobs.interruption import graceful
-    from jobs.runs import RunFolder
 
-    folder = RunFolder(run_folder)
-    resolved = configuration.apply(folder.config(), settings or ())
     with graceful():
         print(exporting.export(folder, resolved.export))
 
@@ -125,13 +122,10 @@ def publish(
     settings: SetOption = None,
 ) -> None:
     """Send what S3 lacks of a finished run, as often as needed; --set storage.uri=s3://…"""
-    from jobs import config as configuration
+    resolved, folder = _existing(run_folder, settings)
     from jobs.interruption import graceful
-    from jobs.runs import RunFolder
     from jobs.storage import Storage
 
-    folder = RunFolder(run_folder)
-    resolved = configuration.apply(folder.config(), settings or ())
     with graceful():
         sent = Storage(resolved.storage).publish(folder)
     print(f"{sent} files sent")
@@ -158,3 +152,12 @@ def _open(
     if "/" in run_id or run_id.startswith("."):
         raise typer.BadParameter(f"--run-id {run_id}: a plain name is needed")
     return resolved, RunFolder(out / run_id)
+
+
+def _existing(path: Path, settings: list[str] | None) -> "tuple[Config, RunFolder]":
+    """A run and its configuration, with settings of how it is packed or sent on top."""
+    from jobs import config as configuration
+    from jobs.runs import RunFolder
+
+    folder = RunFolder(path)
+    return configuration.apply(folder.config(), settings or ()), folder

@@ -238,7 +238,7 @@ class RunFolder:
             }
             for path in files
         }
-        manifest = {"run_id": self.run_id, "time": now(), "files": entries}
+        manifest = {"run_id": self.run_id, "started": self.started, "time": now(), "files": entries}
         write_json(self.path / MANIFEST, manifest)
 
 

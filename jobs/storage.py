@@ -5,6 +5,7 @@
 Credentials come from boto3's default chain and never from a configuration file.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,12 +79,10 @@ class Storage:
         manifest = folder.manifest()
         root = "/".join(part for part in (self.prefix, _run_key(folder)) if part)
         with self._explained():
-            published = self._digest_of(f"{root}/{MANIFEST}")
             ours = sha256(folder.path / MANIFEST)
-            if published == ours:
+            if self._digest_of(f"{root}/{MANIFEST}") == ours:
                 return 0
-            if published is not None:
-                raise ConfigurationError(f"{self.uri}: another run is there as {folder.run_id}")
+            self._refuse_another_run(f"{root}/{MANIFEST}", manifest)
             sent = 0
             for name, entry in manifest["files"].items():
                 interruption.check()
@@ -91,6 +90,14 @@ class Storage:
             sent += self._send(folder.path / MANIFEST, f"{root}/{MANIFEST}", ours)
         log(f"published {sent} files to s3://{self.bucket}/{root}")
         return sent
+
+    def _refuse_another_run(self, key: str, manifest: dict[str, Any]) -> None:
+        """A run may be published again after an export; one that only shares its id may not."""
+        if self._digest_of(key) is None:
+            return
+        published = json.load(self.client.get_object(Bucket=self.bucket, Key=key)["Body"])
+        if published["started"] != manifest["started"]:
+            raise ConfigurationError(f"{self.uri}: another run is there as {manifest['run_id']}")
 
     def _send(self, path: Path, key: str, digest: str) -> bool:
         """Uploads a file unless it is there; the server checks every part's SHA-256."""

@@ -141,10 +141,27 @@ def test_another_run_under_the_same_id_is_refused(settings: config.Storage, run:
     run.path.rename(run.path.with_name("same-id"))
     run = RunFolder(run.path.with_name("same-id"))
     Storage(settings).publish(run)
-    write(run.path / "metrics.jsonl", '{"loss": 2.0}\n')
+    (run.path / "environment.json").write_text('[{"time": "2020-01-01T00:00:00+00:00"}]')
     run.write_manifest()
+    client = client_of(settings.endpoint_url or "")
+    day = f"team/runs/dt=2020-01-01/run_id={run.run_id}/manifest.json"
+    other = json.dumps({"started": "2020-01-01T09:00:00+00:00"}).encode()
+    client.put_object(Bucket=BUCKET, Key=day, Body=other, Metadata={"sha256": "0" * 64})
     with pytest.raises(ConfigurationError, match="another run is there as same-id"):
         Storage(settings).publish(run)
+
+
+def test_what_an_export_adds_later_is_published_too(
+    server: str, settings: config.Storage, run: RunFolder
+) -> None:
+    run.path.rename(run.path.with_name("later"))
+    run = RunFolder(run.path.with_name("later"))
+    Storage(settings).publish(run)
+    write(run.path / "model" / "some.mar", b"an archive")
+    run.write_manifest()
+    assert Storage(settings).publish(run) == 2
+    root = f"team/runs/dt={run.started[:10]}/run_id=later"
+    assert f"{root}/model/some.mar" in keys_of(server, root)
 
 
 @pytest.mark.parametrize(
