@@ -189,19 +189,20 @@ def load(settings: config.Data) -> Dataset:
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits positions of `labels` into `count` drawn evenly by class, and the rest; sorted.
+    """Splits positions of `labels` into `count` drawn by class, and the rest; both sorted.
 
-    Every class gives its share to within one image.
+    Every class gives its share to within one image (Hamilton's method of largest remainders).
     """
+    products = labels.bincount() * count
+    quotas = products // max(1, len(labels))
+    largest = (products % max(1, len(labels))).argsort(descending=True, stable=True)
+    quotas[largest[: count - int(quotas.sum())]] += 1
+
     order = torch.randperm(len(labels), generator=generator(seed, count))
-    by_class = labels[order]
-    # The k-th of a class's n images ranks at (k + ½)/n, so any prefix holds every class evenly.
-    rank = torch.empty(len(labels), dtype=torch.float64)
-    for label in by_class.unique():
-        places = (by_class == label).nonzero().squeeze(1)
-        rank[places] = (torch.arange(len(places), dtype=torch.float64) + 0.5) / len(places)
-    order = order[rank.argsort(stable=True)]
-    return order[:count].sort().values, order[count:].sort().values
+    by_class = [order[labels[order] == label][:quota] for label, quota in enumerate(quotas)]
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    drawn[torch.cat(by_class)] = True
+    return drawn.nonzero().squeeze(1), (~drawn).nonzero().squeeze(1)
 
 
 def _subset(images: Images, count: int | None, key: str) -> Images:
