@@ -56,10 +56,12 @@ def test_generated_pictures_depend_on_the_seed_alone() -> None:
     assert first.description["test_digest"] != other.description["test_digest"]
 
 
-def test_the_source_task_and_the_target_task_share_no_picture_and_no_pattern() -> None:
+def test_the_source_task_and_the_target_task_share_no_picture_and_no_hue() -> None:
     source = data.draw_source_task(20, settings())
     assert source.pixels.shape == (20, 3, 75, 75) and source.pixels.dtype == torch.uint8
-    assert not set(data.generated.SOURCE.patterns) & set(data.generated.TARGET.patterns)
+    target = data.load(settings(train_images=20)).train
+    assert not any(torch.equal(a, b) for a in source.pixels for b in target.pixels)
+    assert data.generated.SOURCE.hue_offset != data.generated.TARGET.hue_offset
 
 
 def test_splits_are_disjoint_and_even_by_class() -> None:

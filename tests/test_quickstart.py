@@ -12,7 +12,8 @@ def test_the_quickstart_shows_that_transfer_helps(tmp_path: Path) -> None:
     done = job("run", "--config", "quickstart", "--out", tmp_path, "--run-id", "r")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r" / "comparison.json").read_text())
-    assert result["winner"] == "finetune"
+    assert result["winner"] in ("finetune", "frozen")
     assert "a stand-in for ImageNet" in result["weights"]
-    better = next(p for p in result["pairs"] if {p["a"], p["b"]} == {"finetune", "scratch"})
-    assert better["a"] == "finetune" and better["low"] > 0 and better["p_value"] < 0.05
+    pairs = [p for p in result["pairs"] if {p["a"], p["b"]} == {result["winner"], "scratch"}]
+    assert pairs[0]["a"] == result["winner"], "pairs are ordered by validation accuracy"
+    assert pairs[0]["low"] > 0 and pairs[0]["p_value"] < 0.05
