@@ -35,7 +35,8 @@ clean: ## remove the environment, caches and built files; runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One environment for everything: the tests' packages are added to what `make run` installed.
+# One environment for everything: the tests' packages are added to what `make run` installed. But for
+# checkov, which insists on an older boto3.
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
@@ -43,6 +44,8 @@ $(VENV)/.run: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(PYTHON) -m venv $(VENV)/checkov
+	$(VENV)/checkov/bin/python -m pip install --quiet 'checkov>=3.3,<4'
 	@touch $@
 
 $(VENV)/.uv: $(VENV)/.test
