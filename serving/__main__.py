@@ -6,8 +6,9 @@ Exit codes: 0 drained after SIGTERM · 1 a child died · 2 settings · 3 no mode
 import os
 import sys
 
+from serving.archive import ModelError
 from serving.settings import SettingsError, from_environment
-from serving.supervisor import ModelError, Supervisor
+from serving.supervisor import Supervisor
 
 
 def main() -> int:
