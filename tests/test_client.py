@@ -105,18 +105,9 @@ def read(terminal: int) -> bytes:
 def command_process(
     address: str, *arguments: str | Path, stdout: int, stderr: int
 ) -> subprocess.Popen[str]:
+    options = ("--url", address, "--model", MODEL)
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "serving",
-            "predict",
-            "--url",
-            address,
-            "--model",
-            MODEL,
-            *arguments,
-        ],
+        [sys.executable, "-m", "serving", "predict", *options, *arguments],
         cwd=ROOT,
         stdout=stdout,
         stderr=stderr,
