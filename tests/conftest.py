@@ -133,12 +133,10 @@ def archive(exported: RunFolder) -> Path:
 @pytest.fixture(scope="session")
 def service(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
     """One that all tests share which leave it as it is."""
-    from service import start, stop
+    from service import running
 
-    service = start(archive, tmp_path_factory.mktemp("service") / "state")
-    service.wait_until_ready()
-    yield service
-    assert stop(service) == 0
+    with running(archive, tmp_path_factory.mktemp("service") / "state") as service:
+        yield service
 
 
 def classes_of(run: RunFolder) -> list[str]:
