@@ -21,6 +21,8 @@ from PIL import Image
 from jobs import config, data
 from jobs.runs import RunFolder
 
+pytest_plugins = ["object_store"]
+
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
