@@ -110,8 +110,13 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self.listener.accept()
-                server = socket.create_connection(("127.0.0.1", self.target))
-                self.sockets += [client, server]
+                self.sockets.append(client)
+                try:
+                    server = socket.create_connection(("127.0.0.1", self.target))
+                except OSError:  # it is down
+                    client.close()
+                    continue
+                self.sockets.append(server)
                 for pair in ((client, server, True), (server, client, False)):
                     threading.Thread(target=self._pass, args=pair, daemon=True).start()
 

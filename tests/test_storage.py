@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -333,14 +334,14 @@ def test_a_server_killed_in_the_middle_of_an_upload_loses_nothing(
     proxy = Proxy(store.address)
     try:
         settings = settings_of(proxy.address, "team").model_copy(update={"attempts": 10})
-        publishing_thread = threading.Thread(target=publish, args=(Storage(settings), run))
-        publishing_thread.start()
-        while proxy.passed < 40 * MIB:
-            assert publishing_thread.is_alive()
-            time.sleep(0.005)
-        store.kill()
-        store.start()
-        publishing_thread.join()
+        with ThreadPoolExecutor() as threads:
+            published = threads.submit(publish, Storage(settings), run)
+            while proxy.passed < 40 * MIB:
+                assert not published.done(), published.result()
+                time.sleep(0.005)
+            store.kill()
+            store.start()
+            assert published.result() == 5
         assert_whole(store, settings, run)
         assert not uploads(store, settings)
     finally:
@@ -357,7 +358,7 @@ def test_a_publisher_killed_anywhere_is_finished_by_the_next(
     store: ObjectStore, settings: config.Storage, tmp_path: Path
 ) -> None:
     """30 kills at random moments; at none of them is there a manifest without its files."""
-    run = finished_run(tmp_path / "some-run", 40 * MIB)
+    run = finished_run(tmp_path / "some-run", 18 * MIB)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["jobs.publishing", "test_storage"])
 
