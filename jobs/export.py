@@ -47,7 +47,8 @@ Handle = Callable[[list[dict[str, bytes]]], list[dict[str, Any]]]
 BATCH = 8  # pictures at a time, here and in calibration
 MAX_BATCH = 1024
 GOLDEN = "golden.png"
-MODULES = ("__init__", "images", "messages", "runtimes")  # of `serving`, that the handler imports
+# Of `serving`, what the handler imports.
+MODULES = ("__init__", "images", "messages", "metrics", "runtimes")
 # int8 and bf16 round. A label may differ from the job's only where the job's first two classes
 # are closer than this, and no probability may be further off than that.
 LABEL_MARGIN = 0.2
@@ -256,7 +257,7 @@ def _archive(stage: Path, work: Path, name: str, version: str) -> Path:
         file = f"{module}.py"
         (stage / "serving" / file).write_bytes((source / file).read_bytes())
     settings = work / "model-config.yaml"
-    settings.write_text(yaml.safe_dump({"minWorkers": 1, "batchSize": BATCH, "maxBatchDelay": 5}))
+    settings.write_text(yaml.safe_dump({"batchSize": BATCH, "maxBatchDelay": 5}))
     out = work / "out"
     out.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging"]
@@ -317,7 +318,10 @@ def unpacked(archive: Path) -> Iterator[tuple[Path, Handle]]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         handler = module.Handler()
-        context = SimpleNamespace(system_properties={"model_dir": name, "gpu_id": None})
+        properties = {"model_dir": name, "gpu_id": None}
+        context = SimpleNamespace(
+            system_properties=properties, metrics=None, get_request_header=lambda *_: None
+        )
         handler.initialize(context)
         yield Path(name), lambda rows: handler.handle(rows, context)
 

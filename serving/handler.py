@@ -4,15 +4,22 @@ Everything it needs lies beside it in the archive, this package's modules includ
 """
 
 import json
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from serving import runtimes
 from serving.images import ImageError, decode, to_pixels
-from serving.messages import Request, RequestError, answer, failure, parse, softmax
+from serving.messages import Picture, Request, RequestError, answer, failure, parse, softmax
+from serving.metrics import Meter, seconds_since
+
+logger = logging.getLogger(__name__)
+Read = tuple[Request, list[NDArray[np.uint8]]]
 
 
 class Handler:
@@ -26,34 +33,79 @@ class Handler:
         self.classes: list[str] = description["classes"]
         self.size: tuple[int, int] = tuple(description["image_size"])
         self.model = {key: description[key] for key in ("name", "version")}
-        self.predict = runtimes.load(folder, context.system_properties.get("gpu_id"))
+        self.predict = runtimes.load(folder, context.system_properties.get("gpu_id"), self.size)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
-        """An answer for every row; those that cannot be answered get the status 400."""
-        requests = [self._read(row) for row in rows]
-        arrays = [
-            a for request in requests if not isinstance(request, Exception) for a in request[1]
-        ]
-        results = iter(softmax(self.predict(np.stack(arrays))) if arrays else ())
-        answers = []
-        for index, request in enumerate(requests):
-            if not isinstance(request, Exception):
-                answers.append(self._answer(request[0], [next(results) for _ in request[1]]))
+        """An answer for every row; a status of 400 or 500 goes with those that are none."""
+        meter = Meter(context.metrics, self.model["name"])
+        try:
+            return self._handle(rows, context, meter)
+        except Exception as error:
+            logger.exception("a batch failed")  # TorchServe would call it 503, as if it were busy
+            return [_refusal(error, index, context, meter) for index in range(len(rows))]
+
+    def _handle(
+        self, rows: list[dict[str, Any]], context: Any, meter: Meter
+    ) -> list[dict[str, Any]]:
+        read = []
+        for index, row in enumerate(rows):
+            waited = seconds_since(context.get_request_header(index, "X-Request-Start"))
+            if waited is not None:
+                meter.observe("queue_seconds", waited)
+            read.append(self._read(row, context.get_request_header(index, "X-Top"), meter))
+        arrays = [array for item in read if not isinstance(item, Exception) for array in item[1]]
+        probabilities = self._infer(arrays, meter)
+        answers, done = [], 0
+        for index, item in enumerate(read):
+            if isinstance(item, Exception):
+                answers.append(_refusal(item, index, context, meter))
             else:
-                code = "bad_image" if isinstance(request, ImageError) else "bad_request"
-                context.set_response_status(400, "Bad Request", index)
-                answers.append(failure(code, str(request)))
+                request, pixels = item
+                its_own = probabilities[done : done + len(pixels)]
+                done += len(pixels)
+                answers.append(answer(request, its_own, self.classes, self.model))
         return answers
 
     def _read(
-        self, row: dict[str, Any]
-    ) -> tuple[Request, list[NDArray[np.uint8]]] | ImageError | RequestError:
+        self, row: dict[str, Any], top: str | None, meter: Meter
+    ) -> Read | ImageError | RequestError:
+        start = time.perf_counter()
         try:
-            request = parse(row)
-            return request, [to_pixels(decode(data), self.size) for data in request.pictures]
+            request = parse(row, top)
+            return request, [self._pixels(picture) for picture in request.pictures]
         except (ImageError, RequestError) as error:
             return error
+        finally:
+            meter.observe("decode_seconds", time.perf_counter() - start)
 
-    def _answer(self, request: Request, probabilities: list[NDArray[np.float32]]) -> dict[str, Any]:
-        answers = [answer(row, self.classes, self.model) for row in probabilities]
-        return {"predictions": answers} if request.many else answers[0]
+    def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
+        if isinstance(picture, bytes):
+            return to_pixels(decode(picture), self.size)
+        if picture.shape[1:] == self.size:
+            return picture
+        return to_pixels(Image.fromarray(picture.transpose(1, 2, 0)), self.size)
+
+    def _infer(self, arrays: list[NDArray[np.uint8]], meter: Meter) -> NDArray[np.float32]:
+        """Probabilities, float32 [N, C], of pictures uint8 [3, H, W]."""
+        if not arrays:
+            return np.zeros((0, len(self.classes)), np.float32)
+        start = time.perf_counter()
+        probabilities = softmax(self.predict(np.stack(arrays)))
+        meter.observe("inference_seconds", time.perf_counter() - start)
+        meter.observe("batch_size", len(arrays))
+        for row in probabilities:
+            meter.observe("confidence", float(row.max()))
+            meter.count("predictions_total", self.classes[int(row.argmax())])
+        return probabilities
+
+
+def _refusal(error: Exception, index: int, context: Any, meter: Meter) -> dict[str, Any]:
+    if isinstance(error, ImageError | RequestError):
+        code = "bad_image" if isinstance(error, ImageError) else "bad_request"
+        status, message = 400, str(error)
+    else:
+        code, status, message = "internal", 500, "it went wrong here"
+    context.set_response_status(status, code, index)
+    context.set_response_header(index, "X-Refusal", code)  # by which the gateway knows it for ours
+    meter.count("refusals_total", code)
+    return failure(code, message)

@@ -1,67 +1,200 @@
-"""What clients send and what they get back, apart from HTTP and from any model."""
+"""What clients send and what they get back, apart from HTTP and from any model.
+
+A request is a raw picture, a multipart upload, or JSON: `{"b64": …}`, KServe's V1
+`{"instances": [{"b64": …}]}`, or V2 of the Open Inference Protocol with one input tensor, either
+BYTES (base64 of whole pictures) or UINT8 [N, 3, H, W] (pixels).
+"""
 
 import base64
 import binascii
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.images import MAX_PIXELS
+
 TOP = 5
+MAX_PICTURES = 64  # in one request, so that none occupies the service for long
 
 
 class RequestError(ValueError):
     """A request that cannot be answered; becomes the status 400 for its sender alone."""
 
 
+class Form(Enum):
+    """How the answer is put together; the request's own form decides."""
+
+    ONE = "one"
+    V1 = "v1"
+    V2 = "v2"
+
+
+Picture = bytes | NDArray[np.uint8]
+"""A file as it was sent, or its pixels, uint8 [3, H, W]."""
+
+
 @dataclass(frozen=True)
 class Request:
-    pictures: list[bytes]
-    many: bool = False
-    """Whether it came as `instances` and is answered with `predictions`, one for each."""
+    pictures: Sequence[Picture]
+    form: Form = Form.ONE
+    top: int = TOP
+    id: str | None = None
+    """Given by V2's clients, and given back to them."""
 
 
-def parse(row: Mapping[str, Any]) -> Request:
+def parse(row: Mapping[str, Any], top: str | None = None) -> Request:
     """Reads one TorchServe row.
 
     Args:
-        row: `body` or `data` with raw bytes (a plain upload or a multipart field), or with the
-            parsed JSON `{"b64": …}` or `{"instances": [{"b64": …}, …]}` (KServe v1).
+        row: the bytes of `body`, or of a multipart upload's only part.
+        top: how many classes the answer is to name, as the client wrote it.
 
     Raises:
-        RequestError: none of these.
+        RequestError: it is none of the forms above.
     """
-    body = row.get("body", row.get("data"))
-    if isinstance(body, bytes | bytearray):
-        return Request([bytes(body)])
-    if isinstance(body, Mapping) and "b64" in body:
-        return Request([_decoded(body)])
-    if isinstance(body, Mapping) and isinstance(body.get("instances"), list):
-        if not body["instances"]:
-            raise RequestError("instances: at least one is needed")
-        return Request([_decoded(instance) for instance in body["instances"]], many=True)
-    raise RequestError('send a picture, {"b64": …} or {"instances": [{"b64": …}]}')
+    count = _top(top) if top else TOP
+    content = _content(row)
+    if isinstance(content, bytes):
+        return Request([content], top=count)
+    if "inputs" in content:
+        return _parse_v2(content, count)
+    if "instances" in content:
+        return Request(_list_of(content["instances"], "instances"), Form.V1, count)
+    if "b64" in content:
+        return Request([_decoded(content["b64"])], top=count)
+    raise RequestError('send a picture, {"b64": …}, {"instances": [{"b64": …}]} or {"inputs": …}')
 
 
-def _decoded(instance: Any) -> bytes:
-    text = instance.get("b64") if isinstance(instance, Mapping) else None
+def _content(row: Mapping[str, Any]) -> bytes | Mapping[str, Any]:
+    """A file, or JSON that was read; a TorchServe that is not ours may have read it already."""
+    only = next(iter(row.values())) if len(row) == 1 else None
+    body = row.get("body", only)
+    if isinstance(body, Mapping):
+        return body
+    if not isinstance(body, bytes | bytearray):
+        raise RequestError("one picture is needed; several go into JSON as instances")
+    if body.lstrip()[:1] != b"{":  # which no picture starts with
+        return bytes(body)
+    try:
+        content: dict[str, Any] = json.loads(body)
+        return content
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"not JSON: {error}") from None
+
+
+def _top(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= 1000:
+        raise RequestError(f"top={text[:20]}: a number from 1 to 1000 is needed")
+    return int(text[:9])
+
+
+def _list_of(instances: Any, name: str) -> list[Picture]:
+    if not isinstance(instances, list) or not 1 <= len(instances) <= MAX_PICTURES:
+        raise RequestError(f"{name}: a list of 1 to {MAX_PICTURES} is needed")
+    if not all(isinstance(instance, dict) and "b64" in instance for instance in instances):
+        raise RequestError(f'{name}: each is an object {{"b64": "…"}}')
+    return [_decoded(instance["b64"]) for instance in instances]
+
+
+def _decoded(text: Any) -> bytes:
     if not isinstance(text, str):
-        raise RequestError('every instance is an object {"b64": "…"}')
+        raise RequestError("b64: a string is needed")
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except (binascii.Error, ValueError) as error:
         raise RequestError(f"b64: {error}") from None
 
 
+def _parse_v2(content: Mapping[str, Any], top: int) -> Request:
+    """https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol"""
+    inputs = content["inputs"]
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise RequestError("inputs: a list of one tensor is needed")
+    tensor = inputs[0]
+    shape, data = tensor.get("shape"), tensor.get("data")
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+        raise RequestError("shape: a list of positive numbers is needed")
+    if not shape or shape[0] > MAX_PICTURES:
+        raise RequestError(f"shape: 1 to {MAX_PICTURES} pictures are needed")
+    if not isinstance(data, list):
+        raise RequestError("data: a list is needed")
+    readers = {"BYTES": _bytes_tensor, "UINT8": _uint8_tensor}
+    if tensor.get("datatype") not in readers:
+        raise RequestError("datatype: BYTES (base64 of a picture) or UINT8 (pixels) is needed")
+    identity = content.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise RequestError("id: a string is needed")
+    return Request(readers[tensor["datatype"]](shape, data), Form.V2, top, identity)
+
+
+def _bytes_tensor(shape: list[int], data: list[Any]) -> list[Picture]:
+    if len(data) != math.prod(shape) or len(data) != shape[0]:
+        raise RequestError(f"shape: {shape} does not fit the {len(data)} pictures of data")
+    return [_decoded(text) for text in data]
+
+
+def _uint8_tensor(shape: list[int], data: list[Any]) -> list[Picture]:
+    if len(shape) != 4 or shape[1] != 3:
+        raise RequestError(f"shape: [N, 3, height, width] is needed, not {shape}")
+    if shape[2] * shape[3] > MAX_PIXELS:
+        raise RequestError(f"shape: over {MAX_PIXELS:,} pixels")
+    try:
+        values = np.asarray(data).reshape(shape)
+    except ValueError:
+        raise RequestError(f"data: {shape} does not fit it") from None
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+        raise RequestError("data: whole numbers from 0 to 255 are needed")
+    return list(values.astype(np.uint8))
+
+
 def answer(
-    probabilities: NDArray[np.float32], classes: Sequence[str], model: Mapping[str, str]
+    request: Request,
+    probabilities: NDArray[np.float32],
+    classes: Sequence[str],
+    model: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The prediction for one picture from its probabilities, float32 [C]."""
-    order = np.argsort(-probabilities, kind="stable")[:TOP]
-    top = [{"label": classes[i], "probability": float(probabilities[i])} for i in order]
-    return {**top[0], "top": top, "model": dict(model)}
+    """The answer to a request from its pictures' probabilities, float32 [N, C]."""
+    if request.form is Form.V2:
+        return _answer_v2(request, probabilities, classes, model)
+    answers = [_prediction(row, classes, model, request.top) for row in probabilities]
+    return {"predictions": answers} if request.form is Form.V1 else answers[0]
+
+
+def _prediction(
+    probabilities: NDArray[np.float32], classes: Sequence[str], model: Mapping[str, str], top: int
+) -> dict[str, Any]:
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    entries = [{"label": classes[i], "probability": float(probabilities[i])} for i in order]
+    return {**entries[0], "top": entries, "model": dict(model)}
+
+
+def _answer_v2(
+    request: Request,
+    probabilities: NDArray[np.float32],
+    classes: Sequence[str],
+    model: Mapping[str, str],
+) -> dict[str, Any]:
+    labels = [classes[i] for i in probabilities.argmax(1)]
+    result = {
+        "model_name": model["name"],
+        "model_version": model["version"],
+        "outputs": [
+            {"name": "label", "datatype": "BYTES", "shape": [len(labels)], "data": labels},
+            {
+                "name": "probabilities",
+                "datatype": "FP32",
+                "shape": list(probabilities.shape),
+                "data": probabilities.ravel().tolist(),
+            },
+        ],
+    }
+    return result if request.id is None else {**result, "id": request.id}
 
 
 def failure(code: str, message: str) -> dict[str, Any]:

@@ -13,35 +13,51 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 PROGRAM = "network.pt2"  # torch.export; the reference, and what a GPU runs
 IR = "network.xml"  # OpenVINO; what a CPU runs
+CHUNK = 32  # pictures that the network takes at once
 
 
-def load(folder: Path, gpu: int | None) -> Predict:
-    """The network of an unpacked archive.
+def load(folder: Path, gpu: int | None, size: tuple[int, int]) -> Predict:
+    """The network of an unpacked archive, ready for batches of any size.
 
     Args:
         gpu: its number, or None for the CPU.
+        size: height and width of the pictures that will come.
     """
-    return (
-        load_program(folder / PROGRAM, f"cuda:{gpu}") if gpu is not None else load_ir(folder / IR)
-    )
+    if gpu is None:
+        return in_chunks(load_ir(folder / IR), CHUNK)
+    return in_chunks(load_compiled(folder / PROGRAM, f"cuda:{gpu}", size), CHUNK)
 
 
-def load_program(path: Path, device: str) -> Predict:
-    """The exported program: float32 on a CPU, bf16 and channels-last on a GPU."""
+def in_chunks(predict: Predict, size: int) -> Predict:
+    """Bounds the memory of a call, whatever the number of pictures."""
+
+    def predict_all(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        chunks = [predict(images[i : i + size]) for i in range(0, len(images), size)]
+        return np.concatenate(chunks)
+
+    return predict_all
+
+
+def load_compiled(path: Path, device: str, size: tuple[int, int], chunk: int = CHUNK) -> Predict:
+    """The exported program in bf16 and channels-last, compiled and warmed for batches to `chunk`.
+
+    One graph serves all sizes; only a single picture would want its own, so it gets company.
+    """
     import torch
 
-    network = torch.export.load(path).module().to(device)
-    is_gpu = device.startswith("cuda")
-    if is_gpu:
-        network = network.to(memory_format=torch.channels_last)
+    program = torch.export.load(path).module().to(device).to(memory_format=torch.channels_last)
+    network = torch.compile(program, dynamic=True)
 
     @torch.inference_mode()
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.autocast("cuda", torch.bfloat16, enabled=is_gpu):
-            logits = network(torch.from_numpy(images).to(device))
-        result: NDArray[np.float32] = logits.float().cpu().numpy()
+        batch = torch.from_numpy(images if len(images) > 1 else images.repeat(2, axis=0))
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            logits = network(batch.to(device))
+        result: NDArray[np.float32] = logits.float().cpu().numpy()[: len(images)]
         return result
 
+    for count in range(1, chunk + 1):
+        predict(np.zeros((count, 3, *size), np.uint8))
     return predict
 
 

@@ -1,16 +1,24 @@
-"""What the service can be told, by environment variables; unknown ones are refused."""
+"""What the service can be told: by environment variables, and by a YAML file underneath them.
 
-import os
+Unknown names are refused, in both. `SERVING_CONFIG` names the file; its keys are the fields below.
+"""
+
 from collections.abc import Mapping
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serving import processes
+
 PREFIX = "SERVING_"
+Port = Annotated[int, Field(ge=1, le=65535)]
+Positive = Annotated[int, Field(gt=0)]
 
 
 class SettingsError(ValueError):
-    """The environment does not make a service; the message says what to change."""
+    """The settings do not make a service; the message says what to change."""
 
 
 class Settings(BaseModel):
@@ -19,25 +27,36 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_uri: str
-    """The archive to serve, a path; also read from MODEL_URI."""
+    """The archive to serve, as serving/fetch.py reads it; also read from MODEL_URI."""
     model_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Its digest; another archive is then refused."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 8080
-    metrics_port: Annotated[int, Field(ge=1, le=65535)] = 8082
-    workers: Annotated[int, Field(gt=0)] = len(os.sched_getaffinity(0))
-    """Processes that run the network, one thread each."""
-    max_body_bytes: Annotated[int, Field(gt=0)] = 10_000_000
+    """Its digest; another archive is then refused. Needed for http(s)://… and s3://….mar."""
+    port: Port = 8080
+    """Where predictions are asked for."""
+    metrics_port: Port = 8082
+    """Where Prometheus asks; not for the outside."""
+    workers: Positive = Field(default_factory=lambda: processes.gpus() or processes.cores())
+    """Processes that run the network: one for each GPU, or one of a single thread for each core."""
+    queue_size: Positive = 100
+    """Requests that may wait for a worker; further ones are answered 503 with Retry-After."""
+    response_seconds: Positive = 60
+    """A worker that takes longer over a batch is replaced."""
+    max_body_bytes: Positive = 10_000_000
+    """Larger requests are answered 413."""
+    api_keys: str = ""
+    """Bearer keys, separated by commas, one of which every prediction must then bring."""
+    api_keys_file: Path | None = None
+    """… or a file of them, one a line, which is read again when it changes."""
     endpoint_seconds: Annotated[float, Field(ge=0)] = 5
     """After SIGTERM, how long requests are still taken while load balancers learn of it."""
-    drain_seconds: Annotated[int, Field(gt=0)] = 30
+    drain_seconds: Positive = 30
     """… and then how long those in flight may take."""
-    state_dir: str | None = None
+    state_dir: Path | None = None
     """The one directory that is written to; a temporary one when absent."""
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Raises:
-    SettingsError: a variable is missing, unknown or out of range.
+    SettingsError: a setting is missing, unknown or out of range, or the file cannot be read.
     """
     given = {
         name.removeprefix(PREFIX).lower(): value
@@ -46,9 +65,21 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     }
     if "MODEL_URI" in environment:
         given.setdefault("model_uri", environment["MODEL_URI"])
+    below = _read(Path(given.pop("config"))) if "config" in given else {}
     try:
-        return Settings.model_validate(given)
+        return Settings.model_validate({**below, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        name = PREFIX + str(first["loc"][0]).upper()
-        raise SettingsError(f"{name}: {first['msg']}") from None
+        name = str(first["loc"][0])
+        where = name if name in below and name not in given else PREFIX + name.upper()
+        raise SettingsError(f"{where}: {first['msg']}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"SERVING_CONFIG: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"SERVING_CONFIG: {path} is not a mapping of settings")
+    return content

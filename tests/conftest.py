@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
@@ -20,6 +21,9 @@ from PIL import Image
 
 from jobs import config, data
 from jobs.runs import RunFolder
+
+if TYPE_CHECKING:
+    from service import Service
 
 pytest_plugins = ["object_store"]
 
@@ -121,6 +125,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     pipeline.run(resolved, folder)
     export.export(folder, config.Export(calibration_images=20))
     return folder
+
+
+@pytest.fixture(scope="session")
+def archive(exported: RunFolder) -> Path:
+    return exported.path / "model" / f"{MODEL}.mar"
+
+
+@pytest.fixture(scope="session")
+def service(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
+    """One that all tests share which leave it as it is."""
+    from service import running
+
+    with running(archive, tmp_path_factory.mktemp("service") / "state") as service:
+        yield service
 
 
 def classes_of(run: RunFolder) -> list[str]:

@@ -115,7 +115,14 @@ class Context(SimpleNamespace):
     """What the handler uses of TorchServe's context."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(system_properties={"model_dir": str(folder), "gpu_id": None}, statuses={})
+        properties = {"model_dir": str(folder), "gpu_id": None}
+        super().__init__(system_properties=properties, statuses={}, refusals={}, metrics=None)
+
+    def get_request_header(self, index: int, name: str) -> str | None:
+        return None
+
+    def set_response_header(self, index: int, name: str, value: str) -> None:
+        self.refusals[index] = value
 
     def set_response_status(self, code: int, phrase: str, index: int) -> None:
         self.statuses[index] = code

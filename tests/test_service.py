@@ -1,100 +1,27 @@
-"""The service as it runs: supervisor, TorchServe and Caddy, over HTTP."""
+"""The service as it runs: it answers rightly, refuses clearly, drains, and dies with a part."""
 
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-import urllib.error
 import urllib.request
+import zipfile
 from base64 import b64encode
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, ROOT, classes_of, free_port, pictures, predictions
+from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
+from service import Service, get, load, run_all, running
 
 from jobs.runs import RunFolder, sha256
+from serving.archive import ModelError, open_model
 from serving.settings import SettingsError, from_environment
-from serving.supervisor import ModelError, open_model
-
-FAST = {"SERVING_ENDPOINT_SECONDS": "1", "SERVING_WORKERS": "2"}
-
-
-@dataclass
-class Service:
-    process: subprocess.Popen[bytes]
-    address: str
-    metrics: str
-    log: Path
-
-    def events(self) -> list[dict[str, Any]]:
-        """What the supervisor has said so far."""
-        lines = self.log.read_text().splitlines()
-        return [json.loads(line) for line in lines if '"logger": "supervisor"' in line]
-
-    def wait_until_ready(self, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while get(f"{self.address}/readyz")[0] != 200:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
-            time.sleep(0.1)
-
-    def predict(self, body: bytes, kind: str = "image/png") -> tuple[int, dict[str, Any]]:
-        return get(f"{self.address}/predictions/{MODEL}", body, kind)
-
-
-def get(url: str, body: bytes | None = None, kind: str = "image/png") -> tuple[int, dict[str, Any]]:
-    """Status and JSON; status 0 where there was no answer at all."""
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": kind})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
-    except OSError:
-        return 0, {}
-
-
-def start(archive: Path, folder: Path, **environment: str) -> Service:
-    folder.mkdir(parents=True)
-    port, metrics = free_port(), free_port()
-    variables = {**os.environ, **FAST, "MODEL_URI": str(archive), **environment}
-    variables |= {"SERVING_PORT": str(port), "SERVING_METRICS_PORT": str(metrics)}
-    variables |= {"SERVING_STATE_DIR": str(folder)}
-    log = folder / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serving"], cwd=ROOT, env=variables, stdout=file, stderr=file
-        )
-    return Service(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", log)
-
-
-def stop(service: Service) -> int:
-    service.process.send_signal(signal.SIGTERM)
-    return service.process.wait(60)
-
-
-@pytest.fixture(scope="module")
-def archive(exported: RunFolder) -> Path:
-    return exported.path / "model" / f"{MODEL}.mar"
-
-
-@pytest.fixture(scope="module")
-def service(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = start(archive, tmp_path_factory.mktemp("service") / "state")
-    service.wait_until_ready()
-    yield service
-    if service.process.poll() is None:
-        assert stop(service) == 0
 
 
 def test_it_answers_with_the_jobs_predictions(service: Service, exported: RunFolder) -> None:
@@ -127,11 +54,11 @@ def test_it_reads_what_people_send(service: Service, exported: RunFolder) -> Non
     ("path", "body", "status", "code"),
     [
         (f"/predictions/{MODEL}", b"no picture", 400, "bad_image"),
-        (f"/predictions/{MODEL}", b"\x00" * 10_000_001, 413, "http_413"),
-        (f"/predictions/{MODEL}", None, 405, "http_405"),
-        ("/predictions/another", b"x", 404, "http_404"),
-        ("/models", None, 404, "http_404"),
-        ("/api-description", None, 404, "http_404"),
+        (f"/predictions/{MODEL}", b"\x00" * 10_000_001, 413, "too_large"),
+        (f"/predictions/{MODEL}", None, 405, "method_not_allowed"),
+        ("/predictions/another", b"x", 404, "not_found"),
+        ("/models", None, 404, "not_found"),
+        ("/api-description", None, 404, "not_found"),
     ],
     ids=["text", "large", "get", "unknown model", "management", "torchserve's own"],
 )
@@ -160,13 +87,6 @@ def test_a_hundred_clients_with_good_and_bad_pictures_get_what_is_theirs(
     assert not wrong
 
 
-def run_all(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 def test_live_ready_and_metrics(service: Service) -> None:
     assert get(f"{service.address}/livez")[0] == 200
     assert get(f"{service.address}/readyz")[0] == 200
@@ -178,51 +98,37 @@ def test_sigterm_under_load_fails_no_request(
     archive: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
     """Clients send until the listener is gone, which is when a load balancer would have left."""
-    service = start(archive, tmp_path / "state")
-    service.wait_until_ready()
-    picture = pictures(exported, 1)[0]
-    statuses: Counter[int] = Counter()
-    leaving = threading.Event()
-
-    def client() -> None:
-        while not leaving.is_set():
-            statuses[service.predict(picture)[0]] += 1
-
-    threads = [threading.Thread(target=client) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    while statuses.total() < 200:
-        time.sleep(0.05)
-    service.process.send_signal(signal.SIGTERM)
-    while not any(event["event"] == "draining" for event in service.events()):
-        time.sleep(0.02)
-    assert get(f"{service.address}/readyz")[0] == 503
-    before = statuses.total()
-    time.sleep(0.7)  # within endpoint_seconds: requests are still answered
-    leaving.set()
-    for thread in threads:
-        thread.join()
-    assert service.process.wait(60) == 0
+    file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    with running(archive, tmp_path / "state") as service:
+        with load(service, file, label, clients=8) as statuses:
+            while statuses.total() < 200:
+                time.sleep(0.05)
+            service.process.send_signal(signal.SIGTERM)
+            while not any(event["event"] == "draining" for event in service.events()):
+                time.sleep(0.02)
+            assert get(f"{service.address}/readyz")[0] == 503
+            before = statuses.total()
+            time.sleep(0.7)  # within endpoint_seconds: requests are still answered
+        assert service.process.wait(60) == 0
     assert statuses.total() > before
     assert set(statuses) == {200}, statuses
 
 
 def test_a_dead_child_ends_the_service(archive: Path, tmp_path: Path) -> None:
-    service = start(archive, tmp_path / "state")
-    service.wait_until_ready()
-    found = subprocess.run(
-        ["pgrep", "-P", str(service.process.pid), "-f", "caddy"], capture_output=True, check=True
-    )
-    os.kill(int(found.stdout), signal.SIGKILL)
-    assert service.process.wait(30) == 1
-    assert service.events()[-1]["child"] == "gateway"
+    with running(archive, tmp_path / "state") as service:
+        found = subprocess.run(
+            ["pgrep", "-P", str(service.process.pid), "-f", "caddy"],
+            capture_output=True,
+            check=True,
+        )
+        os.kill(int(found.stdout), signal.SIGKILL)
+        assert service.process.wait(30) == 1
+        assert service.events()[-1]["child"] == "gateway"
 
 
 def test_two_services_share_a_machine(archive: Path, service: Service, tmp_path: Path) -> None:
-    second = start(archive, tmp_path / "state")
-    second.wait_until_ready()
-    assert get(f"{service.address}/readyz")[0] == 200
-    assert stop(second) == 0
+    with running(archive, tmp_path / "state"):
+        assert get(f"{service.address}/readyz")[0] == 200
     assert get(f"{service.address}/readyz")[0] == 200
 
 
@@ -238,12 +144,21 @@ def test_archives_that_are_not_what_they_should_be_are_refused(
     cases |= {"changed.mar": "damaged|not a model archive"}
     for name, complaint in cases.items():
         with pytest.raises(ModelError, match=complaint):
-            open_model(from_environment({"MODEL_URI": str(tmp_path / name)}))
-    right = {"MODEL_URI": str(archive), "SERVING_MODEL_SHA256": sha256(archive)}
-    assert open_model(from_environment(right)).name == MODEL
-    wrong = {**right, "SERVING_MODEL_SHA256": "0" * 64}
+            open_model(tmp_path / name)
+    assert open_model(archive, sha256(archive)).name == MODEL
     with pytest.raises(ModelError, match="its SHA-256 is"):
-        open_model(from_environment(wrong))
+        open_model(archive, "0" * 64)
+
+
+def test_an_archive_that_would_unpack_beside_its_folder_is_refused(
+    archive: Path, tmp_path: Path
+) -> None:
+    evil = tmp_path / "evil.mar"
+    shutil.copy(archive, evil)
+    with zipfile.ZipFile(evil, "a") as file:
+        file.writestr("../outside.py", "")
+    with pytest.raises(ModelError, match=r"\.\./outside.py would be unpacked outside"):
+        open_model(evil)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""What the supervisor answers itself, on loopback behind the gateway: health, keys, descriptions.
+
+Predictions do not come this way, but for the question whether they bring a valid key.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import json
+import secrets
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serving.archive import Model
+from serving.messages import failure
+from serving.settings import Settings, SettingsError
+
+NAME = "inception-transfer"
+OPENAPI = Path(__file__).parent / "gateway" / "openapi.yaml"
+
+Answer = tuple[int, dict[str, Any]]
+
+
+class Keys:
+    """The bearer keys that are valid now."""
+
+    def __init__(self, settings: Settings) -> None:
+        """
+        Raises:
+            SettingsError: the file of keys cannot be read.
+        """
+        self.file, self.read_at = settings.api_keys_file, 0.0
+        self.own = secrets.token_urlsafe()
+        """The supervisor's, for the golden picture."""
+        self.given = _digests(settings.api_keys.split(","))
+        self.in_file: list[bytes] = []
+        self.required = bool(self.given) or self.file is not None
+        self.given += _digests([self.own])
+        try:
+            self._refresh()
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"SERVING_API_KEYS_FILE: {error}") from None
+
+    def accept(self, header: str) -> bool:
+        """Whether an Authorization header brings one; takes the same time for every wrong one."""
+        with contextlib.suppress(OSError, ValueError):  # a file that is gone changes no keys
+            self._refresh()
+        scheme, _, key = header.partition(" ")
+        digest = hashlib.sha256(key.strip().encode()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self.given + self.in_file]
+        return scheme.lower() == "bearer" and any(matches)
+
+    def _refresh(self) -> None:
+        """Keys change without a restart: Kubernetes swaps the files of a mounted Secret."""
+        if self.file is not None and (changed := self.file.stat().st_mtime) != self.read_at:
+            self.in_file = _digests(self.file.read_text().splitlines())
+            self.read_at = changed
+
+
+def _digests(keys: list[str]) -> list[bytes]:
+    """Equal lengths make the comparison's time say nothing about a key."""
+    return [hashlib.sha256(key.strip().encode()).digest() for key in keys if key.strip()]
+
+
+def routes(model: Model, ready: Callable[[], str | None]) -> dict[str, Callable[[], Answer]]:
+    """The paths that have an answer; `ready` says what is wrong, None if nothing is."""
+
+    def readiness(**extra: Any) -> Answer:
+        problem = ready()
+        body = {**extra, "ready": problem is None}
+        return (200, body) if problem is None else (503, {**body, "reason": problem})
+
+    about = {"name": NAME, "version": version(NAME), "extensions": []}
+    description = openapi(model)
+    v2 = f"/v2/models/{model.name}"
+    answers: dict[str, Callable[[], Answer]] = {
+        "/livez": lambda: (200, {"live": True}),
+        "/readyz": readiness,
+        "/openapi.json": lambda: (200, description),
+        "/v1/models": lambda: (200, {"models": [model.name]}),
+        f"/v1/models/{model.name}": lambda: readiness(name=model.name),
+        "/v2": lambda: (200, about),
+        "/v2/health/live": lambda: (200, {"live": True}),
+        "/v2/health/ready": readiness,
+        v2: lambda: (200, _v2_metadata(model)),
+        f"{v2}/ready": lambda: readiness(name=model.name),
+    }
+    versioned = f"{v2}/versions/{model.version}"
+    return {**answers, versioned: answers[v2], f"{versioned}/ready": answers[f"{v2}/ready"]}
+
+
+def _v2_metadata(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "versions": [model.version],
+        "platform": "pytorch_torchserve",
+        "inputs": [{"name": "pictures", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(model.classes)]},
+        ],
+    }
+
+
+def openapi(model: Model) -> dict[str, Any]:
+    """The service's OpenAPI document, with this model's name and classes in it."""
+    text = OPENAPI.read_text().replace("{model}", model.name)
+    document: dict[str, Any] = yaml.safe_load(text)
+    document["info"]["version"] = version(NAME)
+    document["components"]["schemas"]["Label"]["enum"] = list(model.classes)
+    return document
+
+
+def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> None:
+    """Answers on loopback, on a thread of its own, for as long as the process lives."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # the gateway keeps its connections
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/auth":
+                accepted = keys.accept(self.headers.get("Authorization", ""))
+                refusal = failure("unauthorized", "a valid key is needed: Authorization: Bearer …")
+                self._send((200, {}) if accepted else (401, refusal))
+            elif path in answers:
+                self._send(answers[path]())
+            else:
+                self._send((404, failure("not_found", "there is nothing here")))
+
+        def _send(self, answer: Answer) -> None:
+            body = json.dumps(answer[1]).encode()
+            self.send_response(answer[0])
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            if answer[0] == 401:
+                self.send_header("WWW-Authenticate", "Bearer")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815 - its base class's names
+
+        def log_message(self, *_: Any) -> None:
+            """The gateway's access log has it already."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,0 +1,141 @@
+"""The command line: `python -m serving`. Without a command it serves.
+
+Nothing heavy is imported before a command needs it: `predict` starts without torch or Java.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from serving.client import URL, Client, ClientError, Prediction
+
+EXIT_CODES = (
+    "Exit codes: 0 drained after SIGTERM; every picture answered · 1 a child died; unexpected · "
+    "2 settings or usage; a file that is unreadable or refused · 3 no model; the service is not "
+    "reachable or too busy."
+)
+Answer = Prediction | ClientError
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True, epilog=EXIT_CODES)
+def serve(context: typer.Context) -> None:
+    """Serves a model; without a command, the one that the environment describes (settings.py)."""
+    if context.invoked_subcommand is not None:
+        return
+    from serving.archive import ModelError
+    from serving.settings import SettingsError, from_environment
+    from serving.supervisor import Supervisor
+
+    try:
+        raise typer.Exit(Supervisor(from_environment(os.environ)).run())
+    except SettingsError as error:
+        _fail(error, 2)
+    except ModelError as error:
+        _fail(error, 3)
+
+
+@app.command(epilog=EXIT_CODES)
+def fetch(
+    file: Annotated[Path, typer.Argument(help="Where the archive is to lie.")],
+) -> None:
+    """Copy the archive of MODEL_URI to a file, if its digest is right, and look into it."""
+    from serving.archive import ModelError, open_model
+    from serving.fetch import fetch as copy
+    from serving.settings import SettingsError, from_environment
+
+    try:
+        settings = from_environment(os.environ)
+        copy(settings.model_uri, settings.model_sha256, file)
+        model = open_model(file)
+    except SettingsError as error:
+        _fail(error, 2)
+    except ModelError as error:
+        _fail(error, 3)
+    print(f"{file}: {model.name} {model.version}")
+
+
+@app.command(epilog=EXIT_CODES)
+def predict(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="JPEG, PNG or WebP.")],
+    url: Annotated[str, typer.Option(help="Where the service is.")] = URL,
+    model: Annotated[str | None, typer.Option(help="Its model; asked for when absent.")] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="SERVING_API_KEY", help="If the service wants one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each file.")] = False,
+) -> None:
+    """Ask a running service what pictures show: a table, or in a pipe one line for each file."""
+    try:
+        client = Client(url, model=model, key=key)
+    except ValueError as error:
+        _fail(error, 2)
+    on_terminal = sys.stdout.isatty() and not as_json
+    show = _print_table if on_terminal else _print_json if as_json else _print_lines
+    try:
+        with client:
+            answers = show(files, client.predict_many(files))
+    except ClientError as error:
+        _fail(error, _exit_code(error))
+    raise typer.Exit(max(map(_exit_code, answers)))
+
+
+def _exit_code(answer: Answer) -> int:
+    if isinstance(answer, Prediction):
+        return 0
+    return 3 if answer.unavailable else 2
+
+
+def _print_table(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
+    progress = track(answers, "predicting", len(files), transient=True)
+    table = Table("file", "label", "probability", box=None)
+    table.columns[2].justify = "right"
+    done = list(progress)
+    for file, answer in zip(files, done, strict=True):
+        if isinstance(answer, Prediction):
+            table.add_row(escape(str(file)), answer.label, f"{answer.probability:.1%}")
+        else:
+            table.add_row(escape(str(file)), f"[red]{escape(str(answer))}[/]")
+    Console(highlight=False).print(table)
+    return done
+
+
+def _print_lines(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
+    """`file<tab>label<tab>probability` as they come; errors go to standard error."""
+    done = []
+    for file, answer in zip(files, answers, strict=True):
+        if isinstance(answer, Prediction):
+            print(file, answer.label, f"{answer.probability:.4f}", sep="\t", flush=True)
+        else:
+            print(f"error: {file}: {answer}", file=sys.stderr)
+        done.append(answer)
+    return done
+
+
+def _print_json(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
+    done = []
+    for file, answer in zip(files, answers, strict=True):
+        print(json.dumps({"file": str(file), **_as_json(answer)}), flush=True)
+        done.append(answer)
+    return done
+
+
+def _as_json(answer: Answer) -> dict[str, Any]:
+    if isinstance(answer, Prediction):
+        return asdict(answer)
+    return {"error": {"code": answer.code, "message": str(answer), "status": answer.status}}
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,248 @@
+"""Asks a service what pictures show: `Client(url).predict(picture)`.
+
+Needs no torch and no model, so it starts at once and runs anywhere.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
+from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
+
+URL = "http://localhost:8080"
+CONNECT_SECONDS = 5.0
+LATER = frozenset({429, 502, 503})
+"""Statuses of a service that is full, starting or leaving: the same request is worth repeating."""
+
+
+@dataclass(frozen=True)
+class Score:
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model takes one picture for; `top` has its best classes, best first."""
+
+    label: str
+    probability: float
+    top: tuple[Score, ...]
+    model: Model
+
+
+class ClientError(Exception):
+    """A picture without an answer; the message says why.
+
+    `status` is the answer's, or None where there was none; `code` is the service's own
+    ("bad_image", "http_413", …), or "unreachable", "unreadable" (the file) or "bad_answer".
+    """
+
+    def __init__(self, message: str, code: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.code, self.status = code, status
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether it is the service that is to blame, and not the picture or the request."""
+        at_fault = self.status is not None and (self.status >= 500 or self.status in LATER)
+        return at_fault or self.code in ("unreachable", "bad_answer")
+
+
+class Client:
+    """Connections to one service, to be shared by threads and closed at the end (`with`).
+
+    A full or absent service (429, 502, 503, no or a cut connection) is asked again, up to
+    `retries` times, after the time that it asks for in Retry-After or else a growing one, each
+    with jitter. Repeating a prediction changes nothing. Other refusals are final, and so is a
+    timeout: the service has done the work by then, and would do it again.
+    """
+
+    def __init__(
+        self,
+        url: str = URL,
+        *,
+        model: str | None = None,
+        key: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 4,
+        concurrency: int = 8,
+    ) -> None:
+        """
+        Args:
+            url: where the service is.
+            model: its name there; asked for when absent.
+            key: sent as bearer token.
+            timeout: seconds that an answer may take, for each attempt.
+            concurrency: requests that :meth:`predict_many` keeps in flight.
+
+        Raises:
+            ValueError: not an http address, or a key that no header can carry.
+        """
+        self.url, self.concurrency = _checked(url).rstrip("/"), concurrency
+        if model is not None:
+            self.model = model
+        self._pool = PoolManager(
+            maxsize=concurrency,
+            headers={"Content-Type": "application/octet-stream", **_authorization(key)},
+            timeout=Timeout(connect=min(CONNECT_SECONDS, timeout), read=timeout),
+            retries=_Patience(
+                retries,
+                allowed_methods=None,
+                status_forcelist=LATER,
+                raise_on_status=False,
+                backoff_factor=0.25,
+                backoff_jitter=0.5,
+                retry_after_max=60,
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    @cached_property
+    def model(self) -> str:
+        """The name of the service's model.
+
+        Raises:
+            ClientError: there is no answer, or more than one model to choose from.
+        """
+        names = self._ask("GET", "/v1/models").get("models")
+        if not isinstance(names, list) or len(names) != 1:
+            raise ClientError(f"{self.url}: which model? It has {names}", "bad_answer")
+        return str(names[0])
+
+    def predict(self, image: bytes | Path) -> Prediction:
+        """What one picture (JPEG, PNG or WebP) shows.
+
+        Raises:
+            ClientError: there is no answer to this picture.
+        """
+        answer = self._ask("POST", f"/predictions/{quote(self.model, safe='')}", _bytes(image))
+        try:
+            return Prediction(
+                label=answer["label"],
+                probability=answer["probability"],
+                top=tuple(Score(**score) for score in answer["top"]),
+                model=Model(**answer["model"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ClientError(f"{self.url}: not a prediction: {error}", "bad_answer") from None
+
+    def predict_many(self, images: Iterable[bytes | Path]) -> Iterator[Prediction | ClientError]:
+        """An answer for every picture, in their order, as they come; an error stands for those
+        that have none.
+
+        Each picture is a request of its own, `concurrency` of them at a time: the service batches
+        them as it sees fit, over all its workers, and a bad picture or a lost connection costs one
+        answer. One request with many `instances` would keep one worker busy, be refused as a
+        whole, and grow by a third in base64.
+
+        Raises:
+            ClientError: the model's name is not given and cannot be had.
+        """
+        self.model  # noqa: B018 - once, before many threads ask for it
+        with ThreadPoolExecutor(self.concurrency) as threads:
+            yield from threads.map(self._predict, images)
+
+    def _predict(self, image: bytes | Path) -> Prediction | ClientError:
+        try:
+            return self.predict(image)
+        except ClientError as error:
+            return error
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
+        try:
+            response = self._pool.request(method, self.url + path, body=body)
+        except HTTPError as error:
+            raise ClientError(f"{self.url}: {_reason(error)}", "unreachable") from error
+        answer = _mapping(response.data)
+        if response.status != 200:
+            failure = answer.get("error")
+            failure = failure if isinstance(failure, dict) else {}
+            code = failure.get("code", f"http_{response.status}")
+            message = failure.get("message", response.reason or "no reason given")
+            raise ClientError(str(message), str(code), response.status)
+        return answer
+
+
+class _Patience(Retry):
+    """urllib3's, but it repeats no timeout, no 413, and adds jitter to Retry-After: clients that
+    were refused together would otherwise return together."""
+
+    RETRY_AFTER_STATUS_CODES = LATER
+
+    def increment(self, *args: Any, **kwargs: Any) -> Self:
+        if isinstance(error := kwargs.get("error"), ReadTimeoutError):
+            raise error
+        return super().increment(*args, **kwargs)
+
+    def sleep_for_retry(self, response: BaseHTTPResponse) -> bool:
+        seconds = self.get_retry_after(response)
+        if seconds is None:
+            return False
+        time.sleep(seconds + random.uniform(0, self.backoff_jitter))
+        return True
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError(f"{url}: not an address like {URL}")
+    return url
+
+
+def _authorization(key: str | None) -> dict[str, str]:
+    if not key:
+        return {}
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("the key has characters that no header can carry, a line's end maybe")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _bytes(image: bytes | Path) -> bytes:
+    try:
+        return image.read_bytes() if isinstance(image, Path) else image
+    except OSError as error:
+        raise ClientError(error.strerror or str(error), "unreadable") from None
+
+
+def _mapping(data: bytes) -> dict[str, Any]:
+    """The JSON object that `data` is, or an empty one."""
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _reason(error: HTTPError) -> str:
+    if isinstance(error, MaxRetryError) and error.reason is not None:
+        return str(error.reason.__cause__ or error.reason)
+    return str(error)

@@ -1,0 +1,145 @@
+"""From MODEL_URI to an archive on this machine that is the right one.
+
+    a path                               used where it lies
+    s3://…/models/NAME/VERSION/          that version; the digest is in its manifest
+    s3://…/models/NAME/channels/X.json   the version that the channel points to; digest likewise
+    http(s)://… or s3://….mar            needs the digest from elsewhere: SERVING_MODEL_SHA256
+
+S3's endpoint, region and credentials come from boto3's own chain (AWS_ENDPOINT_URL and so on).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import urllib3
+
+from serving.archive import ModelError, check_digest
+
+CHUNK = 1 << 20
+CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 15, 30, 3
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri
+
+
+def fetch(uri: str, sha256: str | None, target: Path) -> Path:
+    """Copies the archive to `target`, which appears only once its digest is right.
+
+    Raises:
+        ModelError: it cannot be had, or it is another one.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            digest = _download(uri, sha256, file)
+        if digest is None and not is_local(uri):
+            raise ModelError(f"{uri}: its digest is needed, as SERVING_MODEL_SHA256")
+        if sha256 is not None and digest != sha256:
+            raise ModelError(f"{uri}: its SHA-256 should be {digest} by its manifest, not {sha256}")
+        check_digest(part, digest)
+        part.replace(target)
+    except OSError as error:
+        raise ModelError(f"{target}: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def _download(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
+    """Returns the digest that the archive should have."""
+    scheme = urlsplit(uri).scheme
+    if is_local(uri):
+        return _copy(uri, sha256, file)
+    if scheme in ("http", "https"):
+        return _download_http(uri, sha256, file)
+    if scheme == "s3":
+        with _explained(uri):
+            return _download_s3(uri, sha256, file)
+    raise ModelError(f"{uri}: a path, http(s)://… or s3://… is needed")
+
+
+def _copy(path: str, sha256: str | None, file: IO[bytes]) -> str | None:
+    with Path(path).open("rb") as source:
+        shutil.copyfileobj(source, file, CHUNK)
+    return sha256
+
+
+def _download_http(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
+    if sha256 is None:
+        return None
+    timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
+    retries = urllib3.Retry(ATTEMPTS, backoff_factor=1, status_forcelist=[502, 503, 504])
+    try:
+        with urllib3.PoolManager(timeout=timeout, retries=retries) as pool:
+            response = pool.request("GET", uri, preload_content=False)
+            if response.status != 200:
+                raise ModelError(f"{uri}: the server answers {response.status}")
+            shutil.copyfileobj(response, file, CHUNK)
+    except urllib3.exceptions.HTTPError as error:
+        raise ModelError(f"{uri}: {error}") from None
+    return sha256
+
+
+def _download_s3(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
+    parts = urlsplit(uri)
+    bucket, key, client = parts.netloc, parts.path.lstrip("/"), _client()
+    if key.endswith(".mar"):
+        digest = sha256
+    elif key.endswith(".json"):  # NAME/channels/X.json
+        pointer = _read_json(client, bucket, key)
+        digest = pointer["sha256"]
+        key = f"{key.rpartition('/channels/')[0]}/{pointer['version']}/model.mar"
+    else:
+        manifest = _read_json(client, bucket, f"{key.rstrip('/')}/manifest.json")
+        digest = manifest["files"]["model.mar"]["sha256"]
+        key = f"{key.rstrip('/')}/model.mar"
+    if digest is not None:
+        client.download_fileobj(bucket, key, file)
+    return digest
+
+
+def _read_json(client: Any, bucket: str, key: str) -> Any:
+    return json.load(client.get_object(Bucket=bucket, Key=key)["Body"])
+
+
+def _client() -> Any:
+    """Amazon's own addresses carry the bucket in the host's name; other servers want the path."""
+    import boto3
+    from botocore.client import Config
+
+    def client(style: str) -> Any:
+        retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+        config = Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            retries=retries,
+            s3={"addressing_style": style},
+        )
+        return boto3.client("s3", config=config)
+
+    amazons = client("auto")
+    host = urlsplit(amazons.meta.endpoint_url).hostname or ""
+    return amazons if ".amazonaws.com" in host else client("path")
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Turns boto3's errors into one line."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError, Boto3Error) as error:
+        raise ModelError(f"{uri}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{uri}: no manifest or channel as promotion writes them: {error}"
+        ) from None

@@ -1,0 +1,158 @@
+"""When parts of the service are full, killed or broken: what clients see, and what it says."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, pictures, predictions
+from service import Service, get, load, running, start, stop
+
+from jobs.runs import RunFolder
+
+
+def test_a_full_queue_says_so_and_the_service_stays_ready(
+    archive: Path, exported: RunFolder, tmp_path: Path
+) -> None:
+    small = {"SERVING_QUEUE_SIZE": "2", "SERVING_WORKERS": "1"}
+    file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    with (
+        running(archive, tmp_path / "state", **small) as service,
+        load(service, file, label, clients=40) as statuses,
+    ):
+        for _ in range(60):  # 12 s, longer than the time between two probes
+            assert get(f"{service.address}/readyz")[0] == 200
+            time.sleep(0.2)
+    assert set(statuses) == {200, 503}, statuses
+
+
+def workers_of(service: Service) -> list[int]:
+    """Process numbers of TorchServe's workers."""
+    state = str(service.log.parent)
+    found = subprocess.run(
+        ["pgrep", "-f", f"model_service_worker.py.*{state}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [int(line) for line in found.stdout.split()]
+
+
+def test_a_killed_worker_costs_its_batch_and_comes_back(
+    archive: Path, exported: RunFolder, tmp_path: Path
+) -> None:
+    file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    with running(archive, tmp_path / "state") as service:
+        while len(before := workers_of(service)) < 2:
+            time.sleep(0.1)
+        with load(service, file, label, clients=4) as statuses:
+            while statuses[200] < 20:
+                time.sleep(0.05)
+            os.kill(before[0], signal.SIGKILL)
+            killed = time.monotonic()
+            while not set(workers_of(service)) - set(before):
+                assert time.monotonic() < killed + 120
+                time.sleep(0.1)
+        print(f"a new worker after {time.monotonic() - killed:.1f} s; clients saw {statuses}")
+        assert set(statuses) <= {200, 503}
+        assert statuses[503] <= 8, "no more than the batch that it held"
+        assert get(f"{service.address}/readyz")[0] == 200
+
+
+def broken(archive: Path, folder: Path) -> Path:
+    """The archive with a handler that fails when it is loaded."""
+    target = folder / archive.name
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as copy:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "handler.py":
+                content += b"\nraise ValueError('planted: no such weights')\n"
+            copy.writestr(name, content)
+    return target
+
+
+def test_a_handler_that_cannot_start_is_never_ready_and_says_why(
+    archive: Path, tmp_path: Path
+) -> None:
+    service = start(broken(archive, tmp_path), tmp_path / "state")
+    try:
+        deadline = time.monotonic() + 60
+        reason = ""
+        while "planted" not in reason:
+            status, answer = get(f"{service.address}/readyz")
+            assert status in (0, 503), answer
+            reason = answer.get("reason", "")
+            assert time.monotonic() < deadline, service.log.read_text()[-3000:]
+            time.sleep(0.2)
+        assert "ValueError: planted: no such weights" in reason
+        assert get(f"{service.address}/livez")[0] == 200
+    finally:
+        assert stop(service) == 0
+
+
+# Root stays readable to it (it may hold the interpreter), and nothing else is left of its power.
+NOBODY = (
+    "setpriv --reuid 54321 --regid 54321 --clear-groups --inh-caps +dac_read_search "
+    "--ambient-caps +dac_read_search --bounding-set -all,+dac_read_search"
+)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a namespace like a container's")
+def test_it_runs_as_nobody_on_a_read_only_root(archive: Path, tmp_path: Path) -> None:
+    """… with no capability, and one directory that it may write to."""
+    state = tmp_path / "state"
+    script = (
+        f"mount --bind {state} {state} && chown 54321 {state} && umount /dev/shm && "
+        f'mount -o remount,bind,ro / && exec {NOBODY} "$@"'
+    )
+    prefix = ("unshare", "--mount", "bash", "-c", script, "bash")
+    with running(archive, state, prefix=prefix, HOME="/nonexistent") as service:
+        assert get(f"{service.address}/readyz")[0] == 200
+        status = Path(f"/proc/{service.process.pid}/status").read_text()
+        assert "Uid:\t54321" in status
+    assert [p.name for p in state.iterdir()] == ["log"], "and leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "complaint"),
+    [
+        ({"MODEL_URI": "/nowhere.mar"}, 3, "/nowhere.mar: no such file"),
+        ({"MODEL_URI": "http://127.0.0.1:9/m.mar"}, 3, "its digest is needed"),
+        ({"SERVING_PRT": "1"}, 2, "SERVING_PRT: Extra inputs"),
+        ({"SERVING_API_KEYS_FILE": "/nowhere"}, 2, "SERVING_API_KEYS_FILE: "),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_and_a_code(
+    environment: dict[str, str], code: int, complaint: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "serving"],
+        cwd=ROOT,
+        env={**os.environ, "MODEL_URI": "m.mar", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert complaint in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_settings_come_from_a_file_too_and_the_environment_wins(tmp_path: Path) -> None:
+    from serving.settings import SettingsError, from_environment
+
+    file = tmp_path / "settings.yaml"
+    file.write_text("model_uri: m.mar\nport: 9000\nworkers: 3\n")
+    settings = from_environment({"SERVING_CONFIG": str(file), "SERVING_PORT": "9001"})
+    assert (settings.model_uri, settings.port, settings.workers) == ("m.mar", 9001, 3)
+    for content, complaint in (
+        ("model_uri: m\nprt: 1", "prt: Extra inputs"),
+        ("a: [", "SERVING_CONFIG: "),
+        ("- 1", "not a mapping"),
+    ):
+        file.write_text(content)
+        with pytest.raises(SettingsError, match=complaint):
+            from_environment({"SERVING_CONFIG": str(file)})

@@ -1,0 +1,243 @@
+"""What the gateway adds: KServe's routes, request ids, keys, and clear answers to everything."""
+
+import io
+import json
+import subprocess
+import sysconfig
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MODEL, classes_of, pictures, predictions
+from PIL import Image
+from service import Service, exchange, get, run_all, running
+from test_images import bomb
+
+from jobs.runs import RunFolder
+
+PREDICT = f"/predictions/{MODEL}"
+
+
+def encoded(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+def variants(file: bytes) -> dict[str, bytes]:
+    """One picture in every form that must be read; all show the same, without loss."""
+    picture = Image.open(io.BytesIO(file)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # to be turned by 180°
+    frames = {"save_all": True, "append_images": [picture.rotate(90)], "lossless": True}
+    return {
+        "png": file,
+        "webp": encoded(picture, "WEBP", lossless=True),
+        "jpeg": encoded(picture, "JPEG", quality=100, subsampling=0),
+        "opaque": encoded(picture.convert("RGBA")),
+        "rotated": encoded(picture.rotate(180), exif=exif),
+        "animated": encoded(picture, "WEBP", **frames),
+    }
+
+
+def others() -> dict[str, bytes]:
+    """Forms that must be read, though they show something else."""
+    noise = Image.effect_noise((40, 30), 80)
+    return {
+        "grey": encoded(noise),
+        "palette": encoded(noise.convert("RGB").quantize()),
+        "cmyk": encoded(noise.convert("CMYK"), "JPEG"),
+        "16-bit": encoded(Image.fromarray(np.full((4, 6), 30_000, np.uint16))),
+        "clear": encoded(Image.new("RGBA", (5, 5), (1, 2, 3, 0))),
+        "one pixel": encoded(Image.new("RGB", (1, 1))),
+    }
+
+
+def refused(file: bytes) -> dict[str, bytes]:
+    return {
+        "empty": b"",
+        "text": b"hello",
+        "truncated": file[: len(file) // 2],
+        "gif": encoded(Image.new("RGB", (4, 4)), "GIF"),
+        "bomb": bomb(15_000),  # 225 million pixels
+        "json": b'{"b64": 1}',
+    }
+
+
+def test_every_picture_is_read_or_refused_and_no_neighbour_suffers(
+    service: Service, exported: RunFolder
+) -> None:
+    """All are sent at once, so that TorchServe puts them into the same batches."""
+    file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    bodies = {**variants(file), **others(), **refused(file)}
+    bodies |= {f"neighbour {i}": file for i in range(len(bodies))}
+    answers: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def send(name: str, body: bytes) -> None:
+        answers[name] = service.predict(body, "application/octet-stream")
+
+    run_all([threading.Thread(target=send, args=item) for item in bodies.items()])
+    bad = refused(file)
+    assert {n: a for n, a in answers.items() if a[0] != (400 if n in bad else 200)} == {}
+    same = [name for name in bodies if name in variants(file) or name.startswith("neighbour")]
+    assert {answers[name][1]["label"] for name in same} == {label}
+    assert all(answers[name][1]["error"]["message"] for name in bad)
+
+
+def test_kserves_v1_and_v2_answer_with_the_jobs_predictions(
+    service: Service, exported: RunFolder
+) -> None:
+    files, labels = pictures(exported, 3), predictions(exported, 3)
+    texts = [b64encode(file).decode() for file in files]
+    json_type = "application/json"
+
+    body = json.dumps({"instances": [{"b64": text} for text in texts]}).encode()
+    status, v1 = get(f"{service.address}/v1/models/{MODEL}:predict?top=2", body, json_type)
+    assert status == 200 and [p["label"] for p in v1["predictions"]] == labels
+    assert len(v1["predictions"][0]["top"]) == 2
+
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
+    tensors = {
+        "BYTES": {"shape": [3], "data": texts},
+        "UINT8": {"shape": [3, 3, *pixels.shape[1:3]], "data": pixels.transpose(0, 3, 1, 2)},
+    }
+    tensors["UINT8"]["data"] = tensors["UINT8"]["data"].ravel().tolist()  # type: ignore[attr-defined]
+    version = exported.run_id
+    for route in (f"/v2/models/{MODEL}/infer", f"/v2/models/{MODEL}/versions/{version}/infer"):
+        for datatype, tensor in tensors.items():
+            inputs = [{"name": "pictures", "datatype": datatype, **tensor}]
+            body = json.dumps({"id": "42", "inputs": inputs}).encode()
+            status, v2 = get(service.address + route, body, json_type)
+            assert status == 200, v2
+            assert (v2["id"], v2["model_name"], v2["model_version"]) == ("42", MODEL, version)
+            assert v2["outputs"][0]["data"] == labels
+            assert v2["outputs"][1]["shape"] == [3, 10]
+
+
+def test_kserves_descriptions(service: Service, exported: RunFolder) -> None:
+    def answer(path: str) -> dict[str, Any]:
+        status, body = get(service.address + path)
+        assert status == 200, path
+        return body
+
+    assert answer("/v1/models") == {"models": [MODEL]}
+    assert answer(f"/v1/models/{MODEL}") == {"name": MODEL, "ready": True}
+    assert answer("/v2")["name"] == "inception-transfer"
+    assert answer("/v2/health/live") == {"live": True}
+    assert answer("/v2/health/ready") == {"ready": True}
+    assert answer(f"/v2/models/{MODEL}/ready") == {"name": MODEL, "ready": True}
+    described = answer(f"/v2/models/{MODEL}")
+    assert described["versions"] == [exported.run_id]
+    assert described["inputs"][0]["datatype"] == "BYTES"
+    assert get(f"{service.address}/v2/models/another")[0] == 404
+
+
+def test_a_request_id_comes_back_and_one_is_made_where_none_is_fit(
+    service: Service, exported: RunFolder
+) -> None:
+    file = pictures(exported, 1)[0]
+    for path, body in ((PREDICT, file), (PREDICT, b"bad"), ("/nothing", None), ("/readyz", None)):
+        kinds = {"Content-Type": "image/png"}
+        given = exchange(service.address + path, body, {**kinds, "X-Request-Id": "my-id.1"})[1]
+        assert given.get_all("X-Request-Id") == ["my-id.1"], path
+        made = exchange(service.address + path, body, {**kinds, "X-Request-Id": "no good"})[1]
+        assert len(made["X-Request-Id"]) == 36, path
+    lines = service.log.read_text().splitlines()
+    logged = [json.loads(line) for line in lines if "http.log.access" in line]
+    mine = [line for line in logged if line["request_id"] == "my-id.1"]
+    assert {line["status"] for line in mine} == {200, 400, 404}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status", "code"),
+    [
+        (PREDICT, {"Content-Type": "text/html"}, 415, "unsupported_media_type"),
+        (PREDICT, {"Content-Encoding": "gzip"}, 415, "unsupported_media_type"),
+        (PREDICT, {"Content-Type": "multipart/form-data; boundary=b"}, 400, "bad_request"),
+        (f"{PREDICT}?top=0", {}, 400, "bad_request"),
+        ("/readyz", {}, 405, "method_not_allowed"),
+        ("/wfpredict/x", {}, 404, "not_found"),
+        ("/predictions", {}, 404, "not_found"),
+    ],
+)
+def test_what_it_refuses_is_clear_json(
+    service: Service, path: str, headers: dict[str, str], status: int, code: str
+) -> None:
+    kinds = {"Content-Type": "application/octet-stream", **headers}
+    got, received, answer = exchange(service.address + path, b"x", kinds)
+    assert (got, answer["error"]["code"]) == (status, code) and answer["error"]["message"]
+    assert received["Content-Type"] == "application/json"
+    assert ("Allow" in received) == (status == 405)
+
+
+def test_the_openapi_document_names_the_model_and_holds_under_fuzzing(
+    service: Service, exported: RunFolder
+) -> None:
+    status, document = get(f"{service.address}/openapi.json")
+    assert status == 200 and f"/predictions/{MODEL}" in document["paths"]
+    assert document["components"]["schemas"]["Label"]["enum"] == classes_of(exported)
+    command = [
+        Path(sysconfig.get_path("scripts")) / "schemathesis",
+        *("run", f"{service.address}/openapi.json", "--max-examples", "20", "--seed", "1"),
+        *("--checks", "not_a_server_error,status_code_conformance,response_schema_conformance"),
+        *("--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-color"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text("first-key\nsecond-key\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def locked(
+    archive: Path, keys: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service that wants keys: two of a file, one of the environment."""
+    state = tmp_path_factory.mktemp("locked") / "state"
+    given = {"SERVING_API_KEYS_FILE": str(keys), "SERVING_API_KEYS": "third-key"}
+    with running(archive, state, **given) as service:
+        yield service
+
+
+def with_key(service: Service, file: bytes, authorization: str | None) -> int:
+    headers = {"Content-Type": "image/png"}
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    status, received, answer = exchange(service.address + PREDICT, file, headers)
+    if status == 401:
+        assert received["WWW-Authenticate"] == "Bearer"
+        assert answer["error"]["code"] == "unauthorized"
+    return status
+
+
+def test_predictions_want_one_of_the_keys_and_nothing_else_does(
+    locked: Service, exported: RunFolder
+) -> None:
+    file = pictures(exported, 1)[0]
+    for key in ("first-key", "second-key", "third-key"):
+        assert with_key(locked, file, f"Bearer {key}") == 200
+    for wrong in (None, "Bearer", "Bearer ", "Bearer first", "Basic first-key", "Bearer ä"):
+        assert with_key(locked, file, wrong) == 401, wrong
+    for path in ("/readyz", "/livez", "/v2", "/openapi.json"):
+        assert get(locked.address + path)[0] == 200
+    for path in (f"/v1/models/{MODEL}:predict", f"/v2/models/{MODEL}/infer"):
+        assert get(locked.address + path, b"{}", "application/json")[0] == 401
+    assert "first-key" not in locked.log.read_text()
+
+
+def test_keys_change_without_a_restart(locked: Service, keys: Path, exported: RunFolder) -> None:
+    file = pictures(exported, 1)[0]
+    time.sleep(0.01)  # a file's time has to differ
+    keys.write_text("new-key\n")
+    assert with_key(locked, file, "Bearer new-key") == 200
+    assert with_key(locked, file, "Bearer first-key") == 401
