@@ -235,6 +235,19 @@ def prune(
 
 
 @app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Keeps the run, the S3 server's data and the logs.")
+    ] = Path("runs/demo"),
+    settings: SetOption = None,
+) -> None:
+    """Show all of it on this machine: S3, training, promotion, service, an answer; until Ctrl-C."""
+    from jobs import demo as demonstration
+
+    demonstration.run(folder, settings or ())
+
+
+@app.command()
 def doctor(config: ConfigOption = "default", settings: SetOption = None) -> None:
     """Say what this machine can do, and whether it can reach what a configuration needs."""
     from jobs import config as configuration
