@@ -25,6 +25,8 @@ from jobs.runs import RunFolder
 if TYPE_CHECKING:
     from service import Service
 
+pytest_plugins = ["object_store"]
+
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
