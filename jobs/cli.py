@@ -58,13 +58,14 @@ def run(
 ) -> None:
     """Train every variant, test, compare and report. Run again to go on after an interruption."""
     resolved, folder = _open(config, settings, run_id, out)
-    from jobs import pipeline, table
+    from jobs import distributed, pipeline, table
     from jobs.interruption import graceful
 
-    with graceful():
+    with graceful(), distributed.joined() as first:
         result = pipeline.run(resolved, folder)
-    table.show(result)
-    print(f"\n{folder.path / 'report' / 'index.html'}")
+    if first:
+        table.show(result)
+        print(f"\n{folder.path / 'report' / 'index.html'}")
 
 
 @app.command()
@@ -80,12 +81,13 @@ def train(
     names = [v.name for v in resolved.variants]
     if variant not in names:
         raise typer.BadParameter(f"the configuration has {', '.join(names)}, not {variant}")
-    from jobs import pipeline
+    from jobs import distributed, pipeline
     from jobs.interruption import graceful
 
-    with graceful():
+    with graceful(), distributed.joined() as first:
         pipeline.train(resolved, folder, variant)
-    print(folder.path)
+    if first:
+        print(folder.path)
 
 
 @app.command()
