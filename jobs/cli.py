@@ -61,7 +61,7 @@ def run(
     from jobs import distributed, pipeline, table
     from jobs.interruption import graceful
 
-    with graceful(), distributed.joined() as first:
+    with distributed.joined() as first, graceful():
         result = pipeline.run(resolved, folder)
     if first:
         table.show(result)
@@ -84,7 +84,7 @@ def train(
     from jobs import distributed, pipeline
     from jobs.interruption import graceful
 
-    with graceful(), distributed.joined() as first:
+    with distributed.joined() as first, graceful():
         pipeline.train(resolved, folder, variant)
     if first:
         print(folder.path)

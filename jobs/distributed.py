@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,7 +38,12 @@ def joined() -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    store, own_rank, count = next(rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        # On one machine torchrun's store outlives a restart, with the addresses of the dead in it.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     assert isinstance(patient, dist.ProcessGroup), "of all processes, so this one is in it"
     _patient.append(patient)
@@ -88,7 +94,7 @@ def parallel(network: nn.Module, batch_size: int) -> nn.Module:
     network.dropout = WholeBatchDropout(network.dropout.p, batch_size)
     if next(network.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
 
 class WholeBatchDropout(nn.Dropout):
