@@ -184,16 +184,16 @@ def nodes() -> Iterator[tuple[str, str]]:
             f"ip -n {name} link set veth-{name[-1]} up",
             f"ip -n {name} link set lo up",
         ]
-    hosts = f"127.0.0.1 localhost {socket.gethostname()}\n10.89.0.1 jobs-a\n10.89.0.2 jobs-b\n"
     folders = [Path("/etc/netns") / name for name in names]
     try:
         for command in commands:
             done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
             if done.returncode:
                 pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
-        for folder in folders:
+        for n, folder in enumerate(folders, start=1):
             folder.mkdir(parents=True)
-            (folder / "hosts").write_text(hosts)
+            own = f"127.0.0.1 localhost\n10.89.0.{n} {socket.gethostname()}\n"
+            (folder / "hosts").write_text(f"{own}10.89.0.1 jobs-a\n10.89.0.2 jobs-b\n")
         yield names
     finally:
         for name, folder in zip(names, folders, strict=True):
