@@ -38,7 +38,7 @@ clean: ## remove the environment, caches and built files; runs stay
 # One environment for everything: what others need is added to what `make run` installed.
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[export]'
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.run

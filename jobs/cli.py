@@ -77,15 +77,16 @@ def run(
         raise typer.BadParameter("--deployment: needs --promote")
     if promote and resolved.storage.uri is None:
         raise typer.BadParameter("--promote: needs --set storage.uri=s3://bucket/prefix")
-    from jobs import pipeline, table
+    from jobs import distributed, pipeline, table
     from jobs.interruption import graceful
 
-    with graceful():
+    with distributed.joined() as first, graceful():
         result = pipeline.run(resolved, folder)
-    table.show(result)
-    print(f"\n{folder.path / 'report' / 'index.html'}")
-    if promote:
-        _promote(resolved, folder, deployment)
+    if first:
+        table.show(result)
+        print(f"\n{folder.path / 'report' / 'index.html'}")
+        if promote:
+            _promote(resolved, folder, deployment)
 
 
 @app.command()
@@ -101,12 +102,13 @@ def train(
     names = [v.name for v in resolved.variants]
     if variant not in names:
         raise typer.BadParameter(f"the configuration has {', '.join(names)}, not {variant}")
-    from jobs import pipeline
+    from jobs import distributed, pipeline
     from jobs.interruption import graceful
 
-    with graceful():
+    with distributed.joined() as first, graceful():
         pipeline.train(resolved, folder, variant)
-    print(folder.path)
+    if first:
+        print(folder.path)
 
 
 @app.command()

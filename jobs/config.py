@@ -54,7 +54,7 @@ class Data(Section):
     root: str | None = None
     """`folder`: its root, required. `cifar10`: where the download is kept, else in `cache`."""
     cache: str = "~/.cache/inception-transfer"
-    """Downloads and decoded folders live here; safe to delete."""
+    """Downloads, decoded folders and compiled code live here; safe to delete."""
     train_images: Count | None = None
     """Use only so many training images, validation included, drawn by class; all when absent."""
     test_images: Count | None = None
@@ -149,6 +149,9 @@ class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the hardware has instructions for it."""
+    compile: Literal["auto"] | bool = "auto"
+    """`torch.compile` for the training step. `auto`: on a GPU, where there is enough work to win
+    back the time that it takes; never on a CPU."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
     """Every variant is trained once for each; the comparison gives mean and spread."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
@@ -167,6 +170,8 @@ class Evaluation(Section):
 
 
 class Export(Section):
+    enabled: bool = True
+    """Whether a run ends with an archive of its winner."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,80}$")] = (
         "inception_v3_cifar10"
     )

@@ -46,6 +46,7 @@ Handle = Callable[[list[dict[str, bytes]]], list[dict[str, Any]]]
 
 BATCH = 8  # pictures at a time, here and in calibration
 MAX_BATCH = 1024
+PARITY_IMAGES = 200  # at most; the handler runs them on one thread, as a worker does
 GOLDEN = "golden.png"
 # Of `serving`, what the handler imports.
 MODULES = ("__init__", "images", "messages", "metrics", "runtimes")
@@ -79,7 +80,9 @@ def export(folder: RunFolder, settings: Export) -> Path:
         ConfigurationError: the packages of the extra `export` are not installed.
         ExportError: the archive does not give the job's predictions; nothing is written.
     """
-    _need_packages()
+    if missing := missing_packages():
+        names = ", ".join(missing)
+        raise ConfigurationError(f"export needs {names}: pip install 'inception-transfer[export]'")
     folder.manifest()
     config, result = folder.config(), comparison.read(folder)
     winner = result["winner"]
@@ -111,7 +114,8 @@ def export(folder: RunFolder, settings: Export) -> Path:
         }
         write_json(stage / "model.json", description)
         archive = _archive(stage, Path(work), settings.name, folder.run_id)
-        parity = check_parity(archive, dataset.classes, judged, reference)
+        few = torch.arange(min(len(judged), PARITY_IMAGES))
+        parity = check_parity(archive, dataset.classes, judged.take(few), reference[: len(few)])
         card = _model_card(description, parity)
         target = folder.path / "model" / archive.name
         write(target, archive.read_bytes())
@@ -122,12 +126,9 @@ def export(folder: RunFolder, settings: Export) -> Path:
     return target
 
 
-def _need_packages() -> None:
-    missing = [n for n in ("openvino", "nncf", "model_archiver") if not importlib.util.find_spec(n)]
-    if missing:
-        raise ConfigurationError(
-            f"export needs {', '.join(missing)}: pip install 'inception-transfer[export]'"
-        )
+def missing_packages() -> list[str]:
+    """What export needs and this environment lacks: packages of the extra `export`."""
+    return [n for n in ("openvino", "nncf", "model_archiver") if not importlib.util.find_spec(n)]
 
 
 def _served(best: Path, classes: int, input_size: int, normalization: str) -> Served:
@@ -283,6 +284,8 @@ def check_parity(
     """
     with unpacked(archive) as (_, handle):
         answers = _answers(handle, judged)
+    if refused := [answer for answer in answers if "error" in answer]:
+        raise ExportError(f"the archive refuses the job's pictures: {refused[0]['error']}")
     probabilities = softmax(reference)
     expected = [dict(zip(classes, row, strict=True)) for row in probabilities.tolist()]
     errors, leads = [], []
@@ -320,7 +323,11 @@ def unpacked(archive: Path) -> Iterator[tuple[Path, Handle]]:
         handler = module.Handler()
         properties = {"model_dir": name, "gpu_id": None}
         context = SimpleNamespace(
-            system_properties=properties, metrics=None, get_request_header=lambda *_: None
+            system_properties=properties,
+            metrics=None,
+            get_request_header=lambda *_: None,
+            set_response_status=lambda *_: None,
+            set_response_header=lambda *_: None,
         )
         handler.initialize(context)
         yield Path(name), lambda rows: handler.handle(rows, context)

@@ -219,10 +219,11 @@ def test_inputs_are_channels_last_floats_and_repeatable() -> None:
     train = data.load(settings()).train
     batch = torch.tensor([3, 1])
     draws = train.draws(0, 0)
-    inputs = train.inputs(batch, draws)
+    (inputs, labels), (alone, _) = train.batches([batch, torch.tensor([3])], draws)
+    assert torch.equal(labels, train.labels[batch])
     assert inputs.is_contiguous(memory_format=torch.channels_last)
     assert inputs.dtype == torch.float32 and inputs.abs().max() <= 1
-    assert torch.equal(inputs[0], train.inputs(torch.tensor([3]), draws)[0])
+    assert torch.equal(inputs[0], alone[0])
 
 
 def test_cifar10_of_sixty_thousand_jpegs_is_decoded_once(

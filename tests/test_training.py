@@ -275,7 +275,7 @@ def test_recalibration_takes_the_mean_over_training_images(
     evaluation = config.Evaluation(batch_size=20, batch_norm_images=60)
     training.recalibrate(trainer, dataset.train, evaluation)
     with torch.no_grad():
-        everything = dataset.train.inputs(torch.arange(60))
+        everything, _ = next(dataset.train.batches([torch.arange(60)]))
         expected = trainer.network.Conv2d_1a_3x3.conv(everything).mean((0, 2, 3))
     torch.testing.assert_close(norm.running_mean, expected, rtol=1e-3, atol=1e-4)
     assert norm.momentum == 0.1 and not norm.training
