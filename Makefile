@@ -5,7 +5,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-slow lint format clean
+.PHONY: help run demo test test-slow lint format lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,11 +31,15 @@ format: $(VENV)/.test ## mend style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+lock: $(VENV)/.uv ## pin what the images install (TORCH_WHEELS=… where PyTorch's index is not reached)
+	PATH=$(abspath $(BIN)):$$PATH requirements/lock.sh
+
 clean: ## remove the environment, caches and built files; runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One environment for everything: what others need is added to what `make run` installed.
+# One environment for everything: what others need is added to what `make run` installed. But for
+# checkov, which insists on an older boto3.
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[export]'
@@ -47,4 +51,10 @@ $(VENV)/.demo: $(VENV)/.run
 
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(PYTHON) -m venv $(VENV)/checkov
+	$(VENV)/checkov/bin/python -m pip install --quiet 'checkov>=3.3,<4'
+	@touch $@
+
+$(VENV)/.uv: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet 'uv>=0.13,<0.14'
 	@touch $@

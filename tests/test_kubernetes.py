@@ -1,0 +1,312 @@
+"""The manifests as a cluster gets them: rendered, checked against schemas, and held to rules."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from serving.settings import from_environment
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+K8S = ROOT / "k8s"
+OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
+VERSIONS = ("1.29", "1.33", "1.37")
+CUSTOM = {"ServiceMonitor", "PrometheusRule"}  # Prometheus Operator's; no schema comes along
+Object = dict[str, Any]
+
+
+@cache
+def kustomize(folder: Path) -> str:
+    kubectl = shutil.which("kubectl", path=f"{SCRIPTS}:{os.environ['PATH']}")
+    assert kubectl is not None
+    done = subprocess.run(
+        [kubectl, "kustomize", folder], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Every overlay, and every component on top of `gpu`."""
+    texts = {name: kustomize(K8S / "overlays" / name) for name in OVERLAYS}
+    for name in COMPONENTS:
+        folder = tmp_path_factory.mktemp(name).resolve()
+        parts = {"resources": "overlays/gpu", "components": f"components/{name}"}
+        paths = {key: [os.path.relpath(K8S / part, folder)] for key, part in parts.items()}
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(paths))
+        texts[name] = kustomize(folder)
+    return texts
+
+
+@pytest.fixture(params=[*OVERLAYS, *COMPONENTS])
+def objects(request: pytest.FixtureRequest, rendered: dict[str, str]) -> list[Object]:
+    return list(yaml.safe_load_all(rendered[request.param]))
+
+
+def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
+    return [thing for thing in objects if thing["kind"] in kinds]
+
+
+def named(objects: list[Object], kind: str, name: str) -> Object:
+    [found] = [o for o in of_kind(objects, kind) if o["metadata"]["name"] == name]
+    return found
+
+
+def templates(objects: list[Object]) -> Iterator[Object]:
+    """The pod template of everything that makes pods."""
+    for thing in of_kind(objects, "Deployment", "CronJob"):
+        spec = thing["spec"]
+        yield spec.get("jobTemplate", {}).get("spec", spec)["template"]
+
+
+def containers(pod: Object) -> list[Object]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def environment(container: Object) -> dict[str, str]:
+    return {e["name"]: e.get("value", "") for e in container.get("env", [])}
+
+
+def training(objects: list[Object]) -> Object:
+    job: Object = named(objects, "CronJob", "training")["spec"]["jobTemplate"]["spec"]
+    return job
+
+
+def inference(objects: list[Object]) -> Object:
+    pod: Object = named(objects, "Deployment", "inference")["spec"]["template"]["spec"]
+    return pod
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_schemas_of_three_versions_accept_everything(
+    version: str, rendered: dict[str, str], tmp_path: Path
+) -> None:
+    files = []
+    for name, text in rendered.items():
+        known = [o for o in yaml.safe_load_all(text) if o["kind"] not in CUSTOM]
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(yaml.safe_dump_all(known))
+    command = [SCRIPTS / "kubernetes-validate", "--strict", "-k", version, *files]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    said = (done.stdout + done.stderr).splitlines()
+    bad = [line for line in said if not line.startswith("INFO")]
+    assert done.returncode == 0 and not bad, bad
+
+
+def test_checkov_finds_nothing_that_is_not_justified(
+    rendered: dict[str, str], tmp_path: Path
+) -> None:
+    checkov = Path(sys.prefix) / "checkov" / "bin" / "checkov"
+    if not checkov.is_file():
+        pytest.skip(
+            "checkov is not installed; `make test` does it, apart from its rivals' versions"
+        )
+    for name, text in rendered.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    shutil.copy(ROOT / "Dockerfile", tmp_path)
+    command = [checkov, "--directory", tmp_path, "--config-file", K8S / "checkov.yaml"]
+    frameworks = ["--framework", "kubernetes", "dockerfile"]
+    done = subprocess.run([*command, *frameworks], check=False, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+
+
+def test_no_service_leads_to_a_management_port(objects: list[Object]) -> None:
+    ports = {
+        (service["metadata"]["name"], port.get("targetPort", port["port"]))
+        for service in of_kind(objects, "Service")
+        for port in service["spec"]["ports"]
+    }
+    allowed = {("inference", "http"), ("inference-metrics", "metrics")}
+    assert ports <= allowed | {("storage", "s3"), ("workers", 29400)}
+    [main] = inference(objects)["containers"]
+    assert {p["containerPort"] for p in main["ports"]} == {8080, 8082}
+
+
+def test_every_pod_is_restricted_with_a_read_only_root(objects: list[Object]) -> None:
+    namespace = named(objects, "Namespace", "inception-transfer")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for template in templates(objects):
+        pod = template["spec"]
+        assert (
+            pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 1000
+        )
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert not [v for v in pod["volumes"] if "hostPath" in v]
+        for container in containers(pod):
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["requests"] and container["resources"]["limits"]["memory"]
+
+
+def test_every_image_is_exact(objects: list[Object]) -> None:
+    images = [c["image"] for t in templates(objects) for c in containers(t["spec"])]
+    assert images
+    for image in images:
+        assert "@sha256:" in image or re.search(r":(v?\d+\.\d+|local$)", image), image
+        assert not image.startswith("inception-transfer") or image.endswith(":local"), image
+
+
+def test_services_do_not_leak_into_settings_and_tokens_are_where_they_are_used(
+    objects: list[Object],
+) -> None:
+    pods = {
+        t["metadata"]["labels"]["app.kubernetes.io/name"]: t["spec"] for t in templates(objects)
+    }
+    assert all(pod["enableServiceLinks"] is False for pod in pods.values())
+    assert [n for n, pod in pods.items() if pod["automountServiceAccountToken"]] == ["training"]
+
+
+def test_ready_means_ready_and_the_drain_ends_before_the_grace(objects: list[Object]) -> None:
+    pod = inference(objects)
+    [main] = pod["containers"]
+    assert main["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert main["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert main["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "http"}
+    variables = environment(main)
+    grace = float(variables["SERVING_ENDPOINT_SECONDS"]) + float(variables["SERVING_DRAIN_SECONDS"])
+    assert grace + 10 <= pod["terminationGracePeriodSeconds"]
+
+
+def test_the_service_accepts_its_settings(objects: list[Object]) -> None:
+    [main] = inference(objects)["containers"]
+    given = {name: value or "2" for name, value in environment(main).items()}
+    settings = from_environment(given)
+    assert settings.model_uri == "/models/model.mar"
+    mounts = {mount["mountPath"] for mount in main["volumeMounts"]}
+    assert {"/models", "/tmp"} == mounts and settings.state_dir == "/tmp"
+
+
+def test_a_promotion_alone_says_which_model_is_served(objects: list[Object]) -> None:
+    """Were MODEL_URI in the manifest, applying it would undo the last promotion."""
+    [step] = inference(objects)["initContainers"]
+    assert step["name"] == "model" and step["args"] == ["fetch", "/models/model.mar"]
+    assert "MODEL_URI" not in environment(step)
+
+
+def test_a_promotion_may_patch_that_deployment_and_nothing_else(objects: list[Object]) -> None:
+    [role] = of_kind(objects, "Role")
+    [rule] = role["rules"]
+    assert rule == {
+        "apiGroups": ["apps"],
+        "resources": ["deployments"],
+        "resourceNames": ["inference"],
+        "verbs": ["get", "patch"],
+    }
+    [binding] = of_kind(objects, "RoleBinding")
+    assert [s["name"] for s in binding["subjects"]] == ["training"]
+    assert not of_kind(objects, "ClusterRole", "ClusterRoleBinding")
+
+
+def test_the_cronjob_retries_what_a_retry_can_mend(objects: list[Object]) -> None:
+    cron, job = named(objects, "CronJob", "training"), training(objects)
+    assert len(cron["metadata"]["name"]) <= 52 and cron["spec"]["concurrencyPolicy"] == "Forbid"
+    assert cron["spec"]["timeZone"] and cron["spec"]["startingDeadlineSeconds"]
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    assert job["activeDeadlineSeconds"] and job["ttlSecondsAfterFinished"]
+    rules = job["podFailurePolicy"]["rules"]
+    codes = {
+        code: rule["action"]
+        for rule in rules
+        for code in rule.get("onExitCodes", {}).get("values", [])
+    }
+    assert codes == {2: "FailJob", 4: "FailJob", 75: "Ignore"}
+    assert {"type": "DisruptionTarget", "status": "True"} in rules[-1]["onPodConditions"]
+    [container] = job["template"]["spec"]["containers"]
+    assert rules[0]["onExitCodes"]["containerName"] == container["name"]
+
+
+def test_what_references_a_name_finds_it(objects: list[Object]) -> None:
+    names = {(o["kind"], o["metadata"]["name"]) for o in objects}
+    for template in templates(objects):
+        pod = template["spec"]
+        wanted = (
+            {("ServiceAccount", pod["serviceAccountName"])}
+            if "serviceAccountName" in pod
+            else set()
+        )
+        for volume in pod["volumes"]:
+            if "persistentVolumeClaim" in volume:
+                wanted.add(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
+            if "configMap" in volume:
+                wanted.add(("ConfigMap", volume["configMap"]["name"]))
+        for container in containers(pod):
+            sources = [
+                s["configMapRef"]["name"]
+                for s in container.get("envFrom", [])
+                if "configMapRef" in s
+            ]
+            wanted |= {("ConfigMap", name) for name in sources}
+            mounts = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounts <= {volume["name"] for volume in pod["volumes"]}
+        assert wanted <= names
+
+
+def test_nothing_is_reachable_unless_a_policy_says_so(objects: list[Object]) -> None:
+    policies = {p["metadata"]["name"]: p["spec"] for p in of_kind(objects, "NetworkPolicy")}
+    deny = policies["default-deny"]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    [ingress] = policies["inference"]["ingress"]
+    assert [port["port"] for port in ingress["ports"]] == [8080]
+    open_to_all = [
+        n for n, p in policies.items() for rule in p.get("ingress", []) if "from" not in rule
+    ]
+    assert not open_to_all
+
+
+def test_a_rollout_and_a_drain_leave_enough_pods(objects: list[Object]) -> None:
+    deployment = named(objects, "Deployment", "inference")["spec"]
+    assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert "replicas" not in deployment, "the autoscaler's"
+    scaler = named(objects, "HorizontalPodAutoscaler", "inference")["spec"]
+    assert scaler["scaleTargetRef"]["name"] == "inference" and scaler["minReplicas"] >= 2
+    budget = named(objects, "PodDisruptionBudget", "inference")["spec"]
+    assert budget["maxUnavailable"] == 1 and budget["selector"] == deployment["selector"]
+
+
+def test_several_nodes_find_each_other(rendered: dict[str, str]) -> None:
+    objects = list(yaml.safe_load_all(rendered["multi-node"]))
+    job, workers = training(objects), named(objects, "Service", "workers")
+    pod = job["template"]["spec"]
+    [container] = pod["containers"]
+    assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"]
+    assert f"--nnodes={job['parallelism']}" in container["command"]
+    assert workers["spec"]["clusterIP"] == "None" and pod["subdomain"] == "workers"
+    assert "--rdzv-endpoint=$(JOB_NAME)-0.workers:29400" in container["command"]
+    volume = named(objects, "PersistentVolumeClaim", "runs")
+    assert volume["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_the_local_overlay_needs_nothing_from_outside(rendered: dict[str, str]) -> None:
+    objects = list(yaml.safe_load_all(rendered["local"]))
+    settings: dict[str, str] = {}
+    for thing in of_kind(objects, "ConfigMap"):
+        settings |= thing["data"]
+    assert (
+        settings["CONFIG"] == "quickstart" and settings["AWS_ENDPOINT_URL"] == "http://storage:8333"
+    )
+    assert "nvidia.com" not in rendered["local"] and "registry.example.com" not in rendered["local"]
+    assert "NOT FOR PRODUCTION" in (K8S / "overlays" / "local" / "kustomization.yaml").read_text()
+
+
+def test_every_alert_is_explained(rendered: dict[str, str]) -> None:
+    objects = list(yaml.safe_load_all(rendered["observability"]))
+    [rules] = of_kind(objects, "PrometheusRule")
+    alerts = [rule["alert"] for group in rules["spec"]["groups"] for rule in group["rules"]]
+    assert len(alerts) == len(set(alerts)) >= 8
+    manual = (ROOT / "docs" / "operations.md").read_text()
+    assert not [alert for alert in alerts if f"**{alert}**" not in manual]
