@@ -54,6 +54,7 @@ def run(folder: Path, changes: Sequence[str] = ()) -> None:
         "aws_secret_access_key": secrets.token_hex(16),
     }
     store = ObjectStore(folder / "s3", keys, BUCKET)
+    os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     with interruption.graceful(), _stopped_at_the_end(store):
         log(f"1/4  an S3 server, its data in {folder / 's3'}")
         store.start()
@@ -84,9 +85,10 @@ def _need_packages() -> None:
 
 def _use(store: "ObjectStore") -> None:
     """Lets boto3's default chain, here and in the service, find this server."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        os.environ.pop(name, None)
     os.environ |= {name.upper(): value for name, value in store.keys.items()}
     os.environ |= {"AWS_ENDPOINT_URL": store.address, "AWS_REGION": "us-east-1"}
-    os.environ |= {"AWS_EC2_METADATA_DISABLED": "true"}
 
 
 def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:

@@ -542,7 +542,7 @@ def small_job(tmp_path: Path, settings: config.Storage, epochs: int) -> Path:
 def test_a_job_shows_its_epochs_in_s3_while_it_trains_and_all_of_it_at_the_end(
     store: ObjectStore, settings: config.Storage, tmp_path: Path
 ) -> None:
-    file = small_job(tmp_path, settings, epochs=12)
+    file = small_job(tmp_path, settings, epochs=6)
     process = start_job("run", "--config", file, "--out", tmp_path, "--run-id", "r")
 
     def live() -> list[str]:
@@ -552,7 +552,7 @@ def test_a_job_shows_its_epochs_in_s3_while_it_trains_and_all_of_it_at_the_end(
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     folder = RunFolder(tmp_path / "r")
-    assert not folder.finished and len(folder.metrics()) < 24
+    assert not folder.finished and len(folder.metrics()) < 12
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert_whole(store, settings, folder)
