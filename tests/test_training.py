@@ -121,8 +121,9 @@ def test_the_loop_is_the_textbooks_bit_for_bit(
 
 
 def test_compiling_is_for_much_work_on_a_gpu_or_on_demand(
-    dataset: data.Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     gpu = devices.Device(torch.device("cuda", 0), torch.bfloat16)
     scratch, frozen = variant("scratch", epochs=5), variant("frozen", epochs=5)
     much = devices.COMPILING_PAYS // 5
@@ -131,6 +132,8 @@ def test_compiling_is_for_much_work_on_a_gpu_or_on_demand(
     assert not CPU.compiles(scratch, much)
     demanded = devices.Device(torch.device("cpu"), torch.float32, compile=True)
     assert demanded.compiles(scratch, 1) and not demanded.compiles(frozen, 1)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert not gpu.compiles(scratch, much), "a slim image has no C compiler for Triton"
 
 
 def test_a_compiled_network_trains_and_is_saved_as_the_same(
