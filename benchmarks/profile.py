@@ -2,12 +2,14 @@
 
     python -m benchmarks.profile                   (a minute on 2 cores)
 
-`scratch` at 299 pixels in batches of 8 on a CPU, of 256 on a GPU, as the job trains it: augmentation,
-both heads, fused AdamW, average of the weights. Seconds are an operation's own, without those that
-it calls; on a GPU they are the device's.
+`scratch` at 299 pixels in batches of 8 on a CPU, of 256 on a GPU, as the job trains it: with
+augmentation, both heads, fused AdamW and the average of the weights. Seconds are an operation's own,
+without those that it calls; on a GPU they are the device's. The step's rate of arithmetic is set
+against the best that the same device does in a large matrix product of the same type.
 """
 
 import argparse
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from jobs import config, devices, generated, models
 from jobs.data import Images
 from jobs.training import Trainer, train_epoch
 
+OPERATIONS = 3 * 2 * 5.71e9  # a training image at 299: forward, and twice that backward
 # The first kind whose word an operation's name contains is the operation's.
 KINDS = {
     "convolution backward": ("convolution_backward",),
@@ -37,6 +40,17 @@ KINDS = {
 def kind_of(operation: str) -> str:
     matches = (kind for kind, words in KINDS.items() if any(w in operation for w in words))
     return next(matches, "other")
+
+
+def best_rate(device: devices.Device, side: int = 2048) -> float:
+    """Floating-point operations per second of a matrix product [side, side] × [side, side]."""
+    a = torch.randn(side, side, device=device.device, dtype=device.dtype)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)
 
 
 def main() -> None:
@@ -60,6 +74,11 @@ def main() -> None:
     train_epoch(trainer, images, lambda: None, lambda _: None)  # warm-up
     trainer.start_next_epoch()
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
+    start = time.perf_counter()
+    train_epoch(trainer, images, lambda: None, lambda _: None)
+    trainer.totals.tolist()
+    unwatched = (time.perf_counter() - start) / options.steps
+    trainer.start_next_epoch()
     with profile(activities=activities, acc_events=True) as profiled:
         train_epoch(trainer, images, lambda: None, lambda _: None)
         trainer.totals.tolist()
@@ -71,7 +90,11 @@ def main() -> None:
     ranked = sorted(seconds.items(), key=lambda item: -item[1])
     record.show(("kind", "s a step", "share"), [(k, s, f"{s / whole:.1%}") for k, s in ranked])
     print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
-    figures = {"batch": batch, "size": options.size, "seconds_a_step": dict(ranked)}
+    rates = {"best_rate": best_rate(device), "rate": OPERATIONS * batch / unwatched}
+    if options.size == 299:
+        print({name: f"{rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()})
+    figures = {"batch": batch, "size": options.size, "seconds": unwatched, **rates}
+    figures["seconds_a_step"] = dict(ranked)
     record.save("profile", options.out, options.steps, figures)
 
 
