@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -36,10 +37,12 @@ class Device:
 
     def compiles(self, variant: Variant, images: int) -> bool:
         """Whether the training step is to be compiled for a variant that learns from `images`."""
-        if variant.cached or self.compile is False:
-            return False  # what is left to train of a cached one is a single layer
+        if variant.cached:
+            return False  # its trunk runs once, and the last layer is nothing
+        if self.compile != "auto":
+            return self.compile
         enough = variant.optim.epochs * images >= COMPILING_PAYS
-        return self.compile is True or (self.device.type == "cuda" and enough)
+        return self.device.type == "cuda" and enough and _has_c_compiler()
 
     def start_measuring(self) -> None:
         if self.device.type == "cuda":
@@ -77,6 +80,11 @@ def choose(runtime: Runtime) -> Device:
         precision = "bf16" if has_bf16(kind) else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Device(device, dtype, runtime.compile)
+
+
+def _has_c_compiler() -> bool:
+    """Triton builds its launchers with one; slim images have none."""
+    return any(shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang") if name)
 
 
 def keep_compiled(folder: Path) -> None:

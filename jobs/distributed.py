@@ -41,7 +41,8 @@ def joined() -> Iterator[bool]:
     store, own_rank, count = next(rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         # On one machine torchrun's store outlives a restart, with the addresses of the dead in it.
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -20,7 +20,7 @@ from jobs.devices import Device
 from jobs.errors import ConfigurationError, Diverged, Interrupted
 from jobs.evaluation import predict, quick_scores
 from jobs.models import batch_norms, set_training_mode
-from jobs.progress import task
+from jobs.progress import log, task
 
 Row = dict[str, Any]
 
@@ -67,6 +67,7 @@ class Trainer:
         self.clock = Stopwatch()  # of this epoch
         self.best_accuracy, self.best_epoch = -1.0, -1
         if device.compiles(variant, images):
+            log(f"{variant.name}: to be compiled, which takes minutes the first time")
             network.compile(dynamic=False)
             self.scored_network.compile(dynamic=False)
         torch.manual_seed(seed)  # dropout draws from the global generators
