@@ -5,13 +5,16 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run report test test-slow lint format clean
+.PHONY: help run demo test test-slow lint format clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## the whole job on this machine, generated data, no network (ARGS="--config …")
 	$(BIN)/python -m jobs run $(or $(ARGS),--config quickstart)
+
+demo: $(VENV)/.demo ## all of it here: S3, training, promotion, service, an answer; until Ctrl-C
+	$(BIN)/python -m jobs demo $(ARGS)
 
 test: $(VENV)/.test ## the tests, in under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -32,10 +35,14 @@ clean: ## remove the environment, caches and built files; runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One environment for everything: the tests' packages are added to what `make run` installed.
+# One environment for everything: what others need is added to what `make run` installed.
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run

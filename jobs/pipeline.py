@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3
 
-from jobs import comparison, data, devices, environment, models, report
+from jobs import comparison, data, devices, environment, models, publishing, report
 from jobs.config import Config, Variant
 from jobs.data import Dataset, Examples, Images
 from jobs.errors import ConfigurationError, Diverged, JobError, UnavailableError
@@ -40,12 +40,13 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
             log(f"{folder.path} is finished, nothing to do; --run-id NAME starts another")
             result = comparison.read(folder)
         else:
-            result = _work(config, folder)
+            with publishing.following(folder, config.storage):
+                result = _work(config, folder)
     if config.storage.uri is not None:
         try:
-            Storage(config.storage).publish(folder)
+            publishing.publish(Storage(config.storage), folder)
         except UnavailableError as error:
-            log(f"warning: not published: {error}; `publish {folder.path}` sends it later")
+            log(f"not published: {error}; `publish {folder.path}` sends it later")
     if result["winner"] is None:
         raise JobError(f"no variant came to a result, see {folder.path}/comparison.json")
     return result
@@ -76,7 +77,7 @@ def report_again(folder: RunFolder) -> dict[str, Any]:
 def train(config: Config, folder: RunFolder, name: str) -> list[dict[str, Any]]:
     """Trains one variant of the configuration, with every seed; `run` later does the rest."""
     variant = next(variant for variant in config.variants if variant.name == name)
-    with folder.open(config):
+    with folder.open(config), publishing.following(folder, config.storage):
         job = Job(config, folder)
         return [job.train(variant, seed) for seed in config.runtime.seeds]
 

@@ -25,6 +25,8 @@ from jobs.runs import RunFolder
 if TYPE_CHECKING:
     from service import Service
 
+pytest_plugins = ["object_store"]
+
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
@@ -133,12 +135,10 @@ def archive(exported: RunFolder) -> Path:
 @pytest.fixture(scope="session")
 def service(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
     """One that all tests share which leave it as it is."""
-    from service import start, stop
+    from service import running
 
-    service = start(archive, tmp_path_factory.mktemp("service") / "state")
-    service.wait_until_ready()
-    yield service
-    assert stop(service) == 0
+    with running(archive, tmp_path_factory.mktemp("service") / "state") as service:
+        yield service
 
 
 def classes_of(run: RunFolder) -> list[str]:
