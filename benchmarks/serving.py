@@ -25,6 +25,7 @@ import io
 import json
 import platform
 import re
+import resource
 import statistics
 import sys
 import tempfile
@@ -71,6 +72,8 @@ class Round:
     failures: int
     cpu_milliseconds: float
     """Of the server, for each image."""
+    elsewhere: float
+    """Cores that neither the server nor the clients kept busy: what else this machine did."""
 
 
 def main(
@@ -121,6 +124,7 @@ def measure(
             for server, used, given in zip(servers, memory, labels, strict=True)
         },
         "alone": alone,
+        "cores_busy_elsewhere": max(r.elsewhere for r in done),
         "ratios": ratios(done, alone, loads),
     }
 
@@ -167,13 +171,23 @@ def take_turns(
 def ask(server: Server, pictures: Sequence[bytes], clients: int, seconds: float) -> Round:
     contender = server.contender
     bodies = [contender.body(picture) for picture in pictures]
-    before = server.cpu_seconds()
+    before, start = seconds_used(server), time.monotonic()
     answers = load.run_apart(contender.url, contender.kind, bodies, clients, seconds)
-    cost = server.cpu_seconds() - before
+    wall, after = time.monotonic() - start, seconds_used(server)
+    cost, cost_of_clients, busy = (b - a for a, b in zip(before, after, strict=True))
     good = [answer.seconds * 1000 for answer in answers if answer.counts and answer.status == 200]
     failures = sum(answer.status != 200 for answer in answers)
     rate = len(good) / seconds
-    return Round(contender.name, clients, rate, good, failures, cost / len(answers) * 1000)
+    elsewhere = max(0.0, busy - cost - cost_of_clients) / wall
+    cost_of_one = cost / len(answers) * 1000
+    return Round(contender.name, clients, rate, good, failures, cost_of_one, elsewhere)
+
+
+def seconds_used(server: Server) -> tuple[float, float, float]:
+    """CPU time so far: of the server, of clients that have ended, of the whole machine."""
+    clients, all_cores = resource.getrusage(resource.RUSAGE_CHILDREN), psutil.cpu_times()
+    machine = all_cores.user + all_cores.nice + all_cores.system
+    return server.cpu_seconds(), clients.ru_utime + clients.ru_stime, machine
 
 
 def summary(done: Sequence[Round], server: str, clients: int) -> dict[str, Any]:
@@ -244,6 +258,8 @@ def machine_kind() -> str:
 
 def show(result: dict[str, Any]) -> None:
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
     table = Table(box=None)
     columns = ("clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms/image", "n", "failed")
     table.add_column("server")
@@ -262,6 +278,8 @@ def show(result: dict[str, Any]) -> None:
         memory = " · ".join(f"{k} {v / 2**20:.0f} MiB" for k, v in server["memory"].items())
         same = f"{server['labels_as_stock']:.0%} of the labels as stock"
         console.print(f"{name}: ready after {server['ready_seconds']:.1f} s · {memory} · {same}")
+    elsewhere = result["cores_busy_elsewhere"]
+    console.print(f"up to {elsewhere:.2f} of {result['machine']['cores']} cores did something else")
 
 
 def cells(figures: dict[str, Any]) -> list[str]:
