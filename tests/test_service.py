@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, classes_of, pictures, predictions
+import yaml
+from conftest import MODEL, ROOT, classes_of, pictures, predictions
 from PIL import Image
 from service import Service, get, load, run_all, running
 
 from jobs.runs import RunFolder, sha256
 from serving.archive import ModelError, open_model
-from serving.settings import SettingsError, from_environment
+from serving.settings import Settings, SettingsError, from_environment
 
 
 def test_it_answers_with_the_jobs_predictions(service: Service, exported: RunFolder) -> None:
@@ -174,3 +175,12 @@ def test_settings_that_make_no_service_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=complaint):
         from_environment(environment)
+
+
+def test_the_documentation_has_every_setting_and_metric() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    metrics = yaml.safe_load((ROOT / "serving" / "metrics.yaml").read_text())["model_metrics"]
+    own = [m["name"] for kind in ("histogram", "counter") for m in metrics[kind]]
+    names = [f"SERVING_{field.upper()}" for field in Settings.model_fields if field != "model_uri"]
+    missing = [name for name in (*names, *own, "MODEL_URI") if f"`{name}`" not in text]
+    assert not missing
