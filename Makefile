@@ -5,13 +5,16 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run report test test-slow test-images test-cluster lint format lock clean
+.PHONY: help run demo test test-slow test-images test-cluster lint format lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## the whole job on this machine, generated data, no network (ARGS="--config …")
 	$(BIN)/python -m jobs run $(or $(ARGS),--config quickstart)
+
+demo: $(VENV)/.demo ## all of it here: S3, training, promotion, service, an answer; until Ctrl-C
+	$(BIN)/python -m jobs demo $(ARGS)
 
 test: $(VENV)/.test ## the tests, in under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow and not containers and not cluster" $(ARGS)
@@ -22,6 +25,11 @@ test-slow: $(VENV)/.test ## what takes longer: the quickstart as it is
 test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 40 GB of disk, some 20 minutes)
 	tests/containers/install.sh
 	$(BIN)/python -m pytest -m containers tests/containers $(ARGS)
+
+test-cluster: $(VENV)/.test ## the manifests in a real Kubernetes (as test-images, and some 30 minutes more)
+	tests/containers/install.sh
+	tests/cluster/build.sh $${CLUSTER_DIR:-/var/tmp/inception-transfer-cluster}
+	PYTHONPATH=tests/containers $(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
 lint: $(VENV)/.test ## style, format and types
 	$(BIN)/ruff check .
@@ -39,11 +47,15 @@ clean: ## remove the environment, caches and built files; runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One environment for everything: the tests' packages are added to what `make run` installed. But for
+# One environment for everything: what others need is added to what `make run` installed. But for
 # checkov, which insists on an older boto3.
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[export]'
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done · 1 unexpected · 2 configuration or usage · 3 data, weights or storage "
-    "not reachable · 75 interrupted, state saved, run again to go on."
+    "not reachable · 4 not good enough to serve · 75 interrupted, state saved, run again to go on."
 )
 app = typer.Typer(
     help="Trains variants of Inception-v3, compares them honestly and reports.",
@@ -47,6 +47,17 @@ RunIdOption = Annotated[
         "that the same command goes on with the same run.",
     ),
 ]
+DeploymentOption = Annotated[
+    str | None,
+    typer.Option(
+        "--deployment",
+        metavar="NAME",
+        help="Then also make this Deployment, in the cluster, serve that exact version.",
+    ),
+]
+VersionArgument = Annotated[
+    str | None, typer.Argument(help="A version, as `models` lists them.", show_default=False)
+]
 
 
 @app.command()
@@ -55,16 +66,27 @@ def run(
     settings: SetOption = None,
     run_id: RunIdOption = None,
     out: OutOption = Path("runs"),
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Then promote the winner, if it passes the gate.")
+    ] = False,
+    deployment: DeploymentOption = None,
 ) -> None:
     """Train every variant, test, compare and report. Run again to go on after an interruption."""
     resolved, folder = _open(config, settings, run_id, out)
-    from jobs import pipeline, table
+    if deployment and not promote:
+        raise typer.BadParameter("--deployment: needs --promote")
+    if promote and resolved.storage.uri is None:
+        raise typer.BadParameter("--promote: needs --set storage.uri=s3://bucket/prefix")
+    from jobs import distributed, pipeline, table
     from jobs.interruption import graceful
 
-    with graceful():
+    with distributed.joined() as first, graceful():
         result = pipeline.run(resolved, folder)
-    table.show(result)
-    print(f"\n{folder.path / 'report' / 'index.html'}")
+    if first:
+        table.show(result)
+        print(f"\n{folder.path / 'report' / 'index.html'}")
+        if promote:
+            _promote(resolved, folder, deployment)
 
 
 @app.command()
@@ -80,12 +102,13 @@ def train(
     names = [v.name for v in resolved.variants]
     if variant not in names:
         raise typer.BadParameter(f"the configuration has {', '.join(names)}, not {variant}")
-    from jobs import pipeline
+    from jobs import distributed, pipeline
     from jobs.interruption import graceful
 
-    with graceful():
+    with distributed.joined() as first, graceful():
         pipeline.train(resolved, folder, variant)
-    print(folder.path)
+    if first:
+        print(folder.path)
 
 
 @app.command()
@@ -123,12 +146,107 @@ def publish(
 ) -> None:
     """Send what S3 lacks of a finished run, as often as needed; --set storage.uri=s3://…"""
     resolved, folder = _existing(run_folder, settings)
+    from jobs import publishing
     from jobs.interruption import graceful
     from jobs.storage import Storage
 
     with graceful():
-        sent = Storage(resolved.storage).publish(folder)
+        sent = publishing.publish(Storage(resolved.storage), folder)
     print(f"{sent} files sent")
+
+
+@app.command()
+def promote(
+    run_folder: Annotated[Path, typer.Argument(help="An exported run's folder.")],
+    settings: SetOption = None,
+    deployment: DeploymentOption = None,
+) -> None:
+    """Publish a run and make production serve its model, if it passes the gate; else exit 4."""
+    resolved, folder = _existing(run_folder, settings)
+    _promote(resolved, folder, deployment)
+
+
+@app.command()
+def rollback(
+    version: VersionArgument = None,
+    config: ConfigOption = "default",
+    settings: SetOption = None,
+    deployment: DeploymentOption = None,
+) -> None:
+    """Make production serve what it did before, or a version of your choice."""
+    from jobs import config as configuration
+    from jobs import promotion
+
+    uri = promotion.rollback(configuration.load(config, settings or ()), version)
+    _deploy(deployment, uri, "rollback")
+
+
+@app.command()
+def models(config: ConfigOption = "default", settings: SetOption = None) -> None:
+    """List the versions of a model in S3, and which of them serves."""
+    from jobs import config as configuration
+    from jobs import table
+    from jobs.registry import Registry
+    from jobs.storage import Storage
+
+    resolved = configuration.load(config, settings or ())
+    registry = Registry(Storage(resolved.storage), resolved.export.name)
+    table.show_models(registry.manifests(), registry.channels())
+
+
+@app.command()
+def fetch(
+    version: VersionArgument = None,
+    config: ConfigOption = "default",
+    settings: SetOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to put it in.")] = Path(),
+) -> None:
+    """Download a version's archive, by default the one that serves, and check its digest."""
+    from jobs import config as configuration
+    from jobs import promotion
+    from jobs.interruption import graceful
+
+    with graceful():
+        print(promotion.fetch(configuration.load(config, settings or ()), version, out))
+
+
+@app.command()
+def prune(
+    config: ConfigOption = "default",
+    settings: SetOption = None,
+    days: Annotated[
+        float | None, typer.Option("--older-than", metavar="DAYS", help="Spare what is younger.")
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(min=0, help="Spare so many of the newest runs and versions.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Delete old runs and versions from S3; never one that a channel points to or remembers."""
+    if days is None and keep is None:
+        raise typer.BadParameter("a rule is needed: --older-than DAYS, --keep COUNT, or both")
+    from jobs import config as configuration
+    from jobs import pruning, table
+    from jobs.interruption import graceful
+    from jobs.storage import Storage
+
+    storage = Storage(configuration.load(config, settings or ()).storage)
+    with graceful():
+        gone = pruning.prune(storage, days=days, keep=keep or 0, dry_run=dry_run)
+    table.show_pruned(gone, dry_run=dry_run)
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Keeps the run, the S3 server's data and the logs.")
+    ] = Path("runs/demo"),
+    settings: SetOption = None,
+) -> None:
+    """Show all of it on this machine: S3, training, promotion, service, an answer; until Ctrl-C."""
+    from jobs import demo as demonstration
+
+    demonstration.run(folder, settings or ())
 
 
 @app.command()
@@ -138,6 +256,23 @@ def doctor(config: ConfigOption = "default", settings: SetOption = None) -> None
     from jobs import doctor as checks
 
     checks.examine(configuration.load(config, settings or ()))
+
+
+def _promote(config: "Config", folder: "RunFolder", deployment: str | None) -> None:
+    from jobs import promotion
+    from jobs.interruption import graceful
+
+    with graceful():
+        uri = promotion.promote(folder, config)
+    print(uri)
+    _deploy(deployment, uri, "promote")
+
+
+def _deploy(deployment: str | None, uri: str, command: str) -> None:
+    if deployment is not None:
+        from jobs.deployment import patch
+
+        patch(deployment, uri, f"{command} {uri}")
 
 
 def _open(

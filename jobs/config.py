@@ -54,7 +54,7 @@ class Data(Section):
     root: str | None = None
     """`folder`: its root, required. `cifar10`: where the download is kept, else in `cache`."""
     cache: str = "~/.cache/inception-transfer"
-    """Downloads and decoded folders live here; safe to delete."""
+    """Downloads, decoded folders and compiled code live here; safe to delete."""
     train_images: Count | None = None
     """Use only so many training images, validation included, drawn by class; all when absent."""
     test_images: Count | None = None
@@ -149,6 +149,9 @@ class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the hardware has instructions for it."""
+    compile: Literal["auto"] | bool = "auto"
+    """`torch.compile` for the training step. `auto`: on a GPU, where there is enough work to win
+    back the time that it takes; never on a CPU."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
     """Every variant is trained once for each; the comparison gives mean and spread."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
@@ -167,6 +170,8 @@ class Evaluation(Section):
 
 
 class Export(Section):
+    enabled: bool = True
+    """Whether a run ends with an archive of its winner."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,80}$")] = (
         "inception_v3_cifar10"
     )
@@ -177,6 +182,23 @@ class Export(Section):
     """Training images that int8 quantisation takes its ranges from, at most."""
     max_accuracy_drop: Annotated[float, Field(ge=0)] = 0.3
     """Percentage points that int8 may lose against the reference and still be shipped."""
+
+
+class Promotion(Section):
+    """The gate between a published run and the model that production serves."""
+
+    channel: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")] = "production"
+    min_accuracy: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Per cent of the test images that have to be right."""
+    tolerance: Annotated[float, Field(ge=0)] | None = 0.5
+    """Percentage points that a model may be worse than the one that serves, on the same test
+    images. Other test images close the gate; null lets the first model of a new set through."""
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """Median time that the archive may take for one picture on this machine; not measured when
+    absent."""
+
+
+SECRETS = ("access_key", "secret", "token", "password", "credential")
 
 
 class Storage(Section):
@@ -190,6 +212,38 @@ class Storage(Section):
     """`host/bucket/key` instead of `bucket.host/key`, which most other servers want."""
     attempts: Count = 5
     """Tries of each request, with growing pauses."""
+    connect_timeout: Annotated[float, Field(gt=0)] = 15.0
+    """Seconds."""
+    read_timeout: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds without a byte."""
+    checksums: Literal["sha256", "md5"] = "sha256"
+    """What the server checks uploads with; `md5` is for servers that know nothing newer."""
+    encryption: Literal["none", "s3", "kms"] = "none"
+    """`none` leaves it to the bucket's own setting."""
+    kms_key: str | None = None
+    """Id or ARN for `encryption: kms`; the account's own key when absent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_credentials(cls, raw: Any) -> Any:
+        """Says which key, and never the value: the message may end in a log."""
+        if not isinstance(raw, dict):
+            return raw
+        for key, value in raw.items():
+            named = any(word in str(key).lower() for word in SECRETS)
+            within = key in ("uri", "endpoint_url") and "@" in str(value)
+            if named or within:
+                raise ValueError(
+                    f"{key}: credentials do not belong here; boto3 finds them in the environment "
+                    "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), in ~/.aws or in a role"
+                )
+        return raw
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kms_key and self.encryption != "kms":
+            raise ValueError("kms_key: needs encryption kms")
+        return self
 
 
 class Config(Section):
@@ -200,6 +254,7 @@ class Config(Section):
     runtime: Runtime = Runtime()
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
+    promotion: Promotion = Promotion()
     storage: Storage = Storage()
 
     @model_validator(mode="before")
@@ -240,7 +295,7 @@ class Config(Section):
     @property
     def experiment(self) -> dict[str, Any]:
         """All that decides what is trained, and so not how it is packed or where it is sent."""
-        return self.model_dump(mode="json", exclude={"export", "storage"})
+        return self.model_dump(mode="json", exclude={"export", "promotion", "storage"})
 
     @property
     def digest(self) -> str:

@@ -8,7 +8,8 @@ scaled and normalised.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from serving.images import ImageError, decode, to_input, to_pixels
 TEST_SHARE = 0.2  # of a folder that has no test/
 CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
 RESIDENT_SHARE = 0.4  # of the free device memory that pixels may take
+AHEAD = 2  # batches of other pixels that are on their way to the device
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,14 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def inputs(self, batch: Tensor, draws: Draws | None = None) -> Tensor:
-        """The network's inputs for the examples `batch`, int64 [B] on the device."""
+    def batches(
+        self, parts: Sequence[Tensor], draws: Draws | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs of the network, augmented by `draws` if given, and labels, one part at a time.
+
+        Args:
+            parts: positions, int64 [B] each, on the device.
+        """
         ...
 
     def draws(self, seed: int, epoch: int) -> Draws: ...
@@ -83,14 +91,30 @@ class Images:
         """The images at int64 `positions`; no pixel is copied."""
         return replace(self, rows=self.rows[positions], labels=self.labels[positions])
 
+    @property
+    def resident(self) -> bool:
+        """Whether the pixels are where the labels are."""
+        return self.pixels.device == self.labels.device
+
     def raw(self, batch: Tensor) -> Tensor:
         """uint8 [B, 3, H, W], as they came, on the device of the labels."""
         rows = self.rows[batch.to(self.rows.device)]
-        return self.pixels[rows].to(self.labels.device, non_blocking=True)
+        return self.pixels[rows].to(self.labels.device)
 
-    def inputs(self, batch: Tensor, draws: Draws | None = None) -> Tensor:
-        """float32 [B, 3, S, S] in channels-last order, augmented by `draws` if given."""
-        x_NCHW = self.raw(batch)
+    def batches(
+        self, parts: Sequence[Tensor], draws: Draws | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs float32 [B, 3, S, S] and labels int64 [B], one part at a time."""
+        if self.resident:
+            pictures: Iterable[Tensor] = map(self.raw, parts)
+        else:
+            rows = [self.rows[part.cpu()] for part in parts]
+            pictures = prefetched(self.pixels, rows, self.labels.device)
+        for part, x_NCHW in zip(parts, pictures, strict=True):
+            yield self.prepare(x_NCHW, part, draws), self.labels[part]
+
+    def prepare(self, x_NCHW: Tensor, batch: Tensor, draws: Draws | None = None) -> Tensor:
+        """Network inputs of the pictures of `batch`: float32 [B, 3, S, S], channels last."""
         if draws is not None:
             x_NCHW = augment(x_NCHW, draws.flip[batch], draws.shift[batch])
         x_NCHW = to_input(x_NCHW, self.settings.input_size, self.settings.normalization)
@@ -144,6 +168,39 @@ def generator(*seeds: int | str) -> torch.Generator:
     """A random generator of its own for every combination of `seeds`."""
     digest = hashlib.sha256(repr(seeds).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def prefetched(pixels: Tensor, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Rows of `pixels` on the device, a batch at a time, the next ones on their way meanwhile.
+
+    A thread gathers them into pinned memory and copies on a stream of its own, so that neither the
+    host nor the computing stream waits.
+
+    Args:
+        pixels: uint8 [M, 3, H, W] on the CPU.
+        batches: int64 [B] each, on the CPU.
+    """
+    copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def load(rows: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        pictures = pixels[rows]
+        if copying is None:
+            return pictures, None
+        with torch.cuda.stream(copying):
+            pictures = pictures.pin_memory().to(device, non_blocking=True)
+            return pictures, copying.record_event()
+
+    with ThreadPoolExecutor(1) as thread:
+        loading = deque(thread.submit(load, rows) for rows in batches[:AHEAD])
+        for following in [*batches[AHEAD:], *[None] * len(loading)]:
+            pictures, copied = loading.popleft().result()
+            if following is not None:
+                loading.append(thread.submit(load, following))
+            if copied is not None:
+                computing = torch.cuda.current_stream(device)
+                computing.wait_event(copied)
+                pictures.record_stream(computing)  # or its memory might be reused too early
+            yield pictures
 
 
 def augment(x_NCHW: Tensor, flip: Tensor, shift: Tensor) -> Tensor:

@@ -1,26 +1,48 @@
-"""The device that computes, its precision, and what it reports of itself."""
+"""The device that computes, its precision, its threads, and what it reports of itself."""
 
+import math
 import os
 import platform
 import resource
+import shutil
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from jobs.config import Runtime
+from jobs import distributed
+from jobs.config import Runtime, Variant
 from jobs.errors import ConfigurationError
+
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_LISTING = Path("/proc/self/cgroup")
+QUOTA_FILES = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}  # v2, v1
+# Training images from which compiling for a GPU is worth its minute or so: an estimate, still to
+# be measured. On a CPU it is not (see docs/performance.md).
+COMPILING_PAYS = 200_000
 
 
 @dataclass(frozen=True)
 class Device:
     device: torch.device
     dtype: torch.dtype  # of convolutions and matrix products; weights stay float32
+    compile: bool | Literal["auto"] = "auto"
 
     def autocast(self) -> AbstractContextManager[None]:
         enabled = self.dtype is not torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+
+    def compiles(self, variant: Variant, images: int) -> bool:
+        """Whether the training step is to be compiled for a variant that learns from `images`."""
+        if variant.cached:
+            return False  # its trunk runs once, and the last layer is nothing
+        if self.compile != "auto":
+            return self.compile
+        enough = variant.optim.epochs * images >= COMPILING_PAYS
+        return self.device.type == "cuda" and enough and _has_c_compiler()
 
     def start_measuring(self) -> None:
         if self.device.type == "cuda":
@@ -37,10 +59,11 @@ class Device:
 
 
 def choose(runtime: Runtime) -> Device:
-    """The configured device and precision.
+    """The configured device and precision; on a CPU, also as many threads as there are cores.
 
     Raises:
-        ConfigurationError: a GPU was asked for and there is none.
+        ConfigurationError: a GPU was asked for and there is none, or there are fewer on this
+            machine than processes.
     """
     kind = runtime.device
     if kind == "auto":
@@ -48,11 +71,70 @@ def choose(runtime: Runtime) -> Device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("runtime.device: cuda asked for, but PyTorch sees no GPU")
     if kind == "cuda":
-        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+        device = _own_gpu()
+    else:
+        device = torch.device("cpu")
+        _set_threads()
     precision = runtime.precision
     if precision == "auto":
         precision = "bf16" if has_bf16(kind) else "fp32"
-    return Device(torch.device(kind), torch.bfloat16 if precision == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return Device(device, dtype, runtime.compile)
+
+
+def _has_c_compiler() -> bool:
+    """Triton builds its launchers with one; slim images have none."""
+    return any(shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang") if name)
+
+
+def keep_compiled(folder: Path) -> None:
+    """Where compiled code is kept for the next run, unless the environment says where."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def _own_gpu() -> torch.device:
+    """This process's GPU: the n-th of the machine for the n-th process on it."""
+    index, there = distributed.local_rank(), torch.cuda.device_count()
+    if index >= there:
+        raise ConfigurationError(
+            f"--nproc-per-node {distributed.local_size()}: this machine has {there} GPUs"
+        )
+    torch.cuda.set_device(index)
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    return torch.device("cuda", index)
+
+
+def _set_threads() -> None:
+    together = distributed.size() > 1  # torchrun sets the variable itself then, to 1
+    if together or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // distributed.local_size()))
+
+
+def cores() -> int:
+    """Processor cores that this process may use: its affinity, cut to its cgroups' quotas.
+
+    PyTorch counts the machine's cores; in a container that may use two of 64, its 64 threads
+    would wait for each other. The cpuset shows in the affinity, the quota does not.
+    """
+    return max(1, math.floor(min([len(os.sched_getaffinity(0)), *_quotas()])))
+
+
+def _quotas() -> Iterator[float]:
+    """In cores, of the process's cgroup and of those above it."""
+    for line in CGROUP_LISTING.read_text().splitlines() if CGROUP_LISTING.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            if controller in QUOTA_FILES:
+                yield from _quotas_above(CGROUPS / controller, path, QUOTA_FILES[controller])
+
+
+def _quotas_above(root: Path, path: str, files: tuple[str, ...]) -> Iterator[float]:
+    folder = root / path.lstrip("/")
+    for place in (folder, *folder.parents):
+        if place.is_relative_to(root) and all((place / file).is_file() for file in files):
+            quota, period = " ".join((place / file).read_text() for file in files).split()
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)
 
 
 def has_bf16(kind: str) -> bool:
@@ -65,7 +147,7 @@ def has_bf16(kind: str) -> bool:
 def name_of(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()} ({len(os.sched_getaffinity(0))} cores)"
+    return f"{_processor()} ({cores()} cores)"
 
 
 def _processor() -> str:

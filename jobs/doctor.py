@@ -119,7 +119,7 @@ def _storage(config: Config) -> Finding:
         Storage(config.storage.model_copy(update={"attempts": 1})).check()
     except JobError as error:
         return Finding("storage", False, str(error))
-    return Finding("storage", True, f"{config.storage.uri} answers")
+    return Finding("storage", True, f"{config.storage.uri} answers and may be written to")
 
 
 def _reachable(subject: str, url: str) -> Finding:

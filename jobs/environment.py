@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from jobs import distributed
 from jobs.devices import Device, name_of
 
 PACKAGES = ("inception-transfer", "torch", "torchvision", "numpy", "pillow")
@@ -26,6 +27,7 @@ def describe(device: Device) -> dict[str, Any]:
         "device": name_of(device.device),
         "precision": str(device.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
         "commit": commit(),
         "command": ["python -m jobs", *sys.argv[1:]],
     }

@@ -1,7 +1,7 @@
 """What can end a job early, and the exit code each kind has.
 
 0 done · 1 unexpected · 2 configuration or usage · 3 data, weights or storage not reachable ·
-75 interrupted, state saved, run again to go on.
+4 not good enough to serve · 75 interrupted, state saved, run again to go on.
 """
 
 
@@ -21,6 +21,12 @@ class UnavailableError(JobError):
     """Data, weights or storage are missing, damaged or out of reach."""
 
     exit_code = 3
+
+
+class NotPromoted(JobError):  # noqa: N818 - an outcome, not a failure
+    """The gate is closed: everything is published, and production serves what it did."""
+
+    exit_code = 4
 
 
 class Interrupted(JobError):  # noqa: N818 - not an error: the state is saved

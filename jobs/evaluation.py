@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
-from jobs import interruption
+from jobs import distributed
 from jobs.data import Examples
 
 CALIBRATION_BINS = 15
@@ -26,14 +26,19 @@ def predict(
 ) -> Tensor:
     """Logits float32 [N, C] of all examples in their order, on the CPU; leaves eval mode on."""
     network.eval()
-    everything = torch.arange(len(examples), device=examples.labels.device)
+    count, place = len(examples), examples.labels.device
+    parts = distributed.batches(count, batch_size, place)
     outputs = []
-    for batch in everything.split(batch_size):
-        interruption.check()
+    for part, (inputs, _) in zip(parts, examples.batches(parts), strict=True):
+        distributed.check()
         with autocast():
-            outputs.append(network(examples.inputs(batch)).float())
-        advance(len(batch))
-    return torch.cat(outputs).cpu()
+            outputs.append(network(inputs).float())
+        advance(len(part) * distributed.size())
+    own = torch.cat(outputs)
+    logits = own.new_empty(count, own.shape[1])
+    logits[distributed.share(count)] = own
+    distributed.complete(logits)
+    return logits.cpu()
 
 
 def quick_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -14,7 +14,8 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,15 +36,17 @@ from jobs.config import Export
 from jobs.data import Images
 from jobs.errors import ConfigurationError, JobError, UnavailableError
 from jobs.progress import log, task
-from jobs.runs import RunFolder, write, write_json
+from jobs.runs import RunFolder, sha256, write, write_json
 from serving import runtimes
 from serving.images import to_input
 from serving.messages import softmax
 
 Logits = NDArray[np.float32]
+Handle = Callable[[list[dict[str, bytes]]], list[dict[str, Any]]]
 
 BATCH = 8  # pictures at a time, here and in calibration
 MAX_BATCH = 1024
+PARITY_IMAGES = 200  # at most; the handler runs them on one thread, as a worker does
 GOLDEN = "golden.png"
 # Of `serving`, what the handler imports.
 MODULES = ("__init__", "images", "messages", "metrics", "runtimes")
@@ -77,7 +80,9 @@ def export(folder: RunFolder, settings: Export) -> Path:
         ConfigurationError: the packages of the extra `export` are not installed.
         ExportError: the archive does not give the job's predictions; nothing is written.
     """
-    _need_packages()
+    if missing := missing_packages():
+        names = ", ".join(missing)
+        raise ConfigurationError(f"export needs {names}: pip install 'inception-transfer[export]'")
     folder.manifest()
     config, result = folder.config(), comparison.read(folder)
     winner = result["winner"]
@@ -109,21 +114,21 @@ def export(folder: RunFolder, settings: Export) -> Path:
         }
         write_json(stage / "model.json", description)
         archive = _archive(stage, Path(work), settings.name, folder.run_id)
-        parity = check_parity(archive, dataset.classes, judged, reference)
+        few = torch.arange(min(len(judged), PARITY_IMAGES))
+        parity = check_parity(archive, dataset.classes, judged.take(few), reference[: len(few)])
         card = _model_card(description, parity)
         target = folder.path / "model" / archive.name
         write(target, archive.read_bytes())
+        beside = {**description, "sha256": sha256(target), "parity": parity}
+        write_json(target.with_suffix(".json"), beside)
         write(folder.path / "MODEL_CARD.md", card)
         folder.write_manifest()
     return target
 
 
-def _need_packages() -> None:
-    missing = [n for n in ("openvino", "nncf", "model_archiver") if not importlib.util.find_spec(n)]
-    if missing:
-        raise ConfigurationError(
-            f"export needs {', '.join(missing)}: pip install 'inception-transfer[export]'"
-        )
+def missing_packages() -> list[str]:
+    """What export needs and this environment lacks: packages of the extra `export`."""
+    return [n for n in ("openvino", "nncf", "model_archiver") if not importlib.util.find_spec(n)]
 
 
 def _served(best: Path, classes: int, input_size: int, normalization: str) -> Served:
@@ -277,10 +282,10 @@ def check_parity(
     Raises:
         ExportError: an answer is further from the reference's than rounding explains.
     """
-    with tempfile.TemporaryDirectory() as unpacked:
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(unpacked)
-        answers = _answers(Path(unpacked), judged)
+    with unpacked(archive) as (_, handle):
+        answers = _answers(handle, judged)
+    if refused := [answer for answer in answers if "error" in answer]:
+        raise ExportError(f"the archive refuses the job's pictures: {refused[0]['error']}")
     probabilities = softmax(reference)
     expected = [dict(zip(classes, row, strict=True)) for row in probabilities.tolist()]
     errors, leads = [], []
@@ -305,24 +310,37 @@ def _close(figures: Mapping[str, float]) -> bool:
     return near and figures["margin"] <= LABEL_MARGIN
 
 
-def _answers(unpacked: Path, judged: Images) -> list[dict[str, Any]]:
+@contextmanager
+def unpacked(archive: Path) -> Iterator[tuple[Path, Handle]]:
+    """The archive's files in a temporary folder, and its own handler, as TorchServe calls it."""
+    with tempfile.TemporaryDirectory() as name:
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(name)
+        spec = importlib.util.spec_from_file_location("handler", Path(name) / "handler.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        handler = module.Handler()
+        properties = {"model_dir": name, "gpu_id": None}
+        context = SimpleNamespace(
+            system_properties=properties,
+            metrics=None,
+            get_request_header=lambda *_: None,
+            set_response_status=lambda *_: None,
+            set_response_header=lambda *_: None,
+        )
+        handler.initialize(context)
+        yield Path(name), lambda rows: handler.handle(rows, context)
+
+
+def _answers(handle: Handle, judged: Images) -> list[dict[str, Any]]:
     """What the archive's own handler says to every picture."""
-    spec = importlib.util.spec_from_file_location("handler", unpacked / "handler.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    handler = module.Handler()
-    properties = {"model_dir": str(unpacked), "gpu_id": None}
-    context = SimpleNamespace(
-        system_properties=properties, metrics=None, get_request_header=lambda *_: None
-    )
-    handler.initialize(context)
     answers: list[dict[str, Any]] = []
     with task("export, parity", len(judged)) as advance:
         for batch in torch.arange(len(judged)).split(BATCH):
             interruption.check()
             rows = [{"body": _png(picture)} for picture in judged.raw(batch)]
-            answers += handler.handle(rows, context)
+            answers += handle(rows)
             advance(len(rows))
     return answers
 

@@ -4,7 +4,7 @@ A trunk whose weights and batch-norm statistics do not change is a fixed functio
 `fc` on its stored outputs gives what training it through the trunk would give (a test proves it).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import Inception3
 
-from jobs import interruption
+from jobs import distributed
 from jobs.data import Draws, Images
 from jobs.devices import Device
 
@@ -31,11 +31,14 @@ class Features:
     def __len__(self) -> int:
         return len(self.images)
 
-    def inputs(self, batch: Tensor, draws: Draws | None = None) -> Tensor:
-        """float32 [B, 2048]; of the draws only the mirror counts, a shift has no stored output."""
-        if draws is None:
-            return self.values[0, batch]
-        return self.values[draws.flip[batch].long(), batch]
+    def batches(
+        self, parts: Sequence[Tensor], draws: Draws | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs float32 [B, 2048]; of the draws only the mirror counts, as a shift has no stored
+        output."""
+        for part in parts:
+            side = 0 if draws is None else draws.flip[part].long()
+            yield self.values[side, part], self.labels[part]
 
     def draws(self, seed: int, epoch: int) -> Draws:
         return self.images.draws(seed, epoch)
@@ -53,20 +56,19 @@ def extract(
 ) -> Features:
     """Runs the trunk in eval mode once over all images, and once over their mirrors if asked."""
     network.eval()
-    count = len(images)
-    everything = torch.arange(count, device=images.labels.device)
-    passes = []
+    count, place = len(images), images.labels.device
+    values = torch.empty(1 + mirrored, count, network.fc.in_features, device=place)
+    parts = distributed.batches(count, batch_size, place)
     with _headless(network):
-        for flip in (False, True)[: 1 + mirrored]:
-            draws = _constant_draws(count, flip).to(images.labels.device)
-            outputs = []
-            for batch in everything.split(batch_size):
-                interruption.check()
+        for flip, outputs in zip((False, True), values, strict=False):
+            draws = _constant_draws(count, flip).to(place)
+            for part, (inputs, _) in zip(parts, images.batches(parts, draws), strict=True):
+                distributed.check()
                 with device.autocast():
-                    outputs.append(network(images.inputs(batch, draws)).float())
-                advance(len(batch))
-            passes.append(torch.cat(outputs))
-    return Features(torch.stack(passes), images)
+                    outputs[part] = network(inputs).float()
+                advance(len(part) * distributed.size())
+            distributed.complete(outputs)
+    return Features(values, images)
 
 
 def _constant_draws(count: int, flip: bool) -> Draws:

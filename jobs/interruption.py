@@ -10,10 +10,20 @@ from jobs.errors import Interrupted
 _received: list[str] = []
 
 
+def asked() -> bool:
+    """Whether a signal has asked this process to stop."""
+    return bool(_received)
+
+
+def interrupted() -> Interrupted:
+    name = _received[0] if _received else "another process was asked to stop"
+    return Interrupted(f"{name}: state saved, the same command goes on from there")
+
+
 def check() -> None:
     """Raises :class:`Interrupted` once a signal has asked the job to stop."""
-    if _received:
-        raise Interrupted(f"{_received[0]}: state saved, the same command goes on from there")
+    if asked():
+        raise interrupted()
 
 
 @contextmanager

@@ -103,10 +103,14 @@ def set_training_mode(network: nn.Module, variant: Variant) -> None:
     move), unless the variant says otherwise.
     """
     network.train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            learns = variant.batch_norm == "auto" and module.weight.requires_grad
-            module.train(variant.batch_norm == "train" or learns)
+    for norm in batch_norms(network):
+        learns = variant.batch_norm == "auto" and norm.weight.requires_grad
+        norm.train(variant.batch_norm == "train" or learns)
+
+
+def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """All batch-norm layers, be they of one process or synchronised over several."""
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def count_parameters(network: nn.Module) -> Parameters:

@@ -1,8 +1,10 @@
 """The job from configuration to run folder: every variant in turn, then comparison and report."""
 
+import functools
 import time
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3
 
-from jobs import comparison, data, devices, environment, models, report
+from jobs import (
+    comparison,
+    data,
+    devices,
+    distributed,
+    environment,
+    export,
+    models,
+    publishing,
+    report,
+)
 from jobs.config import Config, Variant
 from jobs.data import Dataset, Examples, Images
 from jobs.errors import ConfigurationError, Diverged, JobError, UnavailableError
@@ -35,19 +47,17 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     Raises:
         JobError: no variant came to a result.
     """
-    with folder.open(config):
-        if folder.finished:
-            log(f"{folder.path} is finished, nothing to do; --run-id NAME starts another")
-            result = comparison.read(folder)
+    with distributed.held_once(folder.open(config)):
+        if distributed.once(lambda: folder.finished):
+            log(f"{folder.path} is finished; --run-id NAME starts another")
+            result = distributed.once(lambda: comparison.read(folder))
         else:
-            result = _work(config, folder)
-    if config.storage.uri is not None:
-        try:
-            Storage(config.storage).publish(folder)
-        except UnavailableError as error:
-            log(f"warning: not published: {error}; `publish {folder.path}` sends it later")
+            with distributed.held_once(publishing.following(folder, config.storage)):
+                result = _work(config, folder)
     if result["winner"] is None:
         raise JobError(f"no variant came to a result, see {folder.path}/comparison.json")
+    distributed.once(lambda: _export(config, folder))
+    distributed.once(lambda: _publish(config, folder))
     return result
 
 
@@ -56,10 +66,34 @@ def _work(config: Config, folder: RunFolder) -> dict[str, Any]:
     for seed in config.runtime.seeds:
         for variant in config.variants:
             job.train(variant, seed)
+    return distributed.once(lambda: _conclude(config, folder))
+
+
+def _conclude(config: Config, folder: RunFolder) -> dict[str, Any]:
     result = comparison.compare(folder, config)
     report.write_report(folder)
     folder.write_manifest()
     return result
+
+
+def _export(config: Config, folder: RunFolder) -> None:
+    """Packs the winner once; a machine without the packages for that leaves it to another."""
+    archive = f"model/{config.export.name}.mar"
+    if not config.export.enabled or archive in folder.manifest()["files"]:
+        return
+    if missing := export.missing_packages():
+        names = ", ".join(missing)
+        log(f"not exported: {names} not installed; `export {folder.path}` packs it elsewhere")
+        return
+    export.export(folder, config.export)
+
+
+def _publish(config: Config, folder: RunFolder) -> None:
+    if config.storage.uri is not None:
+        try:
+            publishing.publish(Storage(config.storage), folder)
+        except UnavailableError as error:
+            log(f"not published: {error}; `publish {folder.path}` sends it later")
 
 
 def report_again(folder: RunFolder) -> dict[str, Any]:
@@ -76,7 +110,10 @@ def report_again(folder: RunFolder) -> dict[str, Any]:
 def train(config: Config, folder: RunFolder, name: str) -> list[dict[str, Any]]:
     """Trains one variant of the configuration, with every seed; `run` later does the rest."""
     variant = next(variant for variant in config.variants if variant.name == name)
-    with folder.open(config):
+    with (
+        distributed.held_once(folder.open(config)),
+        distributed.held_once(publishing.following(folder, config.storage)),
+    ):
         job = Job(config, folder)
         return [job.train(variant, seed) for seed in config.runtime.seeds]
 
@@ -87,17 +124,21 @@ class Job:
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.config, self.folder = config, folder
         self.device = devices.choose(config.runtime)
-        folder.add_environment(environment.describe(self.device))
+        devices.keep_compiled(Path(config.data.cache).expanduser() / "compiled")
+        distributed.once(lambda: folder.add_environment(environment.describe(self.device)))
 
     @cached_property
     def dataset(self) -> Dataset:
-        dataset = data.load(self.config.data)
-        write_json(self.folder.path / "data.json", dataset.description)
-        architecture = models.describe(len(dataset.classes), self.config.data.input_size)
-        write_json(self.folder.path / "architecture.json", architecture)
+        dataset = distributed.in_turns(lambda: data.load(self.config.data))
+        distributed.once(lambda: self._describe(dataset))
         splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description["images"].items())
         log(f"data: {dataset.description['source']}: {splits}")
         return dataset.to(self.device.device)
+
+    def _describe(self, dataset: Dataset) -> None:
+        write_json(self.folder.path / "data.json", dataset.description)
+        architecture = models.describe(len(dataset.classes), self.config.data.input_size)
+        write_json(self.folder.path / "architecture.json", architecture)
 
     @cached_property
     def pretrained(self) -> models.State:
@@ -105,11 +146,11 @@ class Job:
         source = self.config.weights.source
         log(f"weights: {self.config.weights.description}")
         if source != "stand-in":
-            return models.load_pretrained(source)
+            return distributed.in_turns(lambda: models.load_pretrained(source))
         folder = self.folder.stand_in()
-        if folder.result() is None:
+        if distributed.once(folder.result) is None:
             self._train_stand_in(folder)
-        return models.check_fit(load_file(folder.best), source)
+        return models.check_fit(_best(folder), source)
 
     def _train_stand_in(self, folder: VariantFolder) -> None:
         settings = self.config.weights.stand_in
@@ -120,12 +161,13 @@ class Job:
         network.to(self.device.device)
         trainer = Trainer(network, variant, len(images), self.device, seed=0)
         self._fit(trainer, images, {}, folder)
-        folder.save_result({"status": "done", "seconds": trainer.seconds})
+        outcome = {"status": "done", "seconds": trainer.seconds}
+        distributed.once(lambda: folder.save_result(outcome))
 
     def train(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Trains and tests one variant, or gives the result that the run already has."""
-        folder = self.folder.variant(variant.name, seed)
-        result = folder.result()
+        folder = distributed.once(lambda: self.folder.variant(variant.name, seed))
+        result = distributed.once(folder.result)
         if result is None:
             try:
                 result = self._train(variant, seed, folder)
@@ -137,7 +179,8 @@ class Job:
                     f"{variant.name}: the GPU's memory is too small; smaller optim.batch_size or "
                     f"evaluation.batch_size may fit ({str(error).splitlines()[0]})"
                 ) from None
-            folder.save_result({"variant": variant.name, "seed": seed, **result})
+            result = {"variant": variant.name, "seed": seed, **result}
+            distributed.once(functools.partial(folder.save_result, result))
         return result
 
     def _train(self, variant: Variant, seed: int, folder: VariantFolder) -> dict[str, Any]:
@@ -164,9 +207,10 @@ class Job:
         trainer.seconds = feature_seconds
         self._fit(trainer, train, scored, replace(folder, untrained=whole.state_dict()))
 
-        whole.load_state_dict(load_file(folder.best))  # and so the head, which is a part of it
+        whole.load_state_dict(_best(folder))  # and so the head, which is a part of it
         test = scored.get("test") or self._examples(variant, whole, dataset.test)
-        _write_kernels(folder, before, models.first_kernels(whole))
+        after = models.first_kernels(whole)
+        distributed.once(lambda: _write_kernels(folder, before, after))
         return {
             "status": "done",
             "parameters": parameters.total,
@@ -197,7 +241,7 @@ class Job:
     def _fit(
         self, trainer: Trainer, train: Examples, scored: dict[str, Examples], folder: VariantFolder
     ) -> None:
-        state = folder.load_checkpoint()
+        state = distributed.once(folder.load_checkpoint)
         if state is not None:
             trainer.load_state_dict(state)
             log(f"{trainer.variant.name}: goes on in epoch {trainer.epoch + 1}")
@@ -212,7 +256,12 @@ class Job:
         with task(f"{name}, test", len(test)) as advance:
             batch_size = self.config.evaluation.batch_size
             logits = predict(network, test, batch_size, self.device.autocast, advance)
-        labels = test.labels.cpu()
+        return distributed.once(lambda: self._record(trainer, logits, test.labels.cpu(), folder))
+
+    def _record(
+        self, trainer: Trainer, logits: Tensor, labels: Tensor, folder: VariantFolder
+    ) -> dict[str, Any]:
+        name = trainer.variant.name
         arrays = {"logits": logits.numpy(), "labels": labels.numpy()}
         write_arrays(folder.path / "test_predictions.npz", arrays)
         _write_mistakes(folder, self.dataset.test, logits, labels)
@@ -220,8 +269,12 @@ class Job:
         row = {"variant": name, "seed": trainer.seed, "epoch": trainer.best_epoch, "split": "test"}
         row |= {"loss": result["loss"], "accuracy": result["accuracy"], "seconds": trainer.seconds}
         folder.append([row])
-        log(f"{name}: {result['accuracy']:.2%} of {len(test):,} test images")
+        log(f"{name}: {result['accuracy']:.2%} of {len(labels):,} test images")
         return result
+
+
+def _best(folder: VariantFolder) -> models.State:
+    return distributed.once(lambda: load_file(folder.best))
 
 
 def _write_kernels(

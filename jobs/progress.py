@@ -17,28 +17,29 @@ def log(message: str) -> None:
 
 
 @contextmanager
-def task(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def task(label: str, total: float, unit: str = "images") -> Iterator[Callable[[float], None]]:
     """Shows `total` images going by; the block calls what it is given with each batch's size."""
     if console.is_terminal:
-        with _bar(label, total) as advance:
+        with _bar(label, total, unit) as advance:
             yield advance
     else:
-        yield _lines(label, total)
+        yield _lines(label, total, unit)
 
 
 @contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def _bar(label: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} images · {task.fields[rate]:.1f}/s"),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+        TextColumn("{task.fields[rate]:.1f}/s"),
         TimeRemainingColumn(),
     )
     start = time.perf_counter()
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(label, total=total, rate=0.0)
+        bar = progress.add_task(label, total=total, unit=unit, rate=0.0)
 
-        def advance(count: int) -> None:
+        def advance(count: float) -> None:
             done = progress.tasks[0].completed + count
             rate = done / (time.perf_counter() - start)
             progress.update(bar, advance=count, rate=rate)
@@ -46,11 +47,11 @@ def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-def _lines(label: str, total: int) -> Callable[[int], None]:
+def _lines(label: str, total: float, unit: str) -> Callable[[float], None]:
     start = last = time.perf_counter()
-    done = 0
+    done = 0.0
 
-    def advance(count: int) -> None:
+    def advance(count: float) -> None:
         nonlocal done, last
         done += count
         now = time.perf_counter()
@@ -58,6 +59,6 @@ def _lines(label: str, total: int) -> Callable[[int], None]:
             last = now
             rate = done / (now - start)
             left = (total - done) / rate
-            log(f"{label}: {done}/{total} images · {rate:.1f}/s · {left:.0f} s left")
+            log(f"{label}: {done:.0f}/{total:.0f} {unit} · {rate:.1f}/s · {left:.0f} s left")
 
     return advance

@@ -1,13 +1,18 @@
-"""S3: a finished run reaches it whole, and only then is seen as there.
+"""S3, any of them: a bucket and a prefix, with what this project asks of it in one place.
 
-    PREFIX/runs/dt=YYYY-MM-DD/run_id=…/…    the manifest last; a run without one is not there yet
-
+Every object carries its SHA-256 as metadata, and the server checks what arrives against a digest.
 Credentials come from boto3's default chain and never from a configuration file.
 """
 
-import json
-from collections.abc import Iterator
+import base64
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,23 +23,62 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from jobs import config, interruption
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.progress import log
-from jobs.runs import MANIFEST, RunFolder, sha256
 
+PART = 16 * 2**20  # bytes of a file that is sent in parts; S3 takes 10,000 of them
+THREADS = 4  # of one client, each with a part or an object
+CONFLICT_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds; 409 means that two wrote at the same moment
+
+DENIED = "access denied; check the credentials and what they may do in this bucket"
+REGION = "the bucket is in another region; set storage.region"
+EXPIRED = "the credentials have expired; renew them"
 ADVICE = {
-    "403": "access denied; check the credentials and what they may do in this bucket",
-    "AccessDenied": "access denied; check the credentials and what they may do in this bucket",
+    "400": "refused without a reason; credentials that have expired, or a wrong storage.region",
+    "403": DENIED,
+    "AccessDenied": DENIED,
     "InvalidAccessKeyId": "the access key is not known there",
     "SignatureDoesNotMatch": "the secret key is not the access key's",
-    "ExpiredToken": "the credentials have expired; renew them",
+    "ExpiredToken": EXPIRED,
+    "ExpiredTokenException": EXPIRED,
+    "InvalidToken": "the session token is not valid; renew the credentials",
     "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
     "404": "there is no such bucket",
     "NoSuchBucket": "there is no such bucket",
+    "301": REGION,
+    "PermanentRedirect": REGION,
+    "AuthorizationHeaderMalformed": REGION,
+    "BadDigest": "a file arrived damaged and was refused; try again",
+    "NotImplemented": "this server lacks something; storage.checksums=md5 may help",
 }
+
+Advance = Callable[[float], None]
+"""Told how many MiB more have gone over the network."""
+
+
+class Conflict(Exception):  # noqa: N818 - an outcome that every caller has an answer to
+    """A conditional write found something else than it expected; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Object:
+    body: bytes
+    etag: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object as a listing has it."""
+
+    key: str
+    size: int
+    modified: datetime
 
 
 class Storage:
-    """A bucket and a prefix in it."""
+    """A bucket and a prefix in it; keys are relative to the prefix.
+
+    Every method raises :class:`UnavailableError` when storage cannot be reached, or not with
+    these credentials; the message says what to do.
+    """
 
     def __init__(self, settings: config.Storage) -> None:
         """
@@ -44,79 +88,212 @@ class Storage:
         if settings.uri is None:
             raise ConfigurationError("storage.uri: not set; it is written s3://bucket/prefix")
         parts = urlsplit(settings.uri)
-        self.uri, self.bucket, self.prefix = settings.uri, parts.netloc, parts.path.strip("/")
-        self.client: Any = boto3.Session().client(
-            "s3",
-            endpoint_url=settings.endpoint_url,
-            region_name=settings.region,
-            config=ClientConfig(
-                connect_timeout=15,
-                read_timeout=30,
-                retries={"mode": "standard", "max_attempts": settings.attempts},
-                s3={"addressing_style": "path" if settings.path_style else "auto"},
-            ),
-        )
+        self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
+        self.uri = "/".join(part for part in (f"s3://{self.bucket}", self.prefix) if part)
+        self.settings = settings
+        with self._explained():
+            self.client: Any = _client(settings)
 
     def check(self) -> None:
-        """Asks for the bucket.
-
-        Raises:
-            UnavailableError: it cannot be reached with these credentials; says what to do.
-        """
+        """Asks whether this prefix may be listed and written to, and leaves nothing there."""
         with self._explained():
-            self.client.head_bucket(Bucket=self.bucket)
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(""), MaxKeys=1)
+            where = self._where("doctor")  # an upload that is begun and given up is no object
+            begun = self.client.create_multipart_upload(**where, **self._encryption())
+            self.client.abort_multipart_upload(**where, UploadId=begun["UploadId"])
 
-    def publish(self, folder: RunFolder) -> int:
-        """Sends what is missing of a finished run, the manifest last.
+    def get(self, key: str) -> Object | None:
+        """A small object, None where there is none."""
+        with self._explained():
+            try:
+                answer = self.client.get_object(**self._where(key))
+            except ClientError as error:
+                if _status(error) == 404 and _code(error) != "NoSuchBucket":
+                    return None
+                raise
+            return Object(answer["Body"].read(), answer["ETag"])
+
+    def head(self, key: str) -> Mapping[str, Any] | None:
+        with self._explained():
+            try:
+                answer: Mapping[str, Any] = self.client.head_object(**self._where(key))
+            except ClientError as error:
+                if _status(error) == 404:
+                    return None
+                raise
+            return answer
+
+    def digest(self, key: str) -> str | None:
+        """The SHA-256 that an object was uploaded with; None where there is none."""
+        head = self.head(key)
+        return head["Metadata"].get("sha256") if head else None
+
+    def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
+        """Writes a small object in place of the one with the ETag `replacing`, or where there is
+        none.
 
         Returns:
-            How many files were sent; 0 when all of them were there already.
+            Its ETag.
 
         Raises:
-            UnavailableError: the run is unfinished, or storage failed; call again to go on.
-            ConfigurationError: another run has this id there.
+            Conflict: something else is there.
         """
-        manifest = folder.manifest()
-        root = "/".join(part for part in (self.prefix, _run_key(folder)) if part)
+        condition = {"IfMatch": replacing} if replacing else {"IfNoneMatch": "*"}
         with self._explained():
-            ours = sha256(folder.path / MANIFEST)
-            if self._digest_of(f"{root}/{MANIFEST}") == ours:
-                return 0
-            self._refuse_another_run(f"{root}/{MANIFEST}", manifest)
-            sent = 0
-            for name, entry in manifest["files"].items():
-                interruption.check()
-                sent += self._send(folder.path / name, f"{root}/{name}", entry["sha256"])
-            sent += self._send(folder.path / MANIFEST, f"{root}/{MANIFEST}", ours)
-        log(f"published {sent} files to s3://{self.bucket}/{root}")
-        return sent
+            return self._put(key, body, hashlib.sha256(body).hexdigest(), condition)
 
-    def _refuse_another_run(self, key: str, manifest: dict[str, Any]) -> None:
-        """A run may be published again after an export; one that only shares its id may not."""
-        if self._digest_of(key) is None:
-            return
-        published = json.load(self.client.get_object(Bucket=self.bucket, Key=key)["Body"])
-        if published["started"] != manifest["started"]:
-            raise ConfigurationError(f"{self.uri}: another run is there as {manifest['run_id']}")
+    def send(
+        self, path: Path, key: str, digest: str, advance: Advance, *, once: bool = False
+    ) -> None:
+        """Uploads a file, whole or not at all; the server checks what arrives.
 
-    def _send(self, path: Path, key: str, digest: str) -> bool:
-        """Uploads a file unless it is there; the server checks every part's SHA-256."""
-        if self._digest_of(key) == digest:
-            return False
-        extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": digest}}
-        self.client.upload_file(str(path), self.bucket, key, ExtraArgs=extra)
-        return True
+        Args:
+            digest: the file's SHA-256, which becomes metadata.
+            once: only where there is no such object.
 
-    def _digest_of(self, key: str) -> str | None:
-        """The whole object's SHA-256 as it was noted on upload; None where there is none."""
+        Raises:
+            Conflict: there is one.
+        """
+        condition = {"IfNoneMatch": "*"} if once else {}
+        with self._explained():
+            if path.stat().st_size <= PART:
+                body = path.read_bytes()
+                self._put(key, body, digest, condition)
+                advance(len(body) / 2**20)
+            else:
+                self._send_parts(path, key, digest, advance, condition)
+
+    def fetch(self, key: str, path: Path, advance: Advance) -> None:
+        """Downloads an object into a file."""
+
+        def count(size: int) -> None:
+            interruption.check()
+            advance(size / 2**20)
+
+        with self._explained():
+            self.client.download_file(self.bucket, self._key(key), str(path), Callback=count)
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """All objects whose key begins so, in order."""
+        with self._explained():
+            return [
+                Entry(self._relative(found["Key"]), found["Size"], found["LastModified"])
+                for page in self._pages("list_objects_v2", prefix)
+                for found in page.get("Contents", [])
+            ]
+
+    def folders(self, prefix: str) -> list[str]:
+        """What stands between a prefix that ends in a slash and the next slash."""
+        with self._explained():
+            return [
+                self._relative(found["Prefix"]).removeprefix(prefix).rstrip("/")
+                for page in self._pages("list_objects_v2", prefix, Delimiter="/")
+                for found in page.get("CommonPrefixes", [])
+            ]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        def delete(key: str) -> None:
+            self.client.delete_object(**self._where(key))
+
+        with self._explained(), ThreadPoolExecutor(THREADS) as threads:
+            list(threads.map(delete, keys))
+
+    def abort_uploads(self, prefix: str, before: datetime | None = None) -> int:
+        """Removes the parts that a killed publisher left behind, or only those begun before.
+
+        Returns:
+            How many uploads were given up.
+        """
+        with self._explained():
+            left = [
+                upload
+                for page in self._pages("list_multipart_uploads", prefix)
+                for upload in page.get("Uploads", [])
+                if before is None or upload["Initiated"] < before
+            ]
+            for upload in left:
+                where = {"Bucket": self.bucket, "Key": upload["Key"]}
+                self.client.abort_multipart_upload(**where, UploadId=upload["UploadId"])
+            return len(left)
+
+    def _put(self, key: str, body: bytes, digest: str, condition: Mapping[str, str]) -> str:
+        options = {"Metadata": {"sha256": digest}, **self._encryption(), **condition}
+        answer = _settled(
+            lambda: self.client.put_object(
+                **self._where(key), Body=body, **self._checksum(body), **options
+            )
+        )
+        etag: str = answer["ETag"]
+        return etag
+
+    def _send_parts(
+        self, path: Path, key: str, digest: str, advance: Advance, condition: Mapping[str, str]
+    ) -> None:
+        """Several parts at a time; a failure or an interruption takes them all back."""
+        options = {"Metadata": {"sha256": digest}, **self._encryption()}
+        if self.settings.checksums == "sha256":
+            options["ChecksumAlgorithm"] = "SHA256"
+        begun = self.client.create_multipart_upload(**self._where(key), **options)
+        where = {**self._where(key), "UploadId": begun["UploadId"]}
+        count = -(-path.stat().st_size // PART)
+
+        def send(file: int, number: int) -> dict[str, Any]:
+            interruption.check()
+            body = os.pread(file, PART, (number - 1) * PART)
+            checksum = self._checksum(body)
+            answer = self.client.upload_part(**where, PartNumber=number, Body=body, **checksum)
+            advance(len(body) / 2**20)
+            checksum.pop("ContentMD5", None)
+            return {"PartNumber": number, "ETag": answer["ETag"], **checksum}
+
+        threads = ThreadPoolExecutor(THREADS)
         try:
-            head = self.client.head_object(Bucket=self.bucket, Key=key)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
-                return None
+            with path.open("rb") as file:
+                try:
+                    numbers = range(1, count + 1)
+                    parts = list(threads.map(lambda n: send(file.fileno(), n), numbers))
+                finally:
+                    threads.shutdown(cancel_futures=True)
+            _settled(
+                lambda: self.client.complete_multipart_upload(
+                    **where, MultipartUpload={"Parts": parts}, **condition
+                )
+            )
+        except BaseException:
+            self._abort(where)
             raise
-        digest: str | None = head["Metadata"].get("sha256")
-        return digest
+
+    def _abort(self, where: Mapping[str, str]) -> None:
+        """Takes parts back if storage can be reached; the next publish does it otherwise."""
+        try:
+            self.client.abort_multipart_upload(**where)
+        except (BotoCoreError, ClientError):
+            return
+
+    def _checksum(self, body: bytes) -> dict[str, str]:
+        """What the server compares the body with."""
+        if self.settings.checksums == "md5":
+            digest = hashlib.md5(body, usedforsecurity=False).digest()
+            return {"ContentMD5": base64.b64encode(digest).decode()}
+        return {"ChecksumSHA256": base64.b64encode(hashlib.sha256(body).digest()).decode()}
+
+    def _encryption(self) -> dict[str, str]:
+        name = {"none": None, "s3": "AES256", "kms": "aws:kms"}[self.settings.encryption]
+        options = {"ServerSideEncryption": name, "SSEKMSKeyId": self.settings.kms_key}
+        return {option: value for option, value in options.items() if value}
+
+    def _pages(self, operation: str, prefix: str, **options: str) -> Iterator[Any]:
+        pages = self.client.get_paginator(operation)
+        yield from pages.paginate(Bucket=self.bucket, Prefix=self._key(prefix), **options)
+
+    def _where(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._key(key)}
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _relative(self, key: str) -> str:
+        return key.removeprefix(f"{self.prefix}/") if self.prefix else key
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -127,12 +304,49 @@ class Storage:
             advice = "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role"
             raise UnavailableError(f"{self.uri}: {advice}") from None
         except ClientError as error:
-            code = error.response["Error"]["Code"]
-            raise UnavailableError(f"{self.uri}: {ADVICE.get(code, error)}") from None
+            advice = ADVICE.get(_code(error), str(error))
+            raise UnavailableError(f"{self.uri}: {advice}") from None
         except (BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:
-            raise UnavailableError(f"{self.uri}: {error}") from None
+            raise UnavailableError(f"{self.uri}: {' '.join(str(error).split())}") from None
 
 
-def _run_key(folder: RunFolder) -> str:
-    """The layout that DuckDB and Athena read in place; the day is that of the run's start."""
-    return f"runs/dt={folder.started[:10]}/run_id={folder.run_id}"
+def _client(settings: config.Storage) -> Any:
+    checks = "when_required" if settings.checksums == "md5" else "when_supported"
+    try:
+        return boto3.Session().client(
+            "s3",
+            endpoint_url=settings.endpoint_url,
+            region_name=settings.region,
+            config=ClientConfig(
+                connect_timeout=settings.connect_timeout,
+                read_timeout=settings.read_timeout,
+                retries={"mode": "standard", "total_max_attempts": settings.attempts},
+                s3={"addressing_style": "path" if settings.path_style else "auto"},
+                request_checksum_calculation=checks,
+                response_checksum_validation=checks,
+            ),
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"storage.endpoint_url: {error}") from None
+
+
+def _settled(write: Callable[[], Any]) -> Any:
+    """Carries a conditional write to its outcome: a 409 is no answer, a 412 is one."""
+    for pause in (*CONFLICT_PAUSES, None):
+        try:
+            return write()
+        except ClientError as error:
+            if _status(error) == 412:
+                raise Conflict("something else was written there meanwhile") from None
+            if _status(error) != 409 or pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last pause is None")
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response["Error"]["Code"])
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])

@@ -1,16 +1,19 @@
-"""The closing table, on standard output."""
+"""What the commands show on standard output."""
 
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from jobs.pruning import Item
+from jobs.registry import ARCHIVE, Channel
+
 
 def show(comparison: dict[str, Any]) -> None:
     """Prints the variants side by side, then what the comparison says in words."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 100
+    console = _console()
     data = comparison["data"]
     table = Table(
         title=f"{data['source']} · {comparison['weights']}", title_justify="left", box=None
@@ -42,3 +45,49 @@ def _cells(variant: dict[str, Any]) -> list[str]:
         f"{variant['images_per_second']:,.0f}",
         f"{variant['peak_memory_bytes'] / 2**30:.1f} GiB",
     ]
+
+
+def show_models(manifests: Sequence[dict[str, Any]], channels: Mapping[str, Channel]) -> None:
+    """Prints a model's versions, the newest first, and which channels point to each."""
+    table = Table(box=None)
+    for column in ("version", "variant", "test %", "images", "age", "MiB", "channel"):
+        right = column in ("test %", "images", "age", "MiB")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for manifest in manifests:
+        version, size = manifest["version"], manifest["files"][ARCHIVE]["size"]
+        pointing = [name for name, channel in channels.items() if channel.version == version]
+        table.add_row(
+            version,
+            manifest["variant"],
+            f"{manifest['accuracy'] * 100:.2f}",
+            f"{manifest['test_images']:,}",
+            _age(datetime.fromisoformat(manifest["time"])),
+            f"{size / 2**20:.1f}",
+            ", ".join(pointing),
+            style="bold" * bool(pointing),
+        )
+    _console().print(table if manifests else "no versions yet")
+
+
+def show_pruned(items: Sequence[Item], *, dry_run: bool) -> None:
+    console = _console()
+    for item in items:
+        console.print(f"{item.prefix}  {_age(item.modified)}  {item.size / 2**20:.1f} MiB")
+    freed = sum(item.size for item in items) / 2**20
+    would = "would be " * dry_run
+    console.print(f"{len(items)} {would}deleted, {freed:.1f} MiB {would}freed")
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100
+    return console
+
+
+def _age(time: datetime) -> str:
+    seconds = (datetime.now(UTC) - time).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"

@@ -1,6 +1,7 @@
 """One training loop for every variant."""
 
 import copy
+import functools
 import math
 import time
 from collections import defaultdict
@@ -13,13 +14,13 @@ from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from jobs import config, interruption
+from jobs import config, distributed
 from jobs.data import Examples, generator
 from jobs.devices import Device
 from jobs.errors import ConfigurationError, Diverged, Interrupted
 from jobs.evaluation import predict, quick_scores
-from jobs.models import set_training_mode
-from jobs.progress import task
+from jobs.models import batch_norms, set_training_mode
+from jobs.progress import log, task
 
 Row = dict[str, Any]
 
@@ -46,15 +47,17 @@ class Trainer:
             images: how many there are to train on.
 
         Raises:
-            ConfigurationError: they do not fill one batch.
+            ConfigurationError: they do not fill one batch, or a batch not all processes.
         """
         optim = variant.optim
+        self.images = images
         self.steps_per_epoch = images // optim.batch_size  # a last batch of one has no statistics
         if not self.steps_per_epoch:
             raise ConfigurationError(
                 f"optim.batch_size: {optim.batch_size} is more than the {images} training images"
             )
         self.network, self.variant, self.device, self.seed = network, variant, device, seed
+        self.forward = distributed.parallel(network, optim.batch_size)
         self.optimizer = make_optimizer(network, optim)
         self.schedule = make_schedule(self.optimizer, optim, self.steps_per_epoch)
         self.average = Average(network, optim.average_decay) if optim.average_decay else None
@@ -63,6 +66,10 @@ class Trainer:
         self.seconds = 0.0  # of training alone, in finished epochs
         self.clock = Stopwatch()  # of this epoch
         self.best_accuracy, self.best_epoch = -1.0, -1
+        if device.compiles(variant, images):
+            log(f"{variant.name}: to be compiled, which takes minutes the first time")
+            network.compile(dynamic=False)
+            self.scored_network.compile(dynamic=False)
         torch.manual_seed(seed)  # dropout draws from the global generators
 
     @property
@@ -70,8 +77,15 @@ class Trainer:
         """The weights that are judged and kept: the average where there is one."""
         return self.network if self.average is None else self.average.module
 
+    def order(self) -> Tensor:
+        """What is left of the epoch: int64 [steps, B], this process's share of every batch."""
+        size = self.variant.optim.batch_size
+        order = torch.randperm(self.images, generator=generator(self.seed, self.epoch, "order"))
+        order = order[: self.steps_per_epoch * size].view(-1, size)
+        return order[self.step :, distributed.share(size)]
+
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on, as tensors and plain values."""
+        """All that is needed to go on, as tensors and plain values; the same in any process."""
         cuda = self.device.device.type == "cuda"
         return {
             "network": self.network.state_dict(),
@@ -80,7 +94,7 @@ class Trainer:
             "average": self.average.module.state_dict() if self.average else None,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device.device) if cuda else None,
-            "totals": self.totals,
+            "totals": distributed.total(self.totals),
             "epoch_seconds": self.clock.read(),
             **{name: getattr(self, name) for name in self._plain},
         }
@@ -101,7 +115,8 @@ class Trainer:
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device.device)
-        self.totals.copy_(state["totals"])
+        if distributed.rank() == 0:  # they are added up over the processes
+            self.totals.copy_(state["totals"])
         self.clock.seconds = state["epoch_seconds"]
         for name in self._plain:
             setattr(self, name, state[name])
@@ -155,26 +170,26 @@ def train_epoch(
 
     Nothing in the loop waits for the device: losses add up there and are read by the caller.
     """
-    network, optim = trainer.network, trainer.variant.optim
-    order = torch.randperm(len(examples), generator=generator(trainer.seed, trainer.epoch, "order"))
-    order = order.to(examples.labels.device)
+    optim = trainer.variant.optim
+    order = trainer.order().to(examples.labels.device)
+    share = order.shape[1] / optim.batch_size  # of the batch, 1 in a single process
     draws = examples.draws(trainer.seed, trainer.epoch)
-    set_training_mode(network, trainer.variant)
-    for step in range(trainer.step, trainer.steps_per_epoch):
-        interruption.check()
-        batch = order[step * optim.batch_size : (step + 1) * optim.batch_size]
+    set_training_mode(trainer.network, trainer.variant)
+    for inputs, labels in examples.batches(order.unbind(), draws):
+        distributed.check()
         with trainer.device.autocast():
-            outputs = network(examples.inputs(batch, draws))
-        loss, aux_loss, right = losses(outputs, examples.labels[batch], optim.label_smoothing)
-        (loss + optim.aux_weight * aux_loss).backward()
+            outputs = trainer.forward(inputs)
+        loss, aux_loss, right = losses(outputs, labels, optim.label_smoothing)
+        loss, aux_loss = loss * share, aux_loss * share
+        (distributed.size() * (loss + optim.aux_weight * aux_loss)).backward()  # then averaged
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         trainer.schedule.step()
         if trainer.average is not None:
-            trainer.average.update(trainer.epoch * trainer.steps_per_epoch + step)
+            trainer.average.update(trainer.epoch * trainer.steps_per_epoch + trainer.step)
         trainer.totals += torch.stack([loss, aux_loss, right]).detach()
-        trainer.step = step + 1
-        advance(len(batch))
+        trainer.step += 1
+        advance(optim.batch_size)
         checkpoint()
 
 
@@ -217,7 +232,8 @@ def fit(
 
     def save() -> None:
         read_totals(trainer)  # raises before a checkpoint is spoilt
-        store.save_checkpoint(trainer.state_dict())
+        state = trainer.state_dict()
+        distributed.once(lambda: store.save_checkpoint(state))
 
     def checkpoint() -> None:
         if checkpoint_every and trainer.step % checkpoint_every == 0:
@@ -233,11 +249,12 @@ def fit(
             rows = [training_row(trainer, totals)]
             recalibrate(trainer, train, evaluation)
             rows += [score(trainer, *split, evaluation.batch_size) for split in scored.items()]
-            store.append(rows)
+            distributed.once(functools.partial(store.append, rows))
             accuracy = rows[-1]["accuracy"]
             if evaluation.keep == "last" or accuracy > trainer.best_accuracy:
                 trainer.best_accuracy, trainer.best_epoch = accuracy, trainer.epoch
-                store.save_best(trainer.scored_network.state_dict())
+                best = trainer.scored_network.state_dict()
+                distributed.once(functools.partial(store.save_best, best))
             trainer.start_next_epoch()
             save()
     except Interrupted:
@@ -251,7 +268,7 @@ def read_totals(trainer: Trainer) -> dict[str, float | None]:
     Raises:
         Diverged: they are not finite.
     """
-    loss, aux_loss, right = trainer.totals.tolist()
+    loss, aux_loss, right = distributed.total(trainer.totals).tolist()
     if not math.isfinite(loss + aux_loss):
         raise Diverged(f"the loss was no longer finite in epoch {trainer.epoch + 1}")
     steps = max(trainer.step, 1)
@@ -305,8 +322,10 @@ def recalibrate(trainer: Trainer, train: Examples, evaluation: config.Evaluation
     """
     network = trainer.scored_network
     set_training_mode(network, trainer.variant)
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    norms = [norm for norm in batch_norms(network) if norm.training]
     network.eval()  # dropout stays off: it would draw random numbers
+    floats = (s for norm in norms for s in norm.buffers() if s.is_floating_point())
+    distributed.average(floats)  # each process has seen its share of the images
     if not evaluation.batch_norm_images or not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -316,10 +335,10 @@ def recalibrate(trainer: Trainer, train: Examples, evaluation: config.Evaluation
         norm.train()
     order = torch.randperm(len(train), generator=generator(trainer.seed, "batch norm"))
     order = order[: evaluation.batch_norm_images].to(train.labels.device)
-    for batch in order.chunk(math.ceil(len(order) / evaluation.batch_size)):
-        interruption.check()
+    for inputs, _ in train.batches(order.chunk(math.ceil(len(order) / evaluation.batch_size))):
+        distributed.check()
         with trainer.device.autocast():
-            network(train.inputs(batch))
+            network(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -4,6 +4,7 @@ Everything it needs lies beside it in the archive, this package's modules includ
 """
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from PIL import Image
 
 from serving import runtimes
 from serving.images import ImageError, decode, to_pixels
-from serving.messages import Picture, Request, RequestError, answer, failure, parse, reason, softmax
+from serving.messages import Picture, Request, RequestError, answer, failure, parse, softmax
 from serving.metrics import Meter, seconds_since
 
+logger = logging.getLogger(__name__)
 Read = tuple[Request, list[NDArray[np.uint8]]]
 
 
@@ -34,14 +36,23 @@ class Handler:
         self.predict = runtimes.load(folder, context.system_properties.get("gpu_id"), self.size)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
-        """An answer for every row; those that cannot be answered get the status 400."""
+        """An answer for every row; a status of 400 or 500 goes with those that are none."""
         meter = Meter(context.metrics, self.model["name"])
-        for index in range(len(rows)):
+        try:
+            return self._handle(rows, context, meter)
+        except Exception as error:
+            logger.exception("a batch failed")  # TorchServe would call it 503, as if it were busy
+            return [_refusal(error, index, context, meter) for index in range(len(rows))]
+
+    def _handle(
+        self, rows: list[dict[str, Any]], context: Any, meter: Meter
+    ) -> list[dict[str, Any]]:
+        read = []
+        for index, row in enumerate(rows):
             waited = seconds_since(context.get_request_header(index, "X-Request-Start"))
             if waited is not None:
                 meter.observe("queue_seconds", waited)
-        tops = [context.get_request_header(index, "X-Top") for index in range(len(rows))]
-        read = [self._read(row, top, meter) for row, top in zip(rows, tops, strict=True)]
+            read.append(self._read(row, context.get_request_header(index, "X-Top"), meter))
         arrays = [array for item in read if not isinstance(item, Exception) for array in item[1]]
         probabilities = self._infer(arrays, meter)
         answers, done = [], 0
@@ -89,8 +100,12 @@ class Handler:
 
 
 def _refusal(error: Exception, index: int, context: Any, meter: Meter) -> dict[str, Any]:
-    code = reason(error)
-    context.set_response_status(400, "Bad Request", index)
-    context.set_response_header(index, "X-Refusal", code)  # the gateway tells it from TorchServe's
+    if isinstance(error, ImageError | RequestError):
+        code = "bad_image" if isinstance(error, ImageError) else "bad_request"
+        status, message = 400, str(error)
+    else:
+        code, status, message = "internal", 500, "it went wrong here"
+    context.set_response_status(status, code, index)
+    context.set_response_header(index, "X-Refusal", code)  # by which the gateway knows it for ours
     meter.count("refusals_total", code)
-    return failure(code, str(error))
+    return failure(code, message)

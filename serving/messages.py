@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.images import MAX_PIXELS, ImageError
+from serving.images import MAX_PIXELS
 
 TOP = 5
 MAX_PICTURES = 64  # in one request, so that none occupies the service for long
@@ -199,11 +199,6 @@ def _answer_v2(
 
 def failure(code: str, message: str) -> dict[str, Any]:
     return {"error": {"code": code, "message": message}}
-
-
-def reason(error: Exception) -> str:
-    """The error's code, as clients and metrics see it."""
-    return "bad_image" if isinstance(error, ImageError) else "bad_request"
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

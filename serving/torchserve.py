@@ -68,7 +68,7 @@ def _properties(
         "job_queue_size": settings.queue_size,
         "default_response_timeout": settings.response_seconds,
         "decode_input_request": "false",  # the handler reads JSON itself and says what is wrong
-        "max_request_size": settings.max_body_bytes,
+        "max_request_size": 2 * settings.max_body_bytes,  # the gateway refuses first, and clearly
         "disable_token_authorization": "true",
         "enable_envvars_config": "false",
         "disable_system_metrics": "true",

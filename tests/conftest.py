@@ -25,6 +25,8 @@ from jobs.runs import RunFolder
 if TYPE_CHECKING:
     from service import Service
 
+pytest_plugins = ["object_store"]
+
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
@@ -48,6 +50,7 @@ TINY: dict[str, Any] = {
     ],
     "runtime": {"device": "cpu", "precision": "fp32"},
     "evaluation": {"batch_size": 40, "batch_norm_images": 20},
+    "export": {"enabled": False, "calibration_images": 20},
 }
 
 
@@ -114,14 +117,16 @@ MODEL = "inception_v3_cifar10"
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The tiny job's frozen variant, trained until it is sure of itself, and exported."""
-    from jobs import export, pipeline
+    """The tiny job's frozen variant, trained until it is sure of itself; its run exports it."""
+    from jobs import pipeline
 
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "exported")
-    resolved = tiny_config(optim={"epochs": 100, "learning_rate": 0.02, "label_smoothing": 0.0})
+    resolved = tiny_config(
+        optim={"epochs": 100, "learning_rate": 0.02, "label_smoothing": 0.0},
+        export={"enabled": True},
+    )
     resolved = resolved.model_copy(update={"variants": resolved.variants[2:]})
     pipeline.run(resolved, folder)
-    export.export(folder, config.Export(calibration_images=20))
     return folder
 
 
@@ -133,12 +138,10 @@ def archive(exported: RunFolder) -> Path:
 @pytest.fixture(scope="session")
 def service(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
     """One that all tests share which leave it as it is."""
-    from service import start, stop
+    from service import running
 
-    service = start(archive, tmp_path_factory.mktemp("service") / "state")
-    service.wait_until_ready()
-    yield service
-    assert stop(service) == 0
+    with running(archive, tmp_path_factory.mktemp("service") / "state") as service:
+        yield service
 
 
 def classes_of(run: RunFolder) -> list[str]:

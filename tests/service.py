@@ -9,7 +9,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -64,6 +66,34 @@ def exchange(
         return 0, Message(), {}
 
 
+@contextmanager
+def load(service: Service, picture: bytes, label: str, clients: int) -> Iterator[Counter[int]]:
+    """Clients that send one picture after the other; the statuses they got, counted as they come.
+
+    Every 200 has the right label, and every 503 says when to come back.
+    """
+    statuses: Counter[int] = Counter()
+    stopped = threading.Event()
+    url = f"{service.address}/predictions/{MODEL}"
+
+    def client() -> None:
+        while not stopped.is_set():
+            status, headers, answer = exchange(url, picture, {"Content-Type": "image/png"})
+            statuses[status] += 1
+            assert status != 200 or answer["label"] == label
+            assert status != 503 or (headers["Retry-After"] == "1" and answer["error"]["code"])
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield statuses
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+
+
 def run_all(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.start()
@@ -71,11 +101,14 @@ def run_all(threads: list[threading.Thread]) -> None:
         thread.join()
 
 
-def start(archive: Path, folder: Path, user: int | None = None, **environment: str) -> Service:
-    """Starts a service on free ports; `folder` is the only place it may write to."""
+def start(
+    archive: Path, folder: Path, *, prefix: Sequence[str] = (), **environment: str
+) -> Service:
+    """Starts a service on free ports; `folder` is the only place it may write to.
+
+    `prefix` is a command that runs it, in a namespace of its own for example.
+    """
     folder.mkdir(parents=True)
-    if user is not None:
-        os.chown(folder, user, user)
     port, metrics = free_port(), free_port()
     variables = {**os.environ, **FAST, "MODEL_URI": str(archive), **environment}
     variables |= {"SERVING_PORT": str(port), "SERVING_METRICS_PORT": str(metrics)}
@@ -83,16 +116,27 @@ def start(archive: Path, folder: Path, user: int | None = None, **environment: s
     log = folder / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving"],
+            [*prefix, sys.executable, "-m", "serving"],
             cwd=ROOT,
             env=variables,
             stdout=file,
             stderr=file,
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
         )
     return Service(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", log)
+
+
+@contextmanager
+def running(
+    archive: Path, folder: Path, *, prefix: Sequence[str] = (), **environment: str
+) -> Iterator[Service]:
+    """A service that is ready, and is stopped in the end if the test has not done so."""
+    service = start(archive, folder, prefix=prefix, **environment)
+    try:
+        service.wait_until_ready()
+        yield service
+    finally:
+        code = stop(service) if service.process.poll() is None else 0
+    assert code == 0
 
 
 def stop(service: Service) -> int:

@@ -219,10 +219,23 @@ def test_inputs_are_channels_last_floats_and_repeatable() -> None:
     train = data.load(settings()).train
     batch = torch.tensor([3, 1])
     draws = train.draws(0, 0)
-    inputs = train.inputs(batch, draws)
+    (inputs, labels), (alone, _) = train.batches([batch, torch.tensor([3])], draws)
+    assert torch.equal(labels, train.labels[batch])
     assert inputs.is_contiguous(memory_format=torch.channels_last)
     assert inputs.dtype == torch.float32 and inputs.abs().max() <= 1
-    assert torch.equal(inputs[0], train.inputs(torch.tensor([3]), draws)[0])
+    assert torch.equal(inputs[0], alone[0])
+
+
+def test_pixels_that_stay_behind_arrive_as_the_same_batches() -> None:
+    """What a GPU too small for the pictures does, without the GPU."""
+    train = data.load(settings()).train
+    batches = train.rows.split(7)
+    expected = [train.pixels[rows] for rows in batches]
+    arrived = list(data.prefetched(train.pixels, batches, torch.device("cpu")))
+    assert all(torch.equal(a, b) for a, b in zip(arrived, expected, strict=True))
+    assert not list(data.prefetched(train.pixels, [], torch.device("cpu")))
+    one = next(data.prefetched(train.pixels, batches, torch.device("cpu")))
+    assert torch.equal(one, expected[0]), "and may be left half-way"
 
 
 def test_cifar10_of_sixty_thousand_jpegs_is_decoded_once(

@@ -5,6 +5,7 @@ import json
 import shutil
 import zipfile
 from base64 import b64encode
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,9 @@ from jobs import data, export
 from jobs.config import Export
 from jobs.errors import UnavailableError
 from jobs.runs import RunFolder, sha256
+from serving import runtimes
 from serving.handler import Handler
+from serving.messages import softmax
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +163,16 @@ def test_bad_requests_touch_no_neighbour_in_their_batch(
     assert answers[0]["top"][0]["label"] == answers[0]["label"]
     shares = [entry["probability"] for entry in answers[0]["top"]]
     assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 1.0001
+
+
+def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
+    unpacked: Path, exported: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, and traced but not compiled: the code path, not its speed."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    predict = runtimes.load_compiled(unpacked / runtimes.PROGRAM, "cpu", (32, 32), chunk=2)
+    images = data.load(exported.config().data).test.raw(torch.arange(5)).numpy()
+    logits = runtimes.in_chunks(predict, 2)(images)
+    with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
+        expected = softmax(arrays["logits"][:5])
+    np.testing.assert_allclose(softmax(logits), expected, atol=0.05)

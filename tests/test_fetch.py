@@ -7,7 +7,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import tiny_config
+from object_store import BUCKET, exported_run
 
+from jobs import config
+from jobs.demo import ObjectStore
+from jobs.promotion import promote
 from jobs.runs import sha256
 from serving.archive import ModelError
 from serving.fetch import fetch
@@ -62,3 +67,50 @@ def test_a_file_is_copied_and_another_scheme_refused(tmp_path: Path) -> None:
         fetch(str(tmp_path / "absent"), None, tmp_path / "copy.mar")
     with pytest.raises(ModelError, match="a path, http"):
         fetch("ftp://x/m.mar", None, tmp_path / "copy.mar")
+
+
+@pytest.fixture
+def promoted(settings: config.Storage, tmp_path: Path) -> tuple[str, Path]:
+    """Where a model lies in S3 after a promotion, and its archive."""
+    run = exported_run(tmp_path / "run-1", right=150)
+    promote(run, tiny_config(storage=settings.model_dump(), export={"name": "m"}))
+    return f"{settings.uri}/models/m", run.path / "model" / "m.mar"
+
+
+def test_a_version_and_a_channel_lead_to_the_archive_in_s3(
+    promoted: tuple[str, Path],
+    settings: config.Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, archive = promoted
+    monkeypatch.setenv("AWS_ENDPOINT_URL", settings.endpoint_url or "")
+    target = tmp_path / "got.mar"
+    for uri in (f"{root}/run-1/", f"{root}/run-1", f"{root}/channels/production.json"):
+        assert fetch(uri, None, target).read_bytes() == archive.read_bytes()
+        target.unlink()
+    assert fetch(f"{root}/run-1/model.mar", sha256(archive), target) == target
+    for uri, digest, complaint in (
+        (f"{root}/run-1/", "0" * 64, "by its manifest"),
+        (f"{root}/run-1/model.mar", None, "its digest is needed"),
+        (f"{root}/run-2/", None, "NoSuchKey"),
+        (f"{root}/channels/next.json", None, "NoSuchKey"),
+    ):
+        with pytest.raises(ModelError, match=complaint):
+            fetch(uri, digest, tmp_path / "other.mar")
+    assert not (tmp_path / "other.mar").exists()
+
+
+def test_an_archive_that_was_changed_in_s3_is_refused(
+    promoted: tuple[str, Path],
+    store: ObjectStore,
+    settings: config.Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, _ = promoted
+    monkeypatch.setenv("AWS_ENDPOINT_URL", settings.endpoint_url or "")
+    key = f"{root.removeprefix(f's3://{BUCKET}/')}/run-1/model.mar"
+    store.client().put_object(Bucket=BUCKET, Key=key, Body=b"something else")
+    with pytest.raises(ModelError, match="its SHA-256 is"):
+        fetch(f"{root}/run-1/", None, tmp_path / "got.mar")

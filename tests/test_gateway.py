@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
-from service import Service, exchange, get, run_all, start, stop
+from service import Service, exchange, get, run_all, running
 from test_images import bomb
 
 from jobs.runs import RunFolder
@@ -205,10 +205,8 @@ def locked(
     """A service that wants keys: two of a file, one of the environment."""
     state = tmp_path_factory.mktemp("locked") / "state"
     given = {"SERVING_API_KEYS_FILE": str(keys), "SERVING_API_KEYS": "third-key"}
-    service = start(archive, state, **given)
-    service.wait_until_ready()
-    yield service
-    assert stop(service) == 0
+    with running(archive, state, **given) as service:
+        yield service
 
 
 def with_key(service: Service, file: bytes, authorization: str | None) -> int:

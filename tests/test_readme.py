@@ -22,6 +22,7 @@ SMALL = {
     **{f"optim.{k}": v for k, v in TINY["optim"].items()},
     "optim.epochs": 1,
     "weights.stand_in.images": 20,
+    "export.enabled": False,
 }
 
 

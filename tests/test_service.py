@@ -11,18 +11,18 @@ import time
 import urllib.request
 import zipfile
 from base64 import b64encode
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL, classes_of, pictures, predictions
+import yaml
+from conftest import MODEL, ROOT, classes_of, pictures, predictions
 from PIL import Image
-from service import Service, get, run_all, start, stop
+from service import Service, get, load, run_all, running
 
 from jobs.runs import RunFolder, sha256
 from serving.archive import ModelError, open_model
-from serving.settings import SettingsError, from_environment
+from serving.settings import Settings, SettingsError, from_environment
 
 
 def test_it_answers_with_the_jobs_predictions(service: Service, exported: RunFolder) -> None:
@@ -99,51 +99,37 @@ def test_sigterm_under_load_fails_no_request(
     archive: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
     """Clients send until the listener is gone, which is when a load balancer would have left."""
-    service = start(archive, tmp_path / "state")
-    service.wait_until_ready()
-    picture = pictures(exported, 1)[0]
-    statuses: Counter[int] = Counter()
-    leaving = threading.Event()
-
-    def client() -> None:
-        while not leaving.is_set():
-            statuses[service.predict(picture)[0]] += 1
-
-    threads = [threading.Thread(target=client) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    while statuses.total() < 200:
-        time.sleep(0.05)
-    service.process.send_signal(signal.SIGTERM)
-    while not any(event["event"] == "draining" for event in service.events()):
-        time.sleep(0.02)
-    assert get(f"{service.address}/readyz")[0] == 503
-    before = statuses.total()
-    time.sleep(0.7)  # within endpoint_seconds: requests are still answered
-    leaving.set()
-    for thread in threads:
-        thread.join()
-    assert service.process.wait(60) == 0
+    file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    with running(archive, tmp_path / "state") as service:
+        with load(service, file, label, clients=8) as statuses:
+            while statuses.total() < 200:
+                time.sleep(0.05)
+            service.process.send_signal(signal.SIGTERM)
+            while not any(event["event"] == "draining" for event in service.events()):
+                time.sleep(0.02)
+            assert get(f"{service.address}/readyz")[0] == 503
+            before = statuses.total()
+            time.sleep(0.7)  # within endpoint_seconds: requests are still answered
+        assert service.process.wait(60) == 0
     assert statuses.total() > before
     assert set(statuses) == {200}, statuses
 
 
 def test_a_dead_child_ends_the_service(archive: Path, tmp_path: Path) -> None:
-    service = start(archive, tmp_path / "state")
-    service.wait_until_ready()
-    found = subprocess.run(
-        ["pgrep", "-P", str(service.process.pid), "-f", "caddy"], capture_output=True, check=True
-    )
-    os.kill(int(found.stdout), signal.SIGKILL)
-    assert service.process.wait(30) == 1
-    assert service.events()[-1]["child"] == "gateway"
+    with running(archive, tmp_path / "state") as service:
+        found = subprocess.run(
+            ["pgrep", "-P", str(service.process.pid), "-f", "caddy"],
+            capture_output=True,
+            check=True,
+        )
+        os.kill(int(found.stdout), signal.SIGKILL)
+        assert service.process.wait(30) == 1
+        assert service.events()[-1]["child"] == "gateway"
 
 
 def test_two_services_share_a_machine(archive: Path, service: Service, tmp_path: Path) -> None:
-    second = start(archive, tmp_path / "state")
-    second.wait_until_ready()
-    assert get(f"{service.address}/readyz")[0] == 200
-    assert stop(second) == 0
+    with running(archive, tmp_path / "state"):
+        assert get(f"{service.address}/readyz")[0] == 200
     assert get(f"{service.address}/readyz")[0] == 200
 
 
@@ -189,3 +175,12 @@ def test_settings_that_make_no_service_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=complaint):
         from_environment(environment)
+
+
+def test_the_documentation_has_every_setting_and_metric() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    metrics = yaml.safe_load((ROOT / "serving" / "metrics.yaml").read_text())["model_metrics"]
+    own = [m["name"] for kind in ("histogram", "counter") for m in metrics[kind]]
+    names = [f"SERVING_{field.upper()}" for field in Settings.model_fields if field != "model_uri"]
+    missing = [name for name in (*names, *own, "MODEL_URI") if f"`{name}`" not in text]
+    assert not missing

@@ -1,5 +1,6 @@
 """One loop trains every variant, repeats itself exactly, and survives being stopped anywhere."""
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +79,76 @@ def test_training_twice_gives_the_same_losses_and_weights(
     losses = [[row["loss"] for row in store.rows] for store in stores]
     assert losses[0] == losses[1]
     assert [row["split"] for row in stores[0].rows] == ["train", "validation"] * 2
+    _assert_equal(stores[0].best, stores[1].best)
+
+
+def test_the_loop_is_the_textbooks_bit_for_bit(
+    dataset: data.Dataset, pretrained: models.State
+) -> None:
+    """Whatever is done for speed, the losses and the weights stay those of the plain loop."""
+    chosen = variant("scratch", average_decay=0.0, epochs=2)
+    plain = models.create(chosen, len(dataset.classes), pretrained, seed=0)
+    ours = trainer_of(chosen, dataset, pretrained)
+    optimizer = training.make_optimizer(plain, chosen.optim)
+    schedule = training.make_schedule(optimizer, chosen.optim, steps_per_epoch=6)
+    torch.manual_seed(0)
+    means = []
+    for epoch in range(2):
+        order = torch.randperm(60, generator=data.generator(0, epoch, "order"))
+        draws = dataset.train.draws(0, epoch)
+        total = 0.0
+        plain.train()
+        for batch in order.split(10):
+            pictures = dataset.train.pixels[dataset.train.rows[batch]]
+            pictures = data.augment(pictures, draws.flip[batch], draws.shift[batch])
+            inputs = (pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+            logits = plain(inputs)
+            loss = nn.functional.cross_entropy(
+                logits, dataset.train.labels[batch], label_smoothing=0.1
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        means.append(total / 6)
+    store = Memory()
+    evaluation = config.Evaluation(keep="last")
+    training.fit(ours, dataset.train, {"validation": dataset.validation}, evaluation, store)
+    losses = [row["loss"] for row in store.rows if row["split"] == "train"]
+    assert losses == pytest.approx(means, rel=1e-6), "sums of six, in 32 and in 64 bits"
+    _assert_equal(ours.network.state_dict(), plain.state_dict())
+
+
+def test_compiling_is_for_much_work_on_a_gpu_or_on_demand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    gpu = devices.Device(torch.device("cuda", 0), torch.bfloat16)
+    scratch, frozen = variant("scratch", epochs=5), variant("frozen", epochs=5)
+    much = devices.COMPILING_PAYS // 5
+    assert gpu.compiles(scratch, much) and not gpu.compiles(scratch, much - 1)
+    assert not gpu.compiles(frozen, much), "its trunk is not trained"
+    assert not CPU.compiles(scratch, much)
+    demanded = devices.Device(torch.device("cpu"), torch.float32, compile=True)
+    assert demanded.compiles(scratch, 1) and not demanded.compiles(frozen, 1)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert not gpu.compiles(scratch, much), "a slim image has no C compiler for Triton"
+
+
+def test_a_compiled_network_trains_and_is_saved_as_the_same(
+    dataset: data.Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a back end that generates no code, which takes minutes; all else is as with one."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    chosen = variant("scratch", epochs=1)
+    stores = [Memory(), Memory()]
+    for store, compiled in zip(stores, (False, True), strict=True):
+        device = devices.Device(torch.device("cpu"), torch.float32, compile=compiled)
+        network = models.create(chosen, len(dataset.classes), pretrained, seed=0)
+        trainer = training.Trainer(network, chosen, len(dataset.train), device, seed=0)
+        fit(trainer, dataset, store)
+    assert [r["loss"] for r in stores[0].rows] == [r["loss"] for r in stores[1].rows]
     _assert_equal(stores[0].best, stores[1].best)
 
 
@@ -275,7 +346,7 @@ def test_recalibration_takes_the_mean_over_training_images(
     evaluation = config.Evaluation(batch_size=20, batch_norm_images=60)
     training.recalibrate(trainer, dataset.train, evaluation)
     with torch.no_grad():
-        everything = dataset.train.inputs(torch.arange(60))
+        everything, _ = next(dataset.train.batches([torch.arange(60)]))
         expected = trainer.network.Conv2d_1a_3x3.conv(everything).mean((0, 2, 3))
     torch.testing.assert_close(norm.running_mean, expected, rtol=1e-3, atol=1e-4)
     assert norm.momentum == 0.1 and not norm.training

@@ -1,0 +1,104 @@
+"""What runs in processes of its own: clients, and the network without a server."""
+
+import http.client
+import multiprocessing
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+WARM_SECONDS = 1.0
+TIMEOUT = 120.0
+spawn = multiprocessing.get_context("spawn")
+
+
+class Answer(NamedTuple):
+    status: int
+    seconds: float
+    counts: bool
+    """Whether it came after the warm-up and before the end."""
+
+
+def send(
+    url: str, kind: str, bodies: Sequence[bytes], clients: int, seconds: float
+) -> list[Answer]:
+    """Clients, each with a connection that it keeps, that send the next picture when they have
+    the answer to the last; for WARM_SECONDS, which do not count, and then for `seconds`."""
+    opens = time.monotonic() + WARM_SECONDS
+    closes = opens + seconds
+    answers: list[Answer] = []
+
+    def client(number: int) -> None:
+        parts = urlsplit(url)
+        link = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=TIMEOUT)
+        with closing(link):
+            while (start := time.monotonic()) < closes:
+                number += 1
+                body = bodies[number % len(bodies)]
+                link.request("POST", parts.path, body, {"Content-Type": kind})
+                response = link.getresponse()
+                response.read()
+                end = time.monotonic()
+                answers.append(Answer(response.status, end - start, opens <= end <= closes))
+
+    threads = [Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def run_apart(
+    url: str, kind: str, bodies: Sequence[bytes], clients: int, seconds: float
+) -> list[Answer]:
+    """:func:`send` in a process that imports nothing heavy."""
+    with spawn.Pool(1) as pool:
+        return pool.apply(send, (url, kind, bodies, clients, seconds))
+
+
+def run_raw(
+    folder: Path,
+    size: tuple[int, int],
+    pictures: Sequence[bytes],
+    processes: int,
+    seconds: float,
+    *,
+    decoding: bool,
+) -> float:
+    """Images per second of so many processes of one thread that start together."""
+    barrier = spawn.Barrier(processes)
+    with spawn.Pool(processes, initializer=_meet_at, initargs=(barrier,)) as pool:
+        jobs = [(folder, size, pictures, seconds, decoding)] * processes
+        return sum(pool.starmap(_run_network, jobs, chunksize=1))
+
+
+_barrier: Barrier
+
+
+def _meet_at(barrier: Barrier) -> None:
+    global _barrier  # noqa: PLW0603 - a barrier reaches a pool's processes only this way
+    _barrier = barrier
+
+
+def _run_network(
+    folder: Path, size: tuple[int, int], pictures: Sequence[bytes], seconds: float, decoding: bool
+) -> float:
+    """Images per second, one at a time, with the service's own code."""
+    from serving.images import decode, to_pixels
+    from serving.runtimes import IR, load_ir
+
+    predict = load_ir(folder / IR)
+    pixels = [to_pixels(decode(picture), size)[None] for picture in pictures]
+    predict(pixels[0])
+    _barrier.wait()
+    start, count = time.monotonic(), 0
+    while (now := time.monotonic()) < start + seconds:
+        which = count % len(pictures)
+        predict(to_pixels(decode(pictures[which]), size)[None] if decoding else pixels[which])
+        count += 1
+    return count / (now - start)

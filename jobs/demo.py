@@ -1,0 +1,286 @@
+"""`make demo`: the whole path on one machine: storage, training, promotion, service, an answer."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.client import Config as ClientConfig
+from botocore.exceptions import BotoCoreError, ClientError
+
+from jobs import config, interruption
+from jobs.errors import ConfigurationError, Interrupted, UnavailableError
+from jobs.progress import log
+from jobs.runs import RunFolder
+
+SECONDS_TO_START = 60  # for the S3 server
+SECONDS_TO_LOAD = 180  # for the service: a Java start, a download, a worker for each core
+SECONDS_TO_STOP = 45
+BUCKET = "demo"
+PORT = 8080  # where the service is, if it is free
+PICTURES = 3
+
+
+def run(folder: Path, changes: Sequence[str] = ()) -> None:
+    """Starts, trains, promotes, serves and asks, then stays until Ctrl-C; a second call finds
+    the finished run and goes on from there.
+
+    Args:
+        folder: keeps the run, the S3 server's data, and the logs.
+        changes: of the configuration `quickstart`, as `a.b=c`.
+
+    Raises:
+        ConfigurationError: the packages of the extra `demo` are not installed.
+        UnavailableError: a server does not start; the message names its log.
+        Interrupted: Ctrl-C before the service was up.
+    """
+    _need_packages()
+    folder = folder.absolute()
+    keys = {
+        "aws_access_key_id": secrets.token_hex(8),
+        "aws_secret_access_key": secrets.token_hex(16),
+    }
+    store = ObjectStore(folder / "s3", keys, BUCKET)
+    os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    with interruption.graceful(), _stopped_at_the_end(store):
+        log(f"1/4  an S3 server, its data in {folder / 's3'}")
+        store.start()
+        _use(store)
+        log("2/4  training, export and promotion: the configuration `quickstart`")
+        where = [f"storage.uri=s3://{BUCKET}/inception", "storage.path_style=true"]
+        settings = config.load("quickstart", [*where, *changes])
+        run_folder = RunFolder(folder / f"quickstart-{settings.digest}")
+        _train_and_promote(settings, run_folder)
+        log("3/4  the service, which fetches the model from S3")
+        name = settings.export.name
+        channel = f"{settings.storage.uri}/models/{name}/channels/production.json"
+        with _service(channel, folder / "service.log") as (url, process):
+            log("4/4  the client asks what test pictures show")
+            files = _pictures(settings, run_folder, folder / "pictures")
+            command = [sys.executable, "-m", "serving", "predict", *map(str, files), "--url", url]
+            subprocess.run(command, check=True)
+            print(f"\n{url}  try it in a browser; Ctrl-C stops everything", flush=True)
+            with suppress(Interrupted):
+                _stay(process)
+        log("stopped; the next `demo` is up in seconds")
+
+
+def _need_packages() -> None:
+    if not _weed().is_file() or shutil.which("caddy", path=_weed().parent) is None:
+        raise ConfigurationError("the demo needs pip install 'inception-transfer[demo]'")
+
+
+def _use(store: "ObjectStore") -> None:
+    """Lets boto3's default chain, here and in the service, find this server."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        os.environ.pop(name, None)
+    os.environ |= {name.upper(): value for name, value in store.keys.items()}
+    os.environ |= {"AWS_ENDPOINT_URL": store.address, "AWS_REGION": "us-east-1"}
+
+
+def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:
+    from jobs import promotion
+
+    archive = folder.path / "model" / f"{settings.export.name}.mar"
+    if not archive.is_file() or not folder.finished:
+        from jobs import export, pipeline, table
+
+        table.show(pipeline.run(settings, folder))
+        if not archive.is_file():
+            export.export(folder, settings.export)
+    promotion.promote(folder, settings)
+
+
+@contextmanager
+def _service(model_uri: str, log_file: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The service while the block runs: its address, once it is ready."""
+    port = PORT if _is_free(PORT) else free_port()
+    settings = {
+        "MODEL_URI": model_uri,
+        "SERVING_PORT": str(port),
+        "SERVING_METRICS_PORT": str(free_port()),
+        "SERVING_ENDPOINT_SECONDS": "0",  # no load balancer has to learn of its end
+    }
+    with log_file.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving"],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, **settings},
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_ready(url, process, log_file)
+        yield url, process
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is being done
+        process.terminate()
+        try:
+            process.wait(SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_file: Path) -> None:
+    deadline = time.monotonic() + SECONDS_TO_LOAD
+    while True:
+        interruption.check()
+        with suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(f"{url}/readyz", timeout=5).close()
+            return
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise UnavailableError(f"the service does not become ready, see {log_file}")
+        time.sleep(0.2)
+
+
+def _pictures(settings: config.Config, run_folder: RunFolder, target: Path) -> list[Path]:
+    """The first test pictures, each with its label in its name."""
+    import torch
+    from PIL import Image
+
+    from jobs import data
+
+    classes = json.loads((run_folder.path / "data.json").read_text())["classes"]
+    target.mkdir(exist_ok=True)
+    files = sorted(target.glob("*.png"))
+    if files:
+        return files
+    test = data.load(settings.data).test
+    for index in range(PICTURES):
+        picture = test.raw(torch.tensor([index]))[0].permute(1, 2, 0).numpy()
+        file = target / f"{index}-{classes[int(test.labels[index])].replace(' ', '-')}.png"
+        Image.fromarray(picture).save(file)
+        files.append(file)
+    return files
+
+
+def _stay(process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        interruption.check()
+        time.sleep(0.1)
+    raise UnavailableError("the service has ended by itself")
+
+
+@contextmanager
+def _stopped_at_the_end(store: "ObjectStore") -> Iterator[None]:
+    """Stops the server whatever happens in the block."""
+    try:
+        yield
+    finally:
+        store.kill()
+
+
+def _weed() -> Path:
+    return Path(sysconfig.get_path("scripts")) / "weed"
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+class ObjectStore:
+    """A real S3 server (SeaweedFS, from a wheel) on loopback; its data stay in a folder."""
+
+    def __init__(self, folder: Path, keys: dict[str, str], bucket: str) -> None:
+        """
+        Args:
+            keys: `aws_access_key_id` and `aws_secret_access_key` of who may do everything.
+        """
+        self.folder, self.keys, self.bucket = folder, keys, bucket
+        self.ports = [free_port() for _ in range(10)]
+        self.address = f"http://127.0.0.1:{self.ports[0]}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.identities: list[dict[str, Any]] = [
+            identity("owner", keys, "Admin", "Read", "Write", "List", "Tagging")
+        ]
+
+    def start(self) -> None:
+        """Returns once the bucket is there.
+
+        Raises:
+            UnavailableError: it does not come up.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        identities = self.folder / "identities.json"
+        identities.write_text(json.dumps({"identities": self.identities}))
+        identities.chmod(0o600)
+        services = ("s3", "master", "volume", "filer", "admin")
+        names = [f"{service}.port{kind}" for service in services for kind in ("", ".grpc")]
+        command = [
+            *(str(_weed()), "mini", f"-dir={self.folder}"),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={identities}"),
+            *(f"-{name}={port}" for name, port in zip(names, self.ports, strict=True)),
+            *("-admin.ui=false", "-webdav=false", "-s3.iam=false", "-s3.autoCreateBucket=false"),
+        ]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us; we stop it when nobody needs it
+                env={**os.environ, "WEED_S3_SSE_KEY": "0" * 64},
+            )
+        self._wait()
+
+    def kill(self) -> None:
+        """SIGKILL: it is made for that, and takes 20 seconds to stop when asked."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def client(self, **settings: Any) -> Any:
+        config = ClientConfig(s3={"addressing_style": "path"}, **settings)
+        region = "us-east-1"
+        return boto3.client(
+            "s3", endpoint_url=self.address, region_name=region, config=config, **self.keys
+        )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + SECONDS_TO_START
+        client = self.client(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5)
+        while True:
+            try:
+                if self.bucket not in [b["Name"] for b in client.list_buckets()["Buckets"]]:
+                    client.create_bucket(Bucket=self.bucket)
+                return
+            except (BotoCoreError, ClientError) as error:
+                assert self.process is not None
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.kill()
+                    message = f"the S3 server does not start, see {self.folder / 'log'}: {error}"
+                    raise UnavailableError(message) from None
+                time.sleep(0.1)
+
+
+def identity(name: str, keys: dict[str, str], *actions: str) -> dict[str, Any]:
+    """An entry of SeaweedFS's identities."""
+    pair = {"accessKey": keys["aws_access_key_id"], "secretKey": keys["aws_secret_access_key"]}
+    return {"name": name, "credentials": [pair], "actions": list(actions)}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,65 @@
+"""In a cluster: a Deployment is made to serve one exact version.
+
+The version stands in the pod template, so `kubectl rollout undo` really goes back; a restart on a
+channel that has moved on would not. The identity needs `patch` on that one Deployment.
+"""
+
+import importlib.util
+from typing import Any
+
+from jobs.errors import ConfigurationError, UnavailableError
+from jobs.progress import log
+
+CONTAINER = "model"  # the init container that fetches MODEL_URI
+TIMEOUT = 30  # seconds
+
+
+def patch(name: str, uri: str, cause: str) -> None:
+    """Sets MODEL_URI of the init container `model`, in the pod's or the context's namespace.
+
+    Raises:
+        ConfigurationError: the package of the extra `cluster` is missing.
+        UnavailableError: there is no cluster, no such Deployment, or no permission.
+    """
+    if importlib.util.find_spec("kubernetes") is None:
+        raise ConfigurationError("--deployment: pip install 'inception-transfer[cluster]'")
+    from kubernetes import client
+    from urllib3.exceptions import HTTPError
+
+    namespace = _configure()
+    container = {"name": CONTAINER, "env": [{"name": "MODEL_URI", "value": uri}]}
+    body = {
+        "metadata": {"annotations": {"kubernetes.io/change-cause": cause}},
+        "spec": {"template": {"spec": {"initContainers": [container]}}},
+    }
+    try:
+        api = client.AppsV1Api()
+        api.patch_namespaced_deployment(name, namespace, body, _request_timeout=TIMEOUT)
+    except client.ApiException as error:
+        raise UnavailableError(f"Deployment {namespace}/{name}: {_reason(error)}") from None
+    except HTTPError as error:
+        raise UnavailableError(f"Deployment {namespace}/{name}: {error}") from None
+    log(f"Deployment {namespace}/{name} rolls out {uri}")
+
+
+def _configure() -> str:
+    """Points the client at the pod's cluster, else at kubeconfig's; returns the namespace."""
+    from kubernetes import config
+
+    try:
+        config.load_incluster_config()
+    except config.ConfigException:
+        try:
+            config.load_kube_config()
+            _, context = config.list_kube_config_contexts()
+        except config.ConfigException as error:
+            raise UnavailableError(f"--deployment: no cluster: {error}") from None
+        return str(context["context"].get("namespace", "default"))
+    from pathlib import Path
+
+    return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
+
+
+def _reason(error: Any) -> str:
+    known = {403: "may not be patched by this identity", 404: "there is none"}
+    return known.get(error.status, f"{error.status} {error.reason}")

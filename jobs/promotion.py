@@ -1,0 +1,249 @@
+"""What production serves changes here and nowhere else: through a gate, and back by one command."""
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from jobs import comparison, config, interruption, publishing
+from jobs.config import Config
+from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
+from jobs.progress import log
+from jobs.registry import ARCHIVE, CHANNELS, PREDICTIONS, Channel, Registry
+from jobs.runs import RunFolder, read_arrays, sha256
+from jobs.storage import Conflict, Storage
+
+LATENCY_CALLS = 20  # after as many that do not count
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An exported run's winner, as the gate sees it."""
+
+    version: str
+    archive: Path
+    predictions: Path
+    description: dict[str, Any]
+    """What export says of the archive: classes, test scores, parity."""
+
+    @property
+    def right(self) -> NDArray[Any]:
+        return _right(self.predictions)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.mean())
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the version's manifest."""
+        described = self.description
+        return {
+            "run_id": self.version,
+            "accuracy": self.accuracy,
+            "variant": described["variant"],
+            "weights": described["weights"],
+            "test_images": len(self.right),
+            "test_digest": described["data"]["test_digest"],
+            "form": described["forms"]["shipped"],
+            "parity": described["parity"],
+        }
+
+
+def candidate(folder: RunFolder, name: str) -> Candidate:
+    """
+    Raises:
+        UnavailableError: the run is unfinished, or has not been exported under this name.
+        ConfigurationError: its id cannot be a version.
+    """
+    files = folder.manifest()["files"]
+    archive = folder.path / "model" / f"{name}.mar"
+    beside = archive.with_suffix(".json")
+    if not all(path.relative_to(folder.path).as_posix() in files for path in (archive, beside)):
+        raise UnavailableError(f"{folder.path}: has no {archive.name}; `export {folder.path}` it")
+    if folder.run_id == CHANNELS:
+        raise ConfigurationError(f"{folder.run_id}: cannot be a version's name")
+    description = json.loads(beside.read_text())
+    seed = folder.config().runtime.seeds[0]
+    variant = folder.variant(description["variant"], seed)
+    return Candidate(folder.run_id, archive, variant.path / PREDICTIONS, description)
+
+
+def promote(folder: RunFolder, settings: Config) -> str:
+    """Publishes a run and, if the gate lets it through, makes the channel point to its model.
+
+    Returns:
+        The version's address.
+
+    Raises:
+        NotPromoted: the gate is closed, or somebody else promoted meanwhile.
+        UnavailableError: there is no archive, or storage failed; call again to go on.
+        ConfigurationError: another model has this version's name.
+    """
+    gate = settings.promotion
+    storage = Storage(settings.storage)
+    registry = Registry(storage, settings.export.name)
+    promoted = candidate(folder, registry.name)
+    publishing.publish(storage, folder)
+    champion = registry.channel(gate.channel)
+    if champion and champion.version == promoted.version:
+        _same_archive(registry, promoted)
+        log(f"{gate.channel} serves {promoted.version} already")
+        return registry.uri(promoted.version)
+    if reasons := objections(promoted, champion, registry, gate):
+        raise NotPromoted(f"{promoted.version} is published and not promoted: {'; '.join(reasons)}")
+    files = {ARCHIVE: promoted.archive, PREDICTIONS: promoted.predictions}
+    with folder.open(settings):
+        registry.add(promoted.version, files, promoted.facts)
+    _swap(registry, gate.channel, promoted.version, champion)
+    before = f", {champion.version} before" if champion else ""
+    log(f"{gate.channel} serves {promoted.version} now{before}")
+    return registry.uri(promoted.version)
+
+
+def rollback(settings: Config, version: str | None = None) -> str:
+    """Makes the channel point to an earlier version, by default the one that served before.
+
+    Returns:
+        That version's address.
+
+    Raises:
+        UnavailableError: there is no such version, or nothing to go back to.
+        NotPromoted: somebody else changed the channel meanwhile.
+    """
+    channel = settings.promotion.channel
+    registry = Registry(Storage(settings.storage), settings.export.name)
+    current = _pointed_to(registry, channel)
+    target = version or current.previous()
+    if target is None:
+        raise UnavailableError(
+            f"{channel}: nothing served before {current.version}; name a version"
+        )
+    if target != current.version:
+        _swap(registry, channel, target, current, rolled_back=True)
+    log(f"{channel} serves {target} again, {current.version} before")
+    return registry.uri(target)
+
+
+def fetch(settings: Config, version: str | None, out: Path) -> Path:
+    """Downloads an archive, by default of the version that the channel points to.
+
+    Raises:
+        UnavailableError: there is none, or it is damaged.
+    """
+    channel = settings.promotion.channel
+    registry = Registry(Storage(settings.storage), settings.export.name)
+    target = out / f"{registry.name}.mar"
+    registry.fetch(version or _pointed_to(registry, channel).version, target)
+    return target
+
+
+def objections(
+    promoted: Candidate, champion: Channel | None, registry: Registry, gate: config.Promotion
+) -> list[str]:
+    """Why a model may not serve; nothing when it may."""
+    found = [_parity(promoted), _floor(promoted, gate)]
+    if champion and gate.tolerance is not None:
+        found.append(_worse(promoted, champion.version, registry, gate.tolerance))
+    if gate.max_latency_ms is not None and not any(found):
+        found.append(_slow(promoted, gate.max_latency_ms))
+    return [reason for reason in found if reason]
+
+
+def _parity(promoted: Candidate) -> str | None:
+    """Export writes the check's result beside the archive that passed it."""
+    if promoted.description.get("sha256") != sha256(promoted.archive):
+        return f"{promoted.archive.name} is not the archive that passed the parity check"
+    return None
+
+
+def _floor(promoted: Candidate, gate: config.Promotion) -> str | None:
+    percent = promoted.accuracy * 100
+    if percent < gate.min_accuracy:
+        return f"{percent:.2f} % of the test images are right, {gate.min_accuracy:g} % are needed"
+    return None
+
+
+def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: float) -> str | None:
+    """Compares both models' stored predictions of the same test images."""
+    from jobs.evaluation import paired_difference
+
+    digest = promoted.description["data"]["test_digest"]
+    if registry.manifest(champion)["test_digest"] != digest:
+        return (
+            f"{champion}, which serves, was tested on other images; "
+            "promotion.tolerance=null leaves the comparison out"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / PREDICTIONS
+        registry.fetch(champion, file, PREDICTIONS)
+        difference = paired_difference(promoted.right, _right(file))
+    log(comparison.sentence(promoted.version, champion, difference))
+    points = -difference["difference"] * 100
+    if points > allowed:
+        return f"{points:.2f} points worse than {champion}, which serves; {allowed:g} are allowed"
+    return None
+
+
+def _slow(promoted: Candidate, allowed_ms: float) -> str | None:
+    from jobs.export import GOLDEN, unpacked
+
+    with unpacked(promoted.archive) as (folder, handle):
+        picture = (folder / GOLDEN).read_bytes()
+        seconds = []
+        for _ in range(2 * LATENCY_CALLS):
+            interruption.check()
+            start = time.perf_counter()
+            handle([{"body": picture}])
+            seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds[LATENCY_CALLS:]) * 1000
+    log(f"{promoted.version}: {median:.1f} ms for a picture on this machine")
+    if median > allowed_ms:
+        return f"{median:.1f} ms for a picture on this machine, {allowed_ms:g} are allowed"
+    return None
+
+
+def _pointed_to(registry: Registry, channel: str) -> Channel:
+    current = registry.channel(channel)
+    if current is None:
+        raise UnavailableError(f"{registry.name}: {channel} has never pointed to a version")
+    return current
+
+
+def _same_archive(registry: Registry, promoted: Candidate) -> None:
+    served = registry.manifest(promoted.version)["files"][ARCHIVE]["sha256"]
+    if served != sha256(promoted.archive):
+        raise registry.taken(promoted.version)
+
+
+def _swap(
+    registry: Registry,
+    channel: str,
+    version: str,
+    current: Channel | None,
+    *,
+    rolled_back: bool = False,
+) -> None:
+    try:
+        registry.point(channel, version, current, rolled_back=rolled_back)
+    except Conflict:
+        # The answer to our own write may have been lost, and the write sent again.
+        winner = registry.channel(channel)
+        if winner is None or winner.version != version:
+            name = winner.version if winner else "nothing"
+            raise NotPromoted(
+                f"{version} is not promoted: somebody else made {channel} point to {name} "
+                "meanwhile; run it again to be compared with that"
+            ) from None
+
+
+def _right(predictions: Path) -> NDArray[Any]:
+    """Bool [N], which test images are right."""
+    arrays = read_arrays(predictions)
+    right: NDArray[Any] = arrays["logits"].argmax(1) == arrays["labels"]
+    return right

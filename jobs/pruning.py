@@ -1,0 +1,99 @@
+"""Old runs and versions go by a rule; what a channel points to, or remembers, never does."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+
+from jobs import interruption
+from jobs.registry import CHANNELS, Registry
+from jobs.runs import MANIFEST
+from jobs.storage import Entry, Storage
+
+UNTOUCHED = timedelta(days=1)  # what is younger may be under way right now
+
+
+@dataclass(frozen=True)
+class Item:
+    """A run or a version: everything under one prefix that ends in a slash."""
+
+    prefix: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's id or the version."""
+        return self.prefix.rstrip("/").rpartition("/")[2].removeprefix("run_id=")
+
+    @property
+    def size(self) -> int:
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def modified(self) -> datetime:
+        return max(entry.modified for entry in self.entries)
+
+
+def prune(
+    storage: Storage,
+    *,
+    days: float | None,
+    keep: int,
+    dry_run: bool,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> list[Item]:
+    """Deletes runs and versions older than `days`, but never the newest `keep` of the runs or of
+    a model's versions, what any channel names, nor what was touched within a day; parts that
+    killed publishers left behind more than a day ago go too.
+
+    Returns:
+        What was, or would be, deleted.
+    """
+    age = max(UNTOUCHED, timedelta(days=days or 0))
+    gone = []
+    for items in _groups(storage):
+        newest = sorted(items, key=lambda item: item.modified, reverse=True)
+        for item in newest[keep:]:
+            interruption.check()
+            # Asked for each anew: a channel may be moved while others are deleted.
+            if now() - item.modified < age or item.name in protected(storage):
+                continue
+            gone.append(item)
+            if not dry_run:
+                _delete(storage, item)
+    if not dry_run:
+        storage.abort_uploads("", before=now() - UNTOUCHED)
+    return gone
+
+
+def protected(storage: Storage) -> set[str]:
+    """All versions, and so run ids, that a channel points to or remembers."""
+    registries = [Registry(storage, name) for name in storage.folders("models/")]
+    channels = [channel for registry in registries for channel in registry.channels().values()]
+    return {version for channel in channels for version in channel.versions}
+
+
+def _groups(storage: Storage) -> Iterator[list[Item]]:
+    """The runs, then each model's versions."""
+    yield _items(storage.entries("runs/"))
+    for name in storage.folders("models/"):
+        entries = storage.entries(f"models/{name}/")
+        channels = f"models/{name}/{CHANNELS}/"
+        yield _items([e for e in entries if not e.key.startswith(channels)])
+
+
+def _items(entries: list[Entry]) -> list[Item]:
+    """Objects by runs/dt=…/run_id=… or models/<name>/<version>: three parts of the key."""
+
+    def prefix(entry: Entry) -> str:
+        return "".join(f"{part}/" for part in entry.key.split("/")[:3])
+
+    return [Item(key, tuple(found)) for key, found in groupby(entries, prefix)]
+
+
+def _delete(storage: Storage, item: Item) -> None:
+    """The manifest first: from then on nobody takes the rest for whole."""
+    manifest = f"{item.prefix}{MANIFEST}"
+    keys = [entry.key for entry in item.entries]
+    storage.delete([manifest] if manifest in keys else [])
+    storage.delete([key for key in keys if key != manifest])

@@ -1,0 +1,162 @@
+"""A run on its way to S3: its metrics while it trains, all of it at the end, the manifest last.
+
+runs/dt=YYYY-MM-DD/run_id=…/…    a run without a manifest is not there yet
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jobs import config, interruption
+from jobs.errors import ConfigurationError, UnavailableError
+from jobs.progress import log, task
+from jobs.runs import MANIFEST, RunFolder, sha256
+from jobs.storage import Conflict, Storage
+
+LIVE = ("config.yaml", "environment.json", "metrics.jsonl")  # sent while a run trains
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_AFTER_FAILURE = 60.0  # and so at most one warning a minute
+SECONDS_AT_THE_END = 10.0  # that training waits for the last metrics to be sent, at most
+
+
+def run_key(folder: RunFolder) -> str:
+    """The layout that DuckDB and Athena read in place; the day is that of the run's start."""
+    return f"runs/dt={folder.started[:10]}/run_id={folder.run_id}"
+
+
+def publish(storage: Storage, folder: RunFolder) -> int:
+    """Sends what is missing of a finished run, the manifest last.
+
+    Returns:
+        How many files were sent; 0 when all of them were there already.
+
+    Raises:
+        UnavailableError: the run is unfinished, a file is not what the manifest says, or storage
+            failed; call again to go on.
+        ConfigurationError: another run has this id there.
+    """
+    manifest = folder.manifest()
+    with folder.open(folder.config()):
+        root = run_key(folder)
+        published = storage.get(f"{root}/{MANIFEST}")
+        ours = (folder.path / MANIFEST).read_bytes()
+        if published and published.body == ours:
+            return 0
+        before = json.loads(published.body) if published else None
+        _refuse_another_run(before, manifest, storage)
+        etag = published.etag if published else None
+        if before and _contradicts(manifest, before):
+            storage.delete([f"{root}/{MANIFEST}"])  # what it says is about to be wrong
+            etag = None
+        storage.abort_uploads(f"{root}/")
+        sent = _send_files(storage, folder, manifest)
+        try:
+            storage.put(f"{root}/{MANIFEST}", ours, replacing=etag)
+        except Conflict:
+            there = storage.get(f"{root}/{MANIFEST}")
+            _refuse_another_run(json.loads(there.body) if there else None, manifest, storage)
+    log(f"published {sent + 1} files to {storage.uri}/{root}")
+    return sent + 1
+
+
+def _refuse_another_run(
+    published: dict[str, Any] | None, manifest: dict[str, Any], storage: Storage
+) -> None:
+    """A run may be published again after an export; one that only shares its id may not."""
+    if published and published["started"] != manifest["started"]:
+        raise ConfigurationError(f"{storage.uri}: another run is there as {manifest['run_id']}")
+
+
+def _contradicts(manifest: dict[str, Any], published: dict[str, Any]) -> bool:
+    files = manifest["files"]
+    return any(files.get(name, entry) != entry for name, entry in published["files"].items())
+
+
+def _send_files(storage: Storage, folder: RunFolder, manifest: dict[str, Any]) -> int:
+    root = run_key(folder)
+    missing = {
+        name: entry
+        for name, entry in manifest["files"].items()
+        if storage.digest(f"{root}/{name}") != entry["sha256"]
+    }
+    size = sum(entry["size"] for entry in missing.values()) / 2**20
+    with task(f"publish {folder.run_id}", size, "MiB") as advance:
+        for name, entry in missing.items():
+            interruption.check()
+            if sha256(folder.path / name) != entry["sha256"]:
+                raise UnavailableError(
+                    f"{folder.path / name}: changed since the manifest was written; "
+                    f"`report {folder.path}` writes it anew"
+                )
+            storage.send(folder.path / name, f"{root}/{name}", entry["sha256"], advance)
+    return len(missing)
+
+
+@contextmanager
+def following(folder: RunFolder, settings: config.Storage) -> Iterator[None]:
+    """Sends epoch metrics in the background while the block trains.
+
+    Storage that is down costs a warning a minute; the block never waits for it, and its end no
+    longer than SECONDS_AT_THE_END. Nothing is done without a `storage.uri`.
+    """
+    if settings.uri is None:
+        yield
+        return
+    follower = _Follower(folder, settings)
+    follower.start()
+    try:
+        yield
+    finally:
+        follower.stopped.set()
+        follower.join(SECONDS_AT_THE_END)
+
+
+class _Follower(threading.Thread):
+    """Looks for new metrics and sends them, each object only in place of the one it knows: a
+    request that was held up somewhere can so never undo what `publish` sends later."""
+
+    def __init__(self, folder: RunFolder, settings: config.Storage) -> None:
+        super().__init__(name="metrics to S3", daemon=True)
+        self.folder, self.stopped = folder, threading.Event()
+        self.settings = settings.model_copy(update={"attempts": 1})
+        self.storage: Storage | None = None
+        self.sent: dict[str, tuple[bytes, str]] = {}  # content and ETag by name
+
+    def run(self) -> None:
+        while True:
+            last = self.stopped.wait(SECONDS_BETWEEN_LOOKS)
+            try:
+                self._look()
+            except Exception as error:  # whatever it is, the training goes on
+                if last:
+                    return
+                log(f"warning: metrics are not in S3 yet, training goes on: {error}")
+                if self.stopped.wait(SECONDS_AFTER_FAILURE):
+                    return
+            if last:
+                return
+
+    def _look(self) -> None:
+        if not (self.folder.path / "environment.json").is_file():
+            return
+        if self.storage is None:
+            storage = Storage(self.settings)
+            if storage.digest(f"{run_key(self.folder)}/{MANIFEST}"):
+                raise ConfigurationError(f"a finished run is there as {self.folder.run_id}")
+            self.storage = storage
+        for name in LIVE:
+            self._send(self.storage, name)
+
+    def _send(self, storage: Storage, name: str) -> None:
+        path, key = self.folder.path / name, f"{run_key(self.folder)}/{name}"
+        content = path.read_bytes() if path.is_file() else b""
+        content = content[: content.rfind(b"\n") + 1]  # a line may be half written
+        known, etag = self.sent.get(name, (b"", None))
+        if content == known:
+            return
+        if etag is None and (head := storage.head(key)):
+            etag = head["ETag"]
+        self.sent.pop(name, None)  # unknown, should the next line fail
+        self.sent[name] = content, storage.put(key, content, replacing=etag)
