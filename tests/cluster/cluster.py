@@ -10,6 +10,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -158,8 +159,7 @@ class Cluster:
             process.wait()
         self._stop_shims()
         self._unmount()
-        if (BIN / "kube-proxy").is_file():
-            run(BIN / "kube-proxy", "--cleanup", check=False)
+        self._forget_rules()
         for name in run("ip", "netns", "list").stdout.split():
             if name.startswith("cni-"):
                 run("ip", "netns", "delete", name, check=False)
@@ -291,6 +291,20 @@ class Cluster:
                 command = (folder / "cmdline").read_bytes().split(b"\0")
                 if b"containerd-shim" in command[0] and str(self.socket).encode() in command:
                     os.kill(int(folder.name), signal.SIGKILL)
+
+    def _forget_rules(self) -> None:
+        """Takes Kubernetes's and the pods' rules out of iptables, and leaves everybody else's."""
+        if (BIN / "kube-proxy").is_file():
+            run(BIN / "kube-proxy", "--cleanup", check=False)
+        saved = run("iptables-save").stdout.splitlines()
+        ours = {line.split()[-1] for line in saved if "it-cluster" in line and "-j CNI-" in line}
+        kept = [
+            line
+            for line in saved
+            if not re.search("KUBE-|it-cluster", line)
+            and line.split(" ")[0].removeprefix(":") not in ours
+        ]
+        run("iptables-restore", input="\n".join([*kept, ""]))
 
     def _unmount(self) -> None:
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
