@@ -94,13 +94,11 @@ def _use(store: "ObjectStore") -> None:
 def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:
     from jobs import promotion
 
-    archive = folder.path / "model" / f"{settings.export.name}.mar"
-    if not archive.is_file() or not folder.finished:
-        from jobs import export, pipeline, table
+    archive = f"model/{settings.export.name}.mar"
+    if not folder.finished or archive not in folder.manifest()["files"]:
+        from jobs import pipeline, table
 
         table.show(pipeline.run(settings, folder))
-        if not archive.is_file():
-            export.export(folder, settings.export)
     promotion.promote(folder, settings)
 
 

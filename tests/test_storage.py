@@ -532,7 +532,8 @@ def test_metrics_never_go_into_another_run_that_is_finished(
 
 
 def small_job(tmp_path: Path, settings: config.Storage, epochs: int) -> Path:
-    raw = tiny(optim={"epochs": epochs}, storage=settings.model_dump())
+    changes = {"optim": {"epochs": epochs}, "export": {"enabled": False}}
+    raw = tiny(**changes, storage=settings.model_dump())
     raw["variants"] = raw["variants"][:1]
     file = tmp_path / "job.yaml"
     file.write_text(json.dumps(raw))
