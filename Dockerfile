@@ -54,15 +54,18 @@ RUN --mount=type=bind,source=requirements/serve.txt,target=/tmp/requirements.txt
  && rm -r /opt/venv/lib/python3.11/site-packages/torch/include \
         /opt/venv/lib/python3.11/site-packages/torch/test
 
-# The job as a package of its own, so that the layer of its dependencies outlives its changes.
-FROM pip AS job
+# Our own code, so that the layer of its dependencies outlives its changes. The service gets its own
+# package and the distribution's description, and nothing of training.
+FROM pip AS package
 RUN --mount=type=bind,source=requirements/build.txt,target=/tmp/requirements.txt \
     pip install --no-cache-dir --require-hashes --requirement /tmp/requirements.txt
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY jobs jobs
 COPY serving serving
-RUN pip install --no-cache-dir --no-build-isolation --target /opt/job .
+RUN pip install --no-cache-dir --no-build-isolation --target /opt/job . \
+ && mkdir /opt/service \
+ && cp --recursive --preserve /opt/job/serving /opt/job/*.dist-info /opt/service
 
 # What both services share; only the packages below differ.
 FROM base AS service
@@ -74,15 +77,15 @@ RUN mkdir -p /usr/share/man/man1 \
  && rm -rf /var/lib/apt/lists/*
 ENV MODEL_URI=/models/model.mar \
     HOME=/tmp \
-    PYTHONPATH=/app
-WORKDIR /app
+    PYTHONPATH=/opt/service
+WORKDIR /
 EXPOSE 8080 8082
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "python", "-m", "serving"]
 
 FROM service AS serve-gpu
 COPY --from=serve-gpu-packages /opt/venv /opt/venv
-COPY serving serving
+COPY --from=package /opt/service /opt/service
 # Read by NVIDIA's container runtime, which mounts the driver; TorchServe counts by nvidia-smi.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
@@ -98,7 +101,7 @@ LABEL org.opencontainers.image.title="inception-transfer-serve-gpu" \
 
 FROM service AS serve
 COPY --from=serve-packages /opt/venv /opt/venv
-COPY serving serving
+COPY --from=package /opt/service /opt/service
 USER 1000:1000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/readyz', timeout=4)"]
@@ -111,7 +114,7 @@ LABEL org.opencontainers.image.title="inception-transfer-serve" \
 
 FROM base AS train
 COPY --from=train-packages /opt/venv /opt/venv
-COPY --from=job /opt/job /opt/job
+COPY --from=package /opt/job /opt/job
 # Downloads and caches go under HOME; where that is not mounted, matplotlib's still need a place.
 # Both folders take any user, so that `--user $(id -u)` works with a mounted /runs.
 ENV HOME=/cache \

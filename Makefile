@@ -5,7 +5,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-slow lint format lock clean
+.PHONY: help run demo test test-slow test-images test-cluster lint format lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,11 +16,15 @@ run: $(VENV)/.run ## the whole job on this machine, generated data, no network (
 demo: $(VENV)/.demo ## all of it here: S3, training, promotion, service, an answer; until Ctrl-C
 	$(BIN)/python -m jobs demo $(ARGS)
 
-test: $(VENV)/.test ## the tests, in under 15 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(VENV)/.test ## the tests, in under 30 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow and not containers and not cluster" $(ARGS)
 
 test-slow: $(VENV)/.test ## what takes longer: the quickstart as it is
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 40 GB of disk, some 20 minutes)
+	tests/containers/install.sh
+	$(BIN)/python -m pytest -m containers tests/containers $(ARGS)
 
 lint: $(VENV)/.test ## style, format and types
 	$(BIN)/ruff check .

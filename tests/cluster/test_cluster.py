@@ -1,0 +1,353 @@
+"""The overlay `local` in a real Kubernetes: `make test-cluster`.
+
+One story, in order: the CronJob fires, its pod is killed on the way and the next one goes on; the
+model is promoted and rolled out; a second follows under load; and both ways back really go back.
+"""
+
+import base64
+import json
+import re
+import shutil
+import sysconfig
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import engine
+import pytest
+import yaml
+from cluster import WORK, Cluster, run, wait
+from conftest import MODEL, ROOT, classes_of, pictures
+from service import get
+
+from jobs.runs import RunFolder
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(not engine.available(), reason="needs root, podman, buildah, mmdebstrap"),
+]
+HERE = Path(__file__).parent
+NODE_PORT = 30080
+URL = f"http://127.0.0.1:{NODE_PORT}"
+STORAGE = "10.96.0.50"
+MINUTES = 60
+HOSTS = [{"ip": STORAGE, "hostnames": ["storage"]}]  # there is no DNS
+# The winner of the quickstart by itself: a second version that takes two minutes.
+SECOND = {
+    "variants": [
+        {
+            "name": "frozen",
+            "init": "pretrained",
+            "trainable": "head",
+            "optim": {"epochs": 40, "learning_rate": 3e-3},
+        }
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def runs() -> Path:
+    """What the volume for runs is on this node."""
+    folder = WORK / "runs"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(runs: Path) -> Iterator[Cluster]:
+    engine.prepare()
+    images = {f"inception-transfer-{t}:local": engine.build(t) for t in ("train", "serve")}
+    images |= {"chrislusf/seaweedfs:4.48": small_image("storage", _weed())}
+    images |= {"pause": small_image("pause", "/usr/bin/catatonit")}
+    with Cluster() as cluster:
+        for name in images.values():
+            load(cluster, name)
+        cluster.apply(list(adapted(runs)))
+        yield cluster
+
+
+def _weed() -> str:
+    return str(Path(sysconfig.get_path("scripts")) / "weed")
+
+
+def small_image(name: str, program: str) -> str:
+    context = WORK / name
+    context.mkdir(parents=True, exist_ok=True)
+    shutil.copy(shutil.which(program) or program, context)
+    tag = {"pause": "localhost/pause:1"}.get(name, f"localhost/{name}:local")
+    file = HERE / f"Dockerfile.{name}"
+    base = f"--build-arg=BASE_IMAGE={engine.BASE}"
+    engine.call("buildah", "bud", base, "--file", file, "--tag", tag, context)
+    return tag
+
+
+def load(cluster: Cluster, name: str) -> None:
+    """From buildah's storage into containerd's, which keeps it from one run to the next."""
+    made = engine.podman("image", "inspect", "--format={{.Id}}", name).stdout.strip()
+    marker = WORK / "loaded" / re.sub(r"\W", "_", name)
+    if cluster.has_image(name) and marker.is_file() and marker.read_text() == made:
+        return
+    archive = WORK / "image.tar"
+    archive.unlink(missing_ok=True)
+    engine.call("buildah", "push", name, f"docker-archive:{archive}:{name}")
+    cluster.ctr("images", "import", archive)
+    archive.unlink()
+    marker.parent.mkdir(exist_ok=True)
+    marker.write_text(made)
+
+
+def adapted(runs: Path) -> Iterator[dict[str, Any]]:
+    """The overlay `local` as it is, but for what a cluster without DNS, registry and provisioner
+    of volumes cannot have."""
+    kubectl = Path(sysconfig.get_path("scripts")) / "kubectl"
+    text = run(kubectl, "kustomize", ROOT / "k8s" / "overlays" / "local").stdout
+    text = text.replace("image: chrislusf/seaweedfs:4.48", "image: localhost/storage:local")
+    text = text.replace("image: inception-transfer", "image: localhost/inception-transfer")
+    for thing in yaml.safe_load_all(text):
+        kind, name = thing["kind"], thing["metadata"]["name"]
+        if kind == "Service" and name == "storage":
+            thing["spec"]["clusterIP"] = STORAGE
+        if kind == "Deployment":
+            thing["spec"]["template"]["spec"]["hostAliases"] = HOSTS
+        if kind == "CronJob":
+            thing["spec"]["jobTemplate"]["spec"]["template"]["spec"]["hostAliases"] = HOSTS
+            thing["spec"]["schedule"] = "* * * * *"  # until it has fired
+        if kind == "PersistentVolumeClaim":
+            thing["spec"]["storageClassName"] = ""
+            yield volume(runs)
+        yield thing
+    yield {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "from-outside", "namespace": "inception-transfer"},
+        "spec": {
+            "type": "NodePort",
+            "selector": {"app.kubernetes.io/name": "inference"},
+            "ports": [{"port": 80, "targetPort": "http", "nodePort": NODE_PORT}],
+        },
+    }
+
+
+def volume(runs: Path) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": "runs"},
+        "spec": {
+            "capacity": {"storage": "5Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "hostPath": {"path": str(runs)},
+            "persistentVolumeReclaimPolicy": "Retain",
+        },
+    }
+
+
+def pods(cluster: Cluster, name: str) -> list[dict[str, Any]]:
+    selector = f"--selector=app.kubernetes.io/name={name}"
+    found: list[dict[str, Any]] = cluster.get("pods", selector)["items"]
+    return found
+
+
+def ready(cluster: Cluster) -> bool:
+    status = cluster.get("deployment/inference")["status"]
+    wanted = cluster.get("deployment/inference")["spec"]["replicas"]
+    counts = (status.get(key, 0) for key in ("updatedReplicas", "readyReplicas", "replicas"))
+    return wanted >= 2 and all(count == wanted for count in counts)
+
+
+def served() -> str | None:
+    """The version that answers."""
+    answer = get(f"{URL}/v2/models/{MODEL}")[1]
+    versions = answer.get("versions") or [None]
+    version: str | None = versions[0]
+    return version
+
+
+def finished(cluster: Cluster, job: str, kind: str = "Complete") -> bool:
+    conditions = cluster.get(f"job/{job}")["status"].get("conditions", [])
+    assert kind == "Failed" or not any(c["type"] == "Failed" for c in conditions), logs(
+        cluster, job
+    )
+    return any(c["type"] == kind for c in conditions)
+
+
+def logs(cluster: Cluster, job: str) -> str:
+    return cluster.kubectl("logs", f"--selector=job-name={job}", "--tail=40", check=False).stdout
+
+
+def start(cluster: Cluster, name: str, *arguments: str) -> None:
+    """A Job from the CronJob with arguments of its own, as docs/operations.md says."""
+    job = cluster.get("cronjob/training")["spec"]["jobTemplate"]
+    if arguments:
+        job["spec"]["template"]["spec"]["containers"][0]["args"] = list(arguments)
+    metadata = {"name": name, "namespace": "inception-transfer"}
+    cluster.apply([{"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, **job}])
+
+
+class Load:
+    """Clients that ask for predictions all the time; every answer is counted."""
+
+    def __init__(self, body: bytes, clients: int = 4) -> None:
+        self.statuses: Counter[int] = Counter()
+        self.leaving = threading.Event()
+        self.threads = [threading.Thread(target=self._ask, args=(body,)) for _ in range(clients)]
+
+    def _ask(self, body: bytes) -> None:
+        while not self.leaving.is_set():
+            self.statuses[get(f"{URL}/predictions/{MODEL}", body)[0]] += 1
+            time.sleep(0.05)
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leaving.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def under_load(picture: bytes, change: Callable[[], object], version: str, cluster: Cluster) -> int:
+    """Makes a change under load and waits until the version answers; returns how many did."""
+    with Load(picture) as load:
+        change()
+        wait(version, lambda: served() == version and ready(cluster), 4 * MINUTES)
+        time.sleep(12)  # pods of before drain
+    assert set(load.statuses) == {200}, load.statuses
+    return load.statuses[200]
+
+
+@pytest.fixture(scope="module")
+def first(cluster: Cluster, runs: Path) -> RunFolder:
+    """Fired by the CronJob, killed on the way, complete after all, and rolled out."""
+    jobs = wait("the CronJob to fire", lambda: cluster.get("jobs")["items"], 3 * MINUTES)
+    cluster.kubectl("patch", "cronjob/training", "--patch", '{"spec": {"suspend": true}}')
+    name = jobs[0]["metadata"]["name"]
+    folder = runs / name
+    wait("a checkpoint", lambda: any(folder.glob("variants/*/last.ckpt")), 8 * MINUTES)
+    # Until something is promoted there is nothing to serve, and the pods say so.
+    [waiting, *_] = pods(cluster, "inference")
+    said = cluster.kubectl("logs", waiting["metadata"]["name"], "--container=model").stderr
+    said += cluster.kubectl("logs", waiting["metadata"]["name"], "--container=model").stdout
+    assert "model.mar" in said and not ready(cluster)
+    [pod] = pods(cluster, "training")
+    cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+    wait("the job", lambda: finished(cluster, name), 12 * MINUTES)
+    [second] = [p for p in pods(cluster, "training") if p["status"]["phase"] == "Succeeded"]
+    assert second["metadata"]["name"] != pod["metadata"]["name"]
+    wait("the rollout", lambda: ready(cluster), 4 * MINUTES)
+    return RunFolder(folder)
+
+
+@pytest.fixture(scope="module")
+def second(cluster: Cluster, first: RunFolder, runs: Path) -> tuple[str, int]:
+    """Another version, promoted and rolled out under load; and how many requests were answered."""
+    resolved = yaml.safe_load((first.path / "config.yaml").read_text())
+    (runs / "second.yaml").write_text(yaml.safe_dump({**resolved, **SECOND}))
+    uri = "--set=storage.uri=$(STORAGE_URI)"
+    arguments = ["run", "--config=/runs/second.yaml", "--run-id=second", uri]
+    start(cluster, "second", *arguments, "--promote", "--deployment=inference")
+    picture = pictures(first, 1)[0]
+    wait("training", (runs / "second" / "comparison.json").is_file, 8 * MINUTES)
+    answered = under_load(picture, lambda: None, "second", cluster)
+    assert finished(cluster, "second")
+    return "second", answered
+
+
+def test_it_serves_what_the_killed_and_resumed_job_promoted(
+    cluster: Cluster, first: RunFolder
+) -> None:
+    assert served() == first.run_id
+    pod = cluster.get("deployment/inference")["spec"]["template"]["spec"]
+    [variable] = [e for e in pod["initContainers"][0]["env"] if e["name"] == "MODEL_URI"]
+    assert variable["value"].endswith(f"/models/{MODEL}/{first.run_id}/")
+    known = classes_of(first)
+    picture = base64.b64encode(pictures(first, 1)[0]).decode()
+    body = json.dumps({"instances": [{"b64": picture}]}).encode()
+    status, answer = get(f"{URL}/v1/models/{MODEL}:predict", body, "application/json")
+    assert status == 200 and answer["predictions"][0]["label"] in known
+
+
+def test_a_second_version_rolls_out_without_a_failed_request(second: tuple[str, int]) -> None:
+    version, answered = second
+    assert served() == version and answered > 100
+
+
+def test_both_ways_back_really_go_back(
+    cluster: Cluster, first: RunFolder, second: tuple[str, int]
+) -> None:
+    picture = pictures(first, 1)[0]
+
+    def undo() -> object:
+        return cluster.kubectl("rollout", "undo", "deployment/inference")
+
+    def rollback() -> None:
+        uri = "--set=storage.uri=$(STORAGE_URI)"
+        start(cluster, "rollback", "rollback", "--deployment=inference", uri)
+
+    assert under_load(picture, undo, first.run_id, cluster) > 100
+    undo()
+    wait("the second again", lambda: served() == second[0] and ready(cluster), 4 * MINUTES)
+    assert under_load(picture, rollback, first.run_id, cluster) > 100
+    assert finished(cluster, "rollback")
+
+
+def test_an_eviction_that_would_leave_too_few_is_refused(
+    cluster: Cluster, first: RunFolder
+) -> None:
+    answers = []
+    for pod in pods(cluster, "inference"):
+        name = pod["metadata"]["name"]
+        eviction = {
+            "apiVersion": "policy/v1beta1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": "inception-transfer"},
+        }
+        path = f"/api/v1/namespaces/inception-transfer/pods/{name}/eviction"
+        done = cluster.kubectl(
+            "create", f"--raw={path}", "--filename=-", input=json.dumps(eviction), check=False
+        )
+        answers.append("refused" if "disruption budget" in done.stderr else done.returncode)
+    assert answers == [0, "refused"]
+    wait("its replacement", lambda: ready(cluster), 4 * MINUTES)
+
+
+def test_a_wrong_configuration_says_so_and_exits_with_2(cluster: Cluster) -> None:
+    start(cluster, "wrong", "run", "--config=no-such", "--run-id=wrong")
+    wait("its first pod", lambda: cluster.get("job/wrong")["status"].get("failed"), 2 * MINUTES)
+    [pod, *_] = [
+        p for p in pods(cluster, "training") if p["metadata"]["labels"]["job-name"] == "wrong"
+    ]
+    state = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+    assert state["exitCode"] == 2 and "--config no-such" in logs(cluster, "wrong")
+    cluster.kubectl("delete", "job", "wrong")
+
+
+def test_pods_run_as_they_should(cluster: Cluster, first: RunFolder) -> None:
+    name = pods(cluster, "inference")[0]["metadata"]["name"]
+    shell = (
+        "id -u; grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status; touch /x 2>&1 || true;"
+        " ls /var/run/secrets/kubernetes.io 2>&1 || true"
+    )
+    said = cluster.kubectl("exec", name, "--container=inference", "--", "sh", "-c", shell).stdout
+    assert said.splitlines()[0] == "1000"
+    assert re.search(r"CapEff:\s+0+$", said, re.M) and re.search(r"NoNewPrivs:\s+1$", said, re.M)
+    assert re.search(r"Seccomp:\s+2$", said, re.M) and "Read-only file system" in said
+    assert "cannot access" in said, "no token where none is used"
+
+
+def test_metrics_have_what_alerts_and_dashboard_ask_for(cluster: Cluster, first: RunFolder) -> None:
+    name = pods(cluster, "inference")[0]["metadata"]["name"]
+    code = "from urllib.request import urlopen as o; print(o('http://127.0.0.1:8082/metrics').read().decode())"
+    said = cluster.kubectl("exec", name, "--container=inference", "--", "python", "-c", code).stdout
+    folder = ROOT / "k8s" / "components" / "observability"
+    text = (folder / "alerts.yaml").read_text() + (folder / "dashboard.json").read_text()
+    asked = set(re.findall(r"\b(?:inception|ts)_[a-z_]+", text))
+    # A counter appears with its first refusal.
+    assert not [m for m in asked - {"inception_refusals_total"} if m not in said]

@@ -1,0 +1,185 @@
+"""The images as people run them: read-only, as user 1000, without capabilities. `make test-images`.
+
+The job trains its quickstart into a mounted folder, is stopped on the way and goes on; the service
+then serves what came of it.
+"""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import engine
+import numpy as np
+import pytest
+from conftest import MODEL, classes_of, free_port, pictures
+from engine import CONFINED, podman
+from service import get
+
+from jobs.runs import RunFolder
+
+pytestmark = [
+    pytest.mark.containers,
+    pytest.mark.skipif(not engine.available(), reason="needs root, podman, buildah, mmdebstrap"),
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _prepared() -> None:
+    engine.prepare()
+
+
+@pytest.fixture(scope="session")
+def train_image() -> str:
+    return engine.build("train")
+
+
+@pytest.fixture(scope="session")
+def serve_image() -> str:
+    return engine.build("serve")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mounted") / "runs"
+    folder.mkdir()
+    folder.chmod(0o777)
+    for parent in folder.parents[:3]:  # pytest keeps its folders to their owner
+        parent.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(train_image: str, runs: Path) -> RunFolder:
+    """The quickstart, stopped by SIGTERM at its first checkpoint, and then run to its end."""
+    job = [*CONFINED, "--network=none", f"--volume={runs}:/runs"]
+    podman("run", "--detach", "--name=job", *job, train_image, "run", "--config=quickstart")
+    try:
+        wait(lambda: any(runs.glob("*/variants/*/last.ckpt")), 400)
+        podman("stop", "--time=120", "job")
+        code = podman("wait", "job").stdout.strip()
+        assert code == "75", podman("logs", "job").stderr
+    finally:
+        podman("rm", "--force", "job")
+    saved = [path.stat().st_mtime for path in runs.glob("*/variants/*/result.json")]
+    podman("run", "--rm", *job, train_image, "run", "--config=quickstart")
+    [path] = runs.glob("quickstart-*")
+    assert (path / "report" / "index.html").is_file()
+    assert set(saved) <= {p.stat().st_mtime for p in path.glob("variants/*/result.json")}
+    podman("run", "--rm", *job, train_image, "export", f"/runs/{path.name}")
+    return RunFolder(path)
+
+
+@dataclass
+class Container:
+    name: str
+    address: str
+    metrics: str
+
+
+@pytest.fixture
+def served(serve_image: str, finished: RunFolder) -> Iterator[Container]:
+    port, metrics = free_port(), free_port()
+    archive = finished.path / "model" / f"{MODEL}.mar"
+    publish = [f"--publish=127.0.0.1:{port}:8080", f"--publish=127.0.0.1:{metrics}:8082"]
+    mount = f"--volume={archive}:/models/model.mar:ro"
+    podman("run", "--detach", "--name=service", *CONFINED, *publish, mount, serve_image)
+    container = Container("service", f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}")
+    try:
+        wait(lambda: get(f"{container.address}/readyz")[0] == 200, 120)
+        yield container
+    finally:
+        podman("rm", "--force", "service")
+
+
+def wait(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "too late"
+        time.sleep(0.2)
+
+
+def inside(image: str, command: str) -> str:
+    done = podman("run", "--rm", "--network=none", "--entrypoint=/bin/bash", image, "-c", command)
+    return done.stdout.strip()
+
+
+def test_the_job_is_stopped_goes_on_and_its_archive_is_served(
+    served: Container, finished: RunFolder
+) -> None:
+    winner = json.loads((finished.path / "comparison.json").read_text())["winner"]
+    with np.load(finished.path / "variants" / winner / "test_predictions.npz") as arrays:
+        expected = [classes_of(finished)[i] for i in arrays["logits"][:20].argmax(1)]
+    url = f"{served.address}/predictions/{MODEL}"
+    answers = [get(url, picture)[1]["label"] for picture in pictures(finished, 20)]
+    agree = sum(a == b for a, b in zip(answers, expected, strict=True))
+    assert agree >= 19, (answers, expected)  # int8 may tip one that is on the edge
+    assert podman("healthcheck", "run", served.name).returncode == 0
+
+
+def test_sigterm_under_load_loses_nothing(served: Container, finished: RunFolder) -> None:
+    """Clients send until the container says that it is not ready, and all get their answer."""
+    url, picture = f"{served.address}/predictions/{MODEL}", pictures(finished, 1)[0]
+    statuses: Counter[int] = Counter()
+    leaving = threading.Event()
+
+    def client() -> None:
+        while not leaving.is_set():
+            statuses[get(url, picture)[0]] += 1
+
+    threads = [threading.Thread(target=client) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    wait(lambda: statuses.total() > 100, 60)
+    stopping = threading.Thread(target=podman, args=("stop", "--time=60", served.name))
+    stopping.start()
+    wait(lambda: get(f"{served.address}/readyz")[0] == 503, 10)
+    before = statuses.total()
+    time.sleep(2)  # within SERVING_ENDPOINT_SECONDS
+    leaving.set()
+    for thread in [*threads, stopping]:
+        thread.join()
+    assert podman("wait", served.name).stdout.strip() == "0"
+    assert statuses.total() > before and set(statuses) == {200}, statuses
+
+
+def test_a_service_without_a_model_says_so_in_one_line(serve_image: str) -> None:
+    done = podman("run", "--rm", *CONFINED, serve_image, check=False)
+    assert done.returncode == 3
+    # The other lines are podman's, which misses systemd for its health checks.
+    said = [line for line in done.stderr.splitlines() if "level=error" not in line]
+    assert len(said) == 1 and "/models/model.mar" in said[0]
+
+
+def test_a_stopped_start_ends_at_once(train_image: str) -> None:
+    """Process 1 passes SIGTERM on even while Python still imports."""
+    podman("run", "--detach", "--name=early", *CONFINED, train_image, "doctor")
+    started = time.monotonic()
+    podman("stop", "--time=30", "early")
+    podman("rm", "--force", "early")
+    assert time.monotonic() - started < 15
+
+
+def test_the_cpu_service_has_no_cuda_no_compiler_no_pip_and_no_training(serve_image: str) -> None:
+    find = (
+        "find / -xdev ( -name 'libcud*' -o -name 'nvidia' -o -name 'jobs' -o -name 'torchvision' )"
+    )
+    assert inside(serve_image, find.replace("(", "\\(").replace(")", "\\)")) == ""
+    assert inside(serve_image, "command -v cc gcc g++ clang pip pip3 curl wget || true") == ""
+    assert inside(serve_image, "id -u; id -g").split() == ["1000", "1000"]
+
+
+def test_labels_name_version_and_commit_and_sizes_are_known(
+    train_image: str, serve_image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for image in (train_image, serve_image):
+        labels = json.loads(podman("image", "inspect", image).stdout)[0]["Labels"]
+        assert labels["org.opencontainers.image.version"] == "0.1.0"
+        assert len(labels["org.opencontainers.image.revision"]) == 40
+    assert inside(train_image, "echo $SOURCE_COMMIT") == labels["org.opencontainers.image.revision"]
+    with capsys.disabled():
+        print(f"\ntrain {engine.size(train_image):.2f} GB, serve {engine.size(serve_image):.2f} GB")
+    assert engine.size(serve_image) < 2

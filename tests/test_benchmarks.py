@@ -1,0 +1,69 @@
+"""The benchmarks run, on little, and write down what they were made on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, tiny
+from test_readme import make_photos
+
+
+def measured(name: str, out: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    figures: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
+    assert {"device", "packages", "commit", "threads"} <= set(figures["made_on"])
+    return figures
+
+
+def test_the_lectures_loop_and_the_job_are_measured_in_turns(tmp_path: Path) -> None:
+    small = ("--size", "75", "--train", "8", "--test", "1", "--epochs", "1", "--rounds", "1")
+    figures = measured("training", tmp_path, *small, "--no-techniques")
+    seconds = {side: figures[side]["seconds_per_image"][0] for side in ("lecture", "job")}
+    assert figures["ratio"] == pytest.approx(seconds["lecture"] / seconds["job"])
+    assert figures["job"]["peak_memory_bytes"] > 100e6
+
+
+def test_scaling_is_measured_over_images_batches_and_processes(tmp_path: Path) -> None:
+    small = ["--size", "75", "--images", "4", "8", "--batches", "2", "4", "--processes", "1", "2"]
+    figures = measured("scaling", tmp_path, *small)
+    assert list(figures["seconds_by_images"]) == ["4", "8"]
+    assert all(rate > 0 for rate in figures["images_per_second_by_processes"].values())
+
+
+def test_the_start_is_measured(tmp_path: Path) -> None:
+    seconds = measured("start", tmp_path, "--rounds", "1")["seconds"]
+    assert seconds["--help"][0] < seconds["first step"][0]
+    assert set(seconds) == {"import jobs.cli", "--help", "first step", "finished run"}
+
+
+def test_memory_is_measured(tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos")
+    data = ("--data", str(tmp_path / "photos"), "--size", "75")
+    figures = measured("memory", tmp_path, *data)
+    assert figures["images"] == 26 and figures["model_bytes"] > 0
+
+
+def test_the_measurement_for_a_gpu_reads_all_from_the_run(tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos")
+    raw = tiny(optim={"epochs": 1, "batch_size": 4}, evaluation={"batch_norm_images": 0})
+    raw["data"] |= {"train_images": None, "test_images": None}
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(raw))
+    options = ("--data", str(tmp_path / "photos"), "--weights", "random", "--runs", "eager")
+    figures = measured("gpu", tmp_path, "--config", str(config), *options)
+    variants = figures["runs"]["eager"]["variants"]
+    assert set(variants) == {"scratch", "finetune", "frozen"}
+    assert variants["scratch"]["training_images_per_second"][0] > 0
+
+
+def test_a_step_is_profiled(tmp_path: Path) -> None:
+    small = ("--steps", "1", "--batch", "2", "--size", "75")
+    seconds = measured("profile", tmp_path, *small)["seconds_a_step"]
+    assert seconds["convolution"] > 0 and seconds["convolution backward"] > 0
