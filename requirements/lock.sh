@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pins what the images install, every file by its SHA-256: `make lock`, with uv on the PATH.
 #   build.txt      what builds our own wheel
-#   train.txt      the job and its export     torch with CUDA, from PyPI
+#   train.txt      the job with its extras    torch with CUDA, from PyPI
 #   serve-gpu.txt  the service on a GPU       torch with CUDA, from PyPI
 #   serve.txt      the service on a CPU       torch without CUDA, from PyTorch's own index
 # Where that index is not reached, TORCH_WHEELS names a folder with the wheel.
@@ -28,7 +28,7 @@ compile() {
 }
 
 compile build.in --output-file build.txt
-compile ../pyproject.toml --extra export --output-file train.txt
+compile ../pyproject.toml --extra export --extra cluster --output-file train.txt
 compile serve.in <(echo torch) --constraint "$ranges" --constraint train.txt \
   --output-file serve-gpu.txt
 if [ -n "${TORCH_WHEELS:-}" ]; then

@@ -30,7 +30,8 @@ def locked(name: str) -> dict[str, Version]:
 def ranges() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return [Requirement(r) for r in project["dependencies"] + extras["export"] + extras["serving"]]
+    optional = [r for extra in ("export", "cluster", "serving") for r in extras[extra]]
+    return [Requirement(r) for r in project["dependencies"] + optional]
 
 
 def test_hadolint_has_nothing_to_say() -> None:
@@ -78,7 +79,8 @@ def test_locks_are_within_the_ranges_of_the_project(lock: str) -> None:
 
 def test_the_job_and_the_service_have_what_they_need_and_the_cpu_has_no_cuda() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["export"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["export"] + extras["cluster"]
     assert {Requirement(r).name for r in wanted} <= set(locked("train")), "make lock"
     assert not [n for n in locked("serve") if n.startswith(("nvidia", "cuda", "triton"))]
     assert not {"torchvision", "matplotlib", "scipy", "nncf"} & set(locked("serve"))

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from conftest import ROOT
 
+from jobs.cli import app
 from serving.settings import from_environment
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -188,7 +190,7 @@ def test_the_service_accepts_its_settings(objects: list[Object]) -> None:
     settings = from_environment(given)
     assert settings.model_uri == "/models/model.mar"
     mounts = {mount["mountPath"] for mount in main["volumeMounts"]}
-    assert {"/models", "/tmp"} == mounts and settings.state_dir == "/tmp"
+    assert {"/models", "/tmp"} <= mounts and settings.state_dir == Path("/tmp")
 
 
 def test_a_promotion_alone_says_which_model_is_served(objects: list[Object]) -> None:
@@ -228,6 +230,21 @@ def test_the_cronjob_retries_what_a_retry_can_mend(objects: list[Object]) -> Non
     assert {"type": "DisruptionTarget", "status": "True"} in rules[-1]["onPodConditions"]
     [container] = job["template"]["spec"]["containers"]
     assert rules[0]["onExitCodes"]["containerName"] == container["name"]
+
+
+def test_the_job_takes_the_arguments_that_it_is_given(objects: list[Object]) -> None:
+    [container] = training(objects)["template"]["spec"]["containers"]
+    command, *options = container["args"]
+    known = {
+        flag
+        for parameter in typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+        for flag in parameter.opts
+    }
+    assert {option.split("=")[0] for option in options} <= known
+    assert "--run-id=$(JOB_NAME)" in options, "two firings of one tick are one run"
+    assert (
+        f"--deployment={named(objects, 'Deployment', 'inference')['metadata']['name']}" in options
+    )
 
 
 def test_what_references_a_name_finds_it(objects: list[Object]) -> None:
