@@ -3,9 +3,9 @@
     python -m benchmarks.profile                   (a minute on 2 cores)
 
 `scratch` at 299 pixels in batches of 8 on a CPU, of 256 on a GPU, as the job trains it: with
-augmentation, both heads, fused AdamW and the average of the weights. Seconds are an operation's own,
-without those that it calls; on a GPU they are the device's. The step's rate of arithmetic is set
-against the best that the same device does in a large matrix product of the same type.
+augmentation, both heads, fused AdamW and the average of the weights. Seconds are an operation's
+own, without those that it calls; on a GPU they are the device's. The step's rate of arithmetic is
+set against the best that the device does in a large matrix product of the same type.
 """
 
 import argparse
