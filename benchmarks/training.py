@@ -197,7 +197,7 @@ def measure(side: str, work: Work) -> dict[str, float]:
     """Seconds and peak memory of one side, in this process."""
     torch.set_num_threads(devices.cores())
     make = lecture if side == "lecture" else lambda w: job(w, side.removeprefix("without "))
-    make(replace(work, train=BATCH, test=1, epochs=1))()  # warm-up
+    make(replace(work, epochs=1))()  # warm-up: the first batch of a shape prepares its kernels
     epochs = make(work)
     start = time.perf_counter()
     epochs()
