@@ -33,7 +33,7 @@ def test_it_shows_what_the_service_says(
         file.write_bytes(data)
     asked, errors = [], []
     page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", errors.append)
+    page.on("pageerror", lambda error: errors.append(error.message))
 
     page.goto(service.address)
     expect(page.locator("#model")).to_have_text(MODEL)
