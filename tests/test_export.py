@@ -37,7 +37,6 @@ def test_the_archive_is_whole_and_holds_no_pickle(exported: RunFolder, unpacked:
     assert names == {
         "MAR-INF/MANIFEST.json",
         "handler.py",
-        "model-config.yaml",
         "model.json",
         "golden.png",
         "network.pt2",
