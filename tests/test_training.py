@@ -211,7 +211,8 @@ def test_a_request_to_stop_saves_and_going_on_changes_nothing(
 def test_training_on_cached_features_equals_training_through_the_trunk(
     flip: bool, pretrained: models.State
 ) -> None:
-    chosen = variant("frozen", epochs=3)
+    # Adam would magnify the order of additions, which hangs on the batch, where a gradient is ~0.
+    chosen = variant("frozen", epochs=3, name="sgd", learning_rate=0.1)
     dataset = data.load(tiny_config(data={"shift": 0.0, "flip": flip}).data)
     through = trainer_of(chosen, dataset, pretrained)
     store = Memory()
