@@ -38,6 +38,7 @@ from jobs.data import Draws, Images
 from jobs.evaluation import predict, quick_scores
 from jobs.features import extract
 from jobs.training import Trainer, train_epoch
+from serving import processes
 
 BATCH = 8
 PICTURE = 32  # pixels, as CIFAR-10 has them
@@ -195,7 +196,7 @@ def _variant(
 
 def measure(side: str, work: Work) -> dict[str, float]:
     """Seconds and peak memory of one side, in this process."""
-    torch.set_num_threads(devices.cores())
+    torch.set_num_threads(processes.cores())
     make = lecture if side == "lecture" else lambda w: job(w, side.removeprefix("without "))
     make(replace(work, epochs=1))()  # warm-up: the first batch of a shape prepares its kernels
     epochs = make(work)
