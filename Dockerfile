@@ -84,6 +84,11 @@ STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "python", "-m", "serving"]
 
 FROM service AS serve-gpu
+# Triton builds the launchers of compiled kernels with it.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev \
+ && rm -rf /var/lib/apt/lists/*
 COPY --from=serve-gpu-packages /opt/venv /opt/venv
 COPY --from=package /opt/service /opt/service
 # Read by NVIDIA's container runtime, which mounts the driver; TorchServe counts by nvidia-smi.
@@ -113,6 +118,11 @@ LABEL org.opencontainers.image.title="inception-transfer-serve" \
       org.opencontainers.image.revision="${COMMIT}"
 
 FROM base AS train
+# Triton builds the launchers of compiled kernels with it.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev \
+ && rm -rf /var/lib/apt/lists/*
 COPY --from=train-packages /opt/venv /opt/venv
 COPY --from=package /opt/job /opt/job
 # Downloads and caches go under HOME; where that is not mounted, matplotlib's still need a place.

@@ -16,7 +16,7 @@ run: $(VENV)/.run ## the whole job on this machine, generated data, no network (
 demo: $(VENV)/.demo ## all of it here: S3, training, promotion, service, an answer; until Ctrl-C
 	$(BIN)/python -m jobs demo $(ARGS)
 
-test: $(VENV)/.test ## the tests, in under 15 minutes on 2 cores
+test: $(VENV)/.test ## the tests, in under 30 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow and not containers and not cluster" $(ARGS)
 
 test-slow: $(VENV)/.test ## what takes longer: the quickstart as it is

@@ -23,6 +23,7 @@ process tree. For machines without a GPU.
 
 import io
 import json
+import os
 import platform
 import re
 import resource
@@ -184,10 +185,11 @@ def ask(server: Server, pictures: Sequence[bytes], clients: int, seconds: float)
 
 
 def seconds_used(server: Server) -> tuple[float, float, float]:
-    """CPU time so far: of the server, of clients that have ended, of the whole machine."""
-    clients, all_cores = resource.getrusage(resource.RUSAGE_CHILDREN), psutil.cpu_times()
-    machine = all_cores.user + all_cores.nice + all_cores.system
-    return server.cpu_seconds(), clients.ru_utime + clients.ru_stime, machine
+    """CPU time so far: of the server, of clients that have ended, of all on these cores."""
+    clients, cores = resource.getrusage(resource.RUSAGE_CHILDREN), psutil.cpu_times(percpu=True)
+    times = [cores[number] for number in os.sched_getaffinity(0)]
+    all_of_them = sum(t.user + t.nice + t.system for t in times)
+    return server.cpu_seconds(), clients.ru_utime + clients.ru_stime, all_of_them
 
 
 def summary(done: Sequence[Round], server: str, clients: int) -> dict[str, Any]:

@@ -69,9 +69,7 @@ def run(folder: Path, changes: Sequence[str] = ()) -> None:
         channel = f"{settings.storage.uri}/models/{name}/channels/production.json"
         with _service(channel, folder / "service.log") as (url, process):
             log("4/4  the client asks what test pictures show")
-            files = _pictures(settings, run_folder, folder / "pictures")
-            command = [sys.executable, "-m", "serving", "predict", *map(str, files), "--url", url]
-            subprocess.run(command, check=True)
+            _ask(url, _pictures(settings, run_folder, folder / "pictures"))
             print(f"\n{url}  try it in a browser; Ctrl-C stops everything", flush=True)
             with suppress(Interrupted):
                 _stay(process)
@@ -94,13 +92,11 @@ def _use(store: "ObjectStore") -> None:
 def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:
     from jobs import promotion
 
-    archive = folder.path / "model" / f"{settings.export.name}.mar"
-    if not archive.is_file() or not folder.finished:
-        from jobs import export, pipeline, table
+    archive = f"model/{settings.export.name}.mar"
+    if not folder.finished or archive not in folder.manifest()["files"]:
+        from jobs import pipeline, table
 
         table.show(pipeline.run(settings, folder))
-        if not archive.is_file():
-            export.export(folder, settings.export)
     promotion.promote(folder, settings)
 
 
@@ -167,6 +163,15 @@ def _pictures(settings: config.Config, run_folder: RunFolder, target: Path) -> l
         Image.fromarray(picture).save(file)
         files.append(file)
     return files
+
+
+def _ask(url: str, files: list[Path]) -> None:
+    sys.stdout.flush()  # what was said so far comes first
+    command = [sys.executable, "-m", "serving", "predict", *map(str, files), "--url", url]
+    done = subprocess.run(command, check=False, start_new_session=True)
+    interruption.check()
+    if done.returncode:
+        raise UnavailableError(f"the client ended with {done.returncode}")
 
 
 def _stay(process: subprocess.Popen[bytes]) -> None:

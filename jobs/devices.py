@@ -1,11 +1,9 @@
 """The device that computes, its precision, its threads, and what it reports of itself."""
 
-import math
 import os
 import platform
 import resource
 import shutil
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,8 @@ import torch
 from jobs import distributed
 from jobs.config import Runtime, Variant
 from jobs.errors import ConfigurationError
+from serving.processes import cores
 
-CGROUPS = Path("/sys/fs/cgroup")
-CGROUP_LISTING = Path("/proc/self/cgroup")
-QUOTA_FILES = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}  # v2, v1
 # Training images from which compiling for a GPU is worth its minute or so: an estimate, still to
 # be measured. On a CPU it is not (see docs/performance.md).
 COMPILING_PAYS = 200_000
@@ -108,33 +104,6 @@ def _set_threads() -> None:
     together = distributed.size() > 1  # torchrun sets the variable itself then, to 1
     if together or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // distributed.local_size()))
-
-
-def cores() -> int:
-    """Processor cores that this process may use: its affinity, cut to its cgroups' quotas.
-
-    PyTorch counts the machine's cores; in a container that may use two of 64, its 64 threads
-    would wait for each other. The cpuset shows in the affinity, the quota does not.
-    """
-    return max(1, math.floor(min([len(os.sched_getaffinity(0)), *_quotas()])))
-
-
-def _quotas() -> Iterator[float]:
-    """In cores, of the process's cgroup and of those above it."""
-    for line in CGROUP_LISTING.read_text().splitlines() if CGROUP_LISTING.is_file() else []:
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            if controller in QUOTA_FILES:
-                yield from _quotas_above(CGROUPS / controller, path, QUOTA_FILES[controller])
-
-
-def _quotas_above(root: Path, path: str, files: tuple[str, ...]) -> Iterator[float]:
-    folder = root / path.lstrip("/")
-    for place in (folder, *folder.parents):
-        if place.is_relative_to(root) and all((place / file).is_file() for file in files):
-            quota, period = " ".join((place / file).read_text() for file in files).split()
-            if quota not in ("max", "-1"):
-                yield int(quota) / int(period)
 
 
 def has_bf16(kind: str) -> bool:

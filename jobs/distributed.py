@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torch.nn.parallel import DistributedDataParallel
@@ -41,8 +42,7 @@ def joined() -> Iterator[bool]:
     store, own_rank, count = next(rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         # On one machine torchrun's store outlives a restart, with the addresses of the dead in it.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)

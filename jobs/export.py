@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
@@ -44,7 +43,7 @@ from serving.messages import softmax
 Logits = NDArray[np.float32]
 Handle = Callable[[list[dict[str, bytes]]], list[dict[str, Any]]]
 
-BATCH = 8  # pictures at a time, here and in calibration
+BATCH = 8  # pictures at a time
 MAX_BATCH = 1024
 PARITY_IMAGES = 200  # at most; the handler runs them on one thread, as a worker does
 GOLDEN = "golden.png"
@@ -257,14 +256,11 @@ def _archive(stage: Path, work: Path, name: str, version: str) -> Path:
     for module in MODULES:
         file = f"{module}.py"
         (stage / "serving" / file).write_bytes((source / file).read_bytes())
-    settings = work / "model-config.yaml"
-    settings.write_text(yaml.safe_dump({"batchSize": BATCH, "maxBatchDelay": 5}))
     out = work / "out"
     out.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging"]
     command += ["--model-name", name, "--version", version, "--export-path", str(out)]
     command += ["--handler", str(source / "handler.py"), "--extra-files", str(stage)]
-    command += ["--config-file", str(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportError(f"torch-model-archiver: {done.stderr.strip().splitlines()[-1]}")

@@ -8,11 +8,14 @@ import signal
 import socket
 import subprocess
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 JAVA_MINIMUM = 17
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_LISTING = Path("/proc/self/cgroup")
+QUOTA_FILES = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}  # v2, v1
 
 
 def script(name: str) -> str:
@@ -77,23 +80,30 @@ def _java_version(java: str) -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use: by its affinity and by its container's quota, rounded up."""
-    allowed = len(os.sched_getaffinity(0))
-    return max(1, min(allowed, math.ceil(_quota() or allowed)))
+    """Processor cores that this process may use: its affinity, cut to its cgroups' quotas.
+
+    PyTorch counts the machine's cores; in a container that may use two of 64, its 64 threads
+    would wait for each other. The cpuset shows in the affinity, the quota does not.
+    """
+    return max(1, math.floor(min([len(os.sched_getaffinity(0)), *_quotas()])))
 
 
-def _quota() -> float | None:
-    """CPUs of this cgroup (version 2 or 1); None without a limit."""
-    root = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (root / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (
-            (root / "cpu" / f"cpu.cfs_{n}_us").read_text() for n in ("quota", "period")
-        )
-        return int(quota) / int(period) if int(quota) > 0 else None
-    return None
+def _quotas() -> Iterator[float]:
+    """In cores, of the process's cgroup and of those above it."""
+    for line in CGROUP_LISTING.read_text().splitlines() if CGROUP_LISTING.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            if controller in QUOTA_FILES:
+                yield from _quotas_above(CGROUPS / controller, path, QUOTA_FILES[controller])
+
+
+def _quotas_above(root: Path, path: str, files: tuple[str, ...]) -> Iterator[float]:
+    folder = root / path.lstrip("/")
+    for place in (folder, *folder.parents):
+        if place.is_relative_to(root) and all((place / file).is_file() for file in files):
+            quota, period = " ".join((place / file).read_text() for file in files).split()
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)
 
 
 def gpus() -> int:

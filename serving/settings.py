@@ -36,6 +36,11 @@ class Settings(BaseModel):
     """Where Prometheus asks; not for the outside."""
     workers: Positive = Field(default_factory=lambda: processes.gpus() or processes.cores())
     """Processes that run the network: one for each GPU, or one of a single thread for each core."""
+    batch_size: Positive = Field(default_factory=lambda: 32 if processes.gpus() else 2)
+    """Requests that a worker takes at once. On a CPU a larger batch is hardly faster, and leaves
+    other workers idle (measured: docs/performance.md)."""
+    batch_delay_ms: Annotated[int, Field(ge=0)] = 1
+    """How long a worker waits for a batch to fill."""
     queue_size: Positive = 100
     """Requests that may wait for a worker; further ones are answered 503 with Retry-After."""
     response_seconds: Positive = 60

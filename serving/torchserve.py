@@ -64,9 +64,8 @@ def _properties(
         "metrics_config": METRICS,
         "model_store": store,
         "load_models": f"{model.name}.mar",
-        "default_workers_per_model": settings.workers,
+        "models": json.dumps({model.name: {model.version: _model(model, settings)}}),
         "job_queue_size": settings.queue_size,
-        "default_response_timeout": settings.response_seconds,
         "decode_input_request": "false",  # the handler reads JSON itself and says what is wrong
         "max_request_size": 2 * settings.max_body_bytes,  # the gateway refuses first, and clearly
         "disable_token_authorization": "true",
@@ -74,6 +73,19 @@ def _properties(
         "disable_system_metrics": "true",
         "install_py_dep_per_model": "false",
         "allowed_urls": f"file://{store}/.*",
+    }
+
+
+def _model(model: Model, settings: Settings) -> dict[str, object]:
+    """What the archive says of batches would win, so it says nothing."""
+    return {
+        "defaultVersion": True,
+        "marName": f"{model.name}.mar",
+        "minWorkers": settings.workers,
+        "maxWorkers": settings.workers,
+        "batchSize": settings.batch_size,
+        "maxBatchDelay": settings.batch_delay_ms,
+        "responseTimeout": settings.response_seconds,
     }
 
 

@@ -24,7 +24,7 @@ def measured(name: str, out: Path, *options: str) -> dict[str, Any]:
 
 def test_the_lectures_loop_and_the_job_are_measured_in_turns(tmp_path: Path) -> None:
     small = ("--size", "75", "--train", "8", "--test", "1", "--epochs", "1", "--rounds", "1")
-    figures = measured("training", tmp_path, *small, "--no-techniques")
+    figures = measured("training", tmp_path, *small)
     seconds = {side: figures[side]["seconds_per_image"][0] for side in ("lecture", "job")}
     assert figures["ratio"] == pytest.approx(seconds["lecture"] / seconds["job"])
     assert figures["job"]["peak_memory_bytes"] > 100e6

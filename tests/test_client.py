@@ -45,7 +45,7 @@ def files(exported: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> list
 def test_every_picture_has_its_answer_in_order_and_the_bad_ones_cost_no_other(
     service: Service, exported: RunFolder, files: list[Path]
 ) -> None:
-    with Client(service.address, model=MODEL) as client:
+    with Client(service.address) as client:
         answers = list(client.predict_many(files))
         first = client.predict(files[0].read_bytes())
     good = [answer for answer in answers if isinstance(answer, Prediction)]
@@ -96,9 +96,8 @@ def read(terminal: int) -> bytes:
 def command_process(
     address: str, *arguments: str | Path, stdout: int, stderr: int
 ) -> subprocess.Popen[str]:
-    options = ("--url", address, "--model", MODEL)
     return subprocess.Popen(
-        [sys.executable, "-m", "serving", "predict", *options, *arguments],
+        [sys.executable, "-m", "serving", "predict", "--url", address, *arguments],
         cwd=ROOT,
         stdout=stdout,
         stderr=stderr,

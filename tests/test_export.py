@@ -37,7 +37,6 @@ def test_the_archive_is_whole_and_holds_no_pickle(exported: RunFolder, unpacked:
     assert names == {
         "MAR-INF/MANIFEST.json",
         "handler.py",
-        "model-config.yaml",
         "model.json",
         "golden.png",
         "network.pt2",
@@ -170,7 +169,8 @@ def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
 ) -> None:
     """On the CPU, and traced but not compiled: the code path, not its speed."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    predict = runtimes.load_compiled(unpacked / runtimes.PROGRAM, "cpu", (32, 32), chunk=2)
+    size = json.loads((unpacked / "model.json").read_text())["image_size"]
+    predict = runtimes.load_compiled(unpacked / runtimes.PROGRAM, "cpu", tuple(size), chunk=2)
     images = data.load(exported.config().data).test.raw(torch.arange(5)).numpy()
     logits = runtimes.in_chunks(predict, 2)(images)
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:

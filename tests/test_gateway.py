@@ -176,7 +176,7 @@ def test_what_it_refuses_is_clear_json(
 
 
 def test_the_openapi_document_names_the_model_and_holds_under_fuzzing(
-    service: Service, exported: RunFolder
+    service: Service, exported: RunFolder, tmp_path: Path
 ) -> None:
     status, document = get(f"{service.address}/openapi.json")
     assert status == 200 and f"/predictions/{MODEL}" in document["paths"]
@@ -187,7 +187,7 @@ def test_the_openapi_document_names_the_model_and_holds_under_fuzzing(
         *("--checks", "not_a_server_error,status_code_conformance,response_schema_conformance"),
         *("--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-color"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
 
 

@@ -166,7 +166,7 @@ def test_the_real_archive_passes_the_gate_with_its_own_handler(
 
 # Several at once
 
-RIVALS, ROUNDS = 4, 100
+RIVALS, ROUNDS = 4, 25
 
 
 def contend(number: int, rounds: int, settings: config.Storage, barrier: Any, report: Any) -> None:

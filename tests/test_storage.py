@@ -355,33 +355,25 @@ def publish_in_a_process(path: Path, settings: config.Storage) -> None:
 
 
 def test_a_publisher_killed_anywhere_is_finished_by_the_next(
-    store: ObjectStore, settings: config.Storage, tmp_path: Path
+    store: ObjectStore, proxy: Proxy, settings: config.Storage, tmp_path: Path
 ) -> None:
-    """30 kills at random moments; at none of them is there a manifest without its files."""
-    run = finished_run(tmp_path / "some-run", 18 * MIB)
+    """30 kills, after random numbers of bytes; never is there a manifest without its files."""
+    size = 18 * MIB
+    run = finished_run(tmp_path / "some-run", size)
+    through = settings.model_copy(update={"endpoint_url": proxy.address})
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["jobs.publishing", "test_storage"])
-
-    def start() -> Any:
-        process = processes.Process(target=publish_in_a_process, args=(run.path, settings))
-        process.start()
-        return process
-
-    start().join()  # warms up
     storage = Storage(settings)
-    storage.delete(keys_of(store, settings))
-    begin = time.monotonic()
-    start().join()
-    seconds = time.monotonic() - begin
-    assert_whole(store, settings, run)
-
     moments, partial, left = random.Random(0), 0, 0
     for _ in range(30):
         if f"{run_key(run)}/manifest.json" in keys_of(store, settings):
             assert_whole(store, settings, run)
             storage.delete(keys_of(store, settings))
-        process = start()
-        time.sleep(moments.uniform(0, seconds))
+        last = proxy.passed + moments.uniform(0, size)
+        process = processes.Process(target=publish_in_a_process, args=(run.path, through))
+        process.start()
+        while process.is_alive() and proxy.passed < last:
+            time.sleep(0.001)
         process.kill()
         process.join()
         partial += 0 < len(keys_of(store, settings)) < 5
@@ -532,7 +524,8 @@ def test_metrics_never_go_into_another_run_that_is_finished(
 
 
 def small_job(tmp_path: Path, settings: config.Storage, epochs: int) -> Path:
-    raw = tiny(optim={"epochs": epochs}, storage=settings.model_dump())
+    changes = {"optim": {"epochs": epochs}, "export": {"enabled": False}}
+    raw = tiny(**changes, storage=settings.model_dump())
     raw["variants"] = raw["variants"][:1]
     file = tmp_path / "job.yaml"
     file.write_text(json.dumps(raw))

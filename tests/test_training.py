@@ -88,7 +88,6 @@ def test_the_loop_is_the_textbooks_bit_for_bit(
     """Whatever is done for speed, the losses and the weights stay those of the plain loop."""
     chosen = variant("scratch", average_decay=0.0, epochs=2)
     plain = models.create(chosen, len(dataset.classes), pretrained, seed=0)
-    ours = trainer_of(chosen, dataset, pretrained)
     optimizer = training.make_optimizer(plain, chosen.optim)
     schedule = training.make_schedule(optimizer, chosen.optim, steps_per_epoch=6)
     torch.manual_seed(0)
@@ -113,6 +112,7 @@ def test_the_loop_is_the_textbooks_bit_for_bit(
             total += loss.item()
         means.append(total / 6)
     store = Memory()
+    ours = trainer_of(chosen, dataset, pretrained)  # seeds dropout, as above
     evaluation = config.Evaluation(keep="last")
     training.fit(ours, dataset.train, {"validation": dataset.validation}, evaluation, store)
     losses = [row["loss"] for row in store.rows if row["split"] == "train"]
@@ -211,7 +211,8 @@ def test_a_request_to_stop_saves_and_going_on_changes_nothing(
 def test_training_on_cached_features_equals_training_through_the_trunk(
     flip: bool, pretrained: models.State
 ) -> None:
-    chosen = variant("frozen", epochs=3)
+    # Adam would magnify the order of additions, which hangs on the batch, where a gradient is ~0.
+    chosen = variant("frozen", epochs=3, name="sgd", learning_rate=0.1)
     dataset = data.load(tiny_config(data={"shift": 0.0, "flip": flip}).data)
     through = trainer_of(chosen, dataset, pretrained)
     store = Memory()
