@@ -26,7 +26,7 @@ test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 40 GB 
 	tests/containers/install.sh
 	$(BIN)/python -m pytest -m containers tests/containers $(ARGS)
 
-test-cluster: $(VENV)/.test ## the manifests in a real Kubernetes (as test-images, and some 30 minutes more)
+test-cluster: $(VENV)/.test ## the manifests in a real Kubernetes (as test-images, and some 25 minutes more)
 	tests/containers/install.sh
 	tests/cluster/build.sh $${CLUSTER_DIR:-/var/tmp/inception-transfer-cluster}
 	PYTHONPATH=tests/containers $(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
