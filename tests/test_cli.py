@@ -126,7 +126,7 @@ def test_killed_and_stopped_anywhere_the_same_command_ends_with_the_same_weights
 
     before = {p: p.stat().st_mtime_ns for p in cut.rglob("*") if p.name != ".lock"}
     again = job(*arguments)
-    assert again.returncode == 0 and "is finished, nothing to do" in again.stderr
+    assert again.returncode == 0 and "is finished; --run-id" in again.stderr
     assert {p: p.stat().st_mtime_ns for p in cut.rglob("*") if p.name != ".lock"} == before
 
 
