@@ -76,6 +76,6 @@ def test_a_second_call_does_nothing_more(run: tuple[RunFolder, list[str]]) -> No
     folder, arguments = run
     before = {p: p.stat().st_mtime_ns for p in folder.path.rglob("*") if p.name != ".lock"}
     again = job(*arguments)
-    assert again.returncode == 0 and "nothing to do" in again.stderr
+    assert again.returncode == 0 and "is finished; --run-id" in again.stderr
     after = {p: p.stat().st_mtime_ns for p in folder.path.rglob("*") if p.name != ".lock"}
     assert after == before
