@@ -61,7 +61,8 @@ def service(archive: Path, folder: Path) -> Contender:
 
 def stock(archive: Path, folder: Path) -> Contender:
     """TorchServe's own image classifier in eager mode, packed as its examples do; one worker a
-    core is its default, batches of 8 after at most 50 ms are its documentation's."""
+    core is its default, batches of 8 after at most 50 ms are its documentation's, and so is one
+    thread a worker: with as many as PyTorch would start, they spin against each other."""
     write_eager(archive, folder)
     config = folder / "model-config.yaml"
     config.write_text(f"batchSize: 8\nmaxBatchDelay: 50\nside: {side(archive)}\n")
@@ -86,7 +87,7 @@ def stock(archive: Path, folder: Path) -> Contender:
         name="stock",
         url=f"http://127.0.0.1:{inference}/predictions/stock",
         command=[script, "--start", "--foreground", "--ncs", "--ts-config", str(properties)],
-        environment=scratch(folder),
+        environment={**scratch(folder), "OMP_NUM_THREADS": "1"},
         label=first,
     )
 
