@@ -26,6 +26,7 @@ def run(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunF
         "weights.source": weights,
         "optim.epochs": 1,
         "evaluation.batch_norm_images": 100,
+        "export.calibration_images": 40,
     }
     arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     arguments = ["run", "--config", "cifar10-small", *arguments, "--out", str(out), "--run-id", "r"]
