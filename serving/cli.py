@@ -71,7 +71,7 @@ def predict(
     url: Annotated[str, typer.Option(help="Where the service is.")] = URL,
     model: Annotated[str | None, typer.Option(help="Its model; asked for when absent.")] = None,
     key: Annotated[
-        str | None, typer.Option(envvar="SERVING_API_KEY", help="If the service wants one.")
+        str | None, typer.Option(envvar="SERVICE_API_KEY", help="If the service wants one.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each file.")] = False,
 ) -> None:

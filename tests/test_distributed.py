@@ -192,7 +192,7 @@ def nodes() -> Iterator[tuple[str, str]]:
             if done.returncode:
                 pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
         for n, folder in enumerate(folders, start=1):
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             own = f"127.0.0.1 localhost\n10.89.0.{n} {socket.gethostname()}\n"
             (folder / "hosts").write_text(f"{own}10.89.0.1 jobs-a\n10.89.0.2 jobs-b\n")
         yield names
@@ -202,6 +202,7 @@ def nodes() -> Iterator[tuple[str, str]]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_two_machines_outlive_a_killed_worker(
     nodes: tuple[str, str], config: Path, alone: RunFolder, tmp_path: Path
 ) -> None:
@@ -214,14 +215,15 @@ def test_two_machines_outlive_a_killed_worker(
         command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{nodes[0]}:29400"]
         command += ["--local-addr", f"10.89.0.{number + 1}", "-m", "jobs", "run"]
         command += ["--config", str(config), "--out", str(tmp_path / name), "--run-id", "r"]
-        agents.append(start(*command, GLOO_SOCKET_IFNAME=device, TP_SOCKET_IFNAME=device))
+        fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as k8s/overlays/multi-node has it
+        agents.append(start(*command, GLOO_SOCKET_IFNAME=device, TP_SOCKET_IFNAME=device, **fresh))
     checkpoint = tmp_path / "{}" / "r" / "variants" / "finetune" / "last.ckpt"
     places = [Path(str(checkpoint).format(name)) for name in nodes]
     while not any(place.exists() for place in places):
         assert all(agent.poll() is None for agent in agents), agents[0].communicate()
         time.sleep(0.02)
     os.kill(workers(agents[1])[0], signal.SIGKILL)
-    outputs = [agent.communicate() for agent in agents]
+    outputs = [agent.communicate(timeout=300) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     written = [name for name in nodes if (tmp_path / name / "r" / "manifest.json").exists()]
     assert written == [nodes[0]]
