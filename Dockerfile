@@ -27,9 +27,9 @@ FROM base AS pip
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3-venv \
  && rm -rf /var/lib/apt/lists/* \
- && python3 -m venv /opt/pip \
+ && python3 -m venv /opt/installer \
  && python3 -m venv --without-pip /opt/venv
-ENV PATH=/opt/pip/bin:$PATH \
+ENV PATH=/opt/installer/bin:$PATH \
     PIP_PYTHON=/opt/venv/bin/python \
     PIP_NO_DEPS=1
 
@@ -81,6 +81,9 @@ ENV MODEL_URI=/models/model.mar \
 WORKDIR /
 EXPOSE 8080 8082
 STOPSIGNAL SIGTERM
+# A GPU's worker compiles the network first: minutes, during which no check counts.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/readyz', timeout=4)"]
 ENTRYPOINT ["tini", "--", "python", "-m", "serving"]
 
 FROM service AS serve-gpu
@@ -95,8 +98,6 @@ COPY --from=package /opt/service /opt/service
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/readyz', timeout=4)"]
 ARG VERSION=0.0.0
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="inception-transfer-serve-gpu" \
@@ -108,8 +109,6 @@ FROM service AS serve
 COPY --from=serve-packages /opt/venv /opt/venv
 COPY --from=package /opt/service /opt/service
 USER 1000:1000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/readyz', timeout=4)"]
 ARG VERSION=0.0.0
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="inception-transfer-serve" \

@@ -22,8 +22,6 @@ export: {calibration_images: 80, max_accuracy_drop: 100}
 def make_archive(folder: Path) -> Path:
     config = folder / "config.yaml"
     config.write_text(CONFIG)
-    job = [sys.executable, "-m", "jobs"]
     run = ["run", "--config", str(config), "--run-id", "benchmark", "--out", str(folder)]
-    subprocess.run([*job, *run], check=True)
-    subprocess.run([*job, "export", str(folder / "benchmark")], check=True)
+    subprocess.run([sys.executable, "-m", "jobs", *run], check=True)
     return next((folder / "benchmark" / "model").glob("*.mar"))

@@ -11,7 +11,6 @@ of seconds against images is. On a machine with GPUs, every process has one of i
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from benchmarks import record
 from jobs import config, devices, distributed, generated, models
 from jobs.data import Images
 from jobs.training import Trainer, train_epoch
+from serving.processes import free_ports
 
 
 def train(images: int, batch: int, size: int) -> float:
@@ -48,9 +48,7 @@ def train(images: int, batch: int, size: int) -> float:
 
 def in_processes(count: int, images: int, batch: int, size: int) -> float:
     """The same in several processes on this machine, by the first one's clock."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    [port] = free_ports(1)
     group = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = [sys.executable, "-m", "benchmarks.scaling", "--worker", str(images), str(batch)]

@@ -26,6 +26,7 @@ TINY = {
     "optim": {"epochs": 1, "batch_size": 4, "aux_weight": 0.0},
     "variants": [{"name": "scratch", "init": "random"}],
     "runtime": {"checkpoint_every": 1},
+    "export": {"enabled": False},
 }
 JOBS = (sys.executable, "-m", "jobs")
 

