@@ -338,7 +338,7 @@ def recalibrate(trainer: Trainer, train: Examples, evaluation: config.Evaluation
     for inputs, _ in train.batches(order.chunk(math.ceil(len(order) / evaluation.batch_size))):
         distributed.check()
         with trainer.device.autocast():
-            network(inputs)
+            network.forward(inputs)  # not compiled: a plain mean breaks the graph at every layer
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

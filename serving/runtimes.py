@@ -3,10 +3,14 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """From pictures uint8 [N, 3, H, W], N any number, to logits float32 [N, C]."""
@@ -45,8 +49,7 @@ def load_compiled(path: Path, device: str, size: tuple[int, int], chunk: int = C
     """
     import torch
 
-    program = torch.export.load(path).module().to(device).to(memory_format=torch.channels_last)
-    network = torch.compile(program, dynamic=True)
+    network = torch.compile(on_device(torch.export.load(path), device), dynamic=True)
 
     @torch.inference_mode()
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -59,6 +62,16 @@ def load_compiled(path: Path, device: str, size: tuple[int, int], chunk: int = C
     for count in range(1, chunk + 1):
         predict(np.zeros((count, 3, *size), np.uint8))
     return predict
+
+
+def on_device(program: "ExportedProgram", device: str) -> "nn.Module":
+    """The program's network on a device and in channels-last; it was traced on the CPU, which its
+    graph remembers in checks of its own."""
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    network = move_to_device_pass(program, device).module()
+    return network.to(memory_format=torch.channels_last)
 
 
 @functools.cache

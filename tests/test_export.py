@@ -164,6 +164,16 @@ def test_bad_requests_touch_no_neighbour_in_their_batch(
     assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 1.0001
 
 
+def test_the_program_runs_on_the_device_it_is_moved_to(unpacked: Path) -> None:
+    """It was traced on the CPU, and on a GPU would refuse pictures that are not there."""
+    program = torch.export.load(unpacked / runtimes.PROGRAM)
+    size = json.loads((unpacked / "model.json").read_text())["image_size"]
+    network = runtimes.on_device(program, "meta")
+    assert network(torch.empty(3, 3, *size, dtype=torch.uint8, device="meta")).is_meta
+    checked = {str(n.kwargs["device"]) for n in network.graph.nodes if "device" in n.kwargs}  # type: ignore[union-attr]
+    assert checked == {"meta"}
+
+
 def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
     unpacked: Path, exported: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

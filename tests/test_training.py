@@ -2,13 +2,15 @@
 
 import functools
 import math
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 from conftest import tiny_config
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from jobs import config, data, devices, interruption, models, training
 from jobs.errors import ConfigurationError, Diverged, Interrupted
@@ -139,17 +141,60 @@ def test_compiling_is_for_much_work_on_a_gpu_or_on_demand(
 def test_a_compiled_network_trains_and_is_saved_as_the_same(
     dataset: data.Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a back end that generates no code, which takes minutes; all else is as with one."""
+    """With a back end that generates no code, which takes minutes; all else is as with one.
+
+    The step is one graph for all steps, and so is scoring: what breaks or repeats would be
+    compiled anew, at half a minute each.
+    """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    chosen = variant("scratch", epochs=1)
+    torch.compiler.reset()
+    counters.clear()
+    chosen = variant("scratch", epochs=2, average_decay=0.9)
     stores = [Memory(), Memory()]
     for store, compiled in zip(stores, (False, True), strict=True):
         device = devices.Device(torch.device("cpu"), torch.float32, compile=compiled)
         network = models.create(chosen, len(dataset.classes), pretrained, seed=0)
         trainer = training.Trainer(network, chosen, len(dataset.train), device, seed=0)
         fit(trainer, dataset, store)
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 2
     assert [r["loss"] for r in stores[0].rows] == [r["loss"] for r in stores[1].rows]
     _assert_equal(stores[0].best, stores[1].best)
+
+
+class Meta(devices.Device):
+    """A device without values: it refuses tensors of other devices, and to be waited for."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def test_a_step_neither_waits_for_the_device_nor_leaves_it(
+    dataset: data.Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = Meta(torch.device("meta"), torch.float32)
+    plain = lambda network, _: torch.optim.AdamW(network.parameters())  # noqa: E731 - not fused
+    monkeypatch.setattr(training, "make_optimizer", plain)
+    train = replace(
+        dataset.train,
+        pixels=dataset.train.pixels.to("meta"),
+        rows=dataset.train.rows.to("meta"),
+        labels=dataset.train.labels.to("meta"),
+    )
+    scratch, frozen = variant("scratch", average_decay=0.9), variant("frozen")
+    whole = models.create(frozen, len(dataset.classes), pretrained, seed=0).to("meta")
+    features = extract(whole, train, 40, meta, mirrored=True, advance=lambda _: None)
+    network = models.create(scratch, len(dataset.classes), pretrained, seed=0).to("meta")
+    steps = []
+    for chosen, trained, examples in (
+        (scratch, network, train),
+        (frozen, models.Head(whole), features),
+    ):
+        trainer = training.Trainer(trained, chosen, len(train), meta, seed=0)
+        training.train_epoch(trainer, examples, lambda: None, steps.append)
+        assert trainer.totals.is_meta
+        with pytest.raises(RuntimeError, match="meta"):
+            training.read_totals(trainer)  # this is where it waits
+    assert sum(steps) == 2 * trainer.steps_per_epoch * scratch.optim.batch_size
 
 
 def _assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
