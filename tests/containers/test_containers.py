@@ -5,10 +5,12 @@ then serves what came of it.
 """
 
 import json
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +42,11 @@ def train_image() -> str:
 @pytest.fixture(scope="session")
 def serve_image() -> str:
     return engine.build("serve")
+
+
+@pytest.fixture(scope="session")
+def serve_gpu_image() -> str:
+    return engine.build("serve-gpu")
 
 
 @pytest.fixture(scope="session")
@@ -79,19 +86,25 @@ class Container:
     metrics: str
 
 
-@pytest.fixture
-def served(serve_image: str, finished: RunFolder) -> Iterator[Container]:
+@contextmanager
+def serving(image: str, finished: RunFolder) -> Iterator[Container]:
     port, metrics = free_port(), free_port()
     archive = finished.path / "model" / f"{MODEL}.mar"
     publish = [f"--publish=127.0.0.1:{port}:8080", f"--publish=127.0.0.1:{metrics}:8082"]
     mount = f"--volume={archive}:/models/model.mar:ro"
-    podman("run", "--detach", "--name=service", *CONFINED, *publish, mount, serve_image)
+    podman("run", "--detach", "--name=service", *CONFINED, *publish, mount, image)
     container = Container("service", f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}")
     try:
         wait(lambda: get(f"{container.address}/readyz")[0] == 200, 120)
         yield container
     finally:
         podman("rm", "--force", "service")
+
+
+@pytest.fixture
+def served(serve_image: str, finished: RunFolder) -> Iterator[Container]:
+    with serving(serve_image, finished) as container:
+        yield container
 
 
 def wait(condition: Callable[[], bool], seconds: float) -> None:
@@ -117,6 +130,22 @@ def test_the_job_is_stopped_goes_on_and_its_archive_is_served(
     agree = sum(a == b for a, b in zip(answers, expected, strict=True))
     assert agree >= 19, (answers, expected)  # int8 may tip one that is on the edge
     assert podman("healthcheck", "run", served.name).returncode == 0
+
+
+def test_the_gpu_service_answers_alike_where_there_is_no_gpu(
+    serve_gpu_image: str, serve_image: str, finished: RunFolder
+) -> None:
+    """On the CPU it is the same network; the CUDA that it has besides needs a GPU to show."""
+    answers = []
+    for image in (serve_image, serve_gpu_image):
+        with serving(image, finished) as container:
+            url = f"{container.address}/predictions/{MODEL}"
+            answers.append([get(url, picture) for picture in pictures(finished, 3)])
+    assert answers[0] == answers[1]
+    cuda = inside(
+        serve_gpu_image, "command -v gcc; python -c 'import torch; print(torch.version.cuda)'"
+    )
+    assert re.fullmatch(r"/usr/bin/gcc\n\d+\.\d+", cuda)
 
 
 def test_sigterm_under_load_loses_nothing(served: Container, finished: RunFolder) -> None:
@@ -172,13 +201,19 @@ def test_the_cpu_service_has_no_cuda_no_compiler_no_pip_and_no_training(serve_im
 
 
 def test_labels_name_version_and_commit_and_sizes_are_known(
-    train_image: str, serve_image: str, capsys: pytest.CaptureFixture[str]
+    train_image: str,
+    serve_image: str,
+    serve_gpu_image: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for image in (train_image, serve_image):
+    images = {"train": train_image, "serve": serve_image, "serve-gpu": serve_gpu_image}
+    for image in images.values():
         labels = json.loads(podman("image", "inspect", image).stdout)[0]["Labels"]
         assert labels["org.opencontainers.image.version"] == "0.1.0"
         assert len(labels["org.opencontainers.image.revision"]) == 40
     assert inside(train_image, "echo $SOURCE_COMMIT") == labels["org.opencontainers.image.revision"]
     with capsys.disabled():
-        print(f"\ntrain {engine.size(train_image):.2f} GB, serve {engine.size(serve_image):.2f} GB")
+        print(
+            "", *(f"{name} {engine.size(image):.2f} GB" for name, image in images.items()), sep="\n"
+        )
     assert engine.size(serve_image) < 2
