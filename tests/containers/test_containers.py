@@ -206,11 +206,14 @@ def test_labels_name_version_and_commit_and_sizes_are_known(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     images = {"train": train_image, "serve": serve_image, "serve-gpu": serve_gpu_image}
-    for image in images.values():
+    commits = {}
+    for name, image in images.items():
         labels = json.loads(podman("image", "inspect", image).stdout)[0]["Labels"]
         assert labels["org.opencontainers.image.version"] == "0.1.0"
-        assert len(labels["org.opencontainers.image.revision"]) == 40
-    assert inside(train_image, "echo $SOURCE_COMMIT") == labels["org.opencontainers.image.revision"]
+        commits[name] = labels["org.opencontainers.image.revision"]
+        assert re.fullmatch("[0-9a-f]{40}", commits[name])
+    # Not compared with today's: buildah keeps layers of which only an argument has changed.
+    assert inside(train_image, "echo $SOURCE_COMMIT") == commits["train"]
     with capsys.disabled():
         print(
             "", *(f"{name} {engine.size(image):.2f} GB" for name, image in images.items()), sep="\n"
