@@ -81,7 +81,7 @@ ENV MODEL_URI=/models/model.mar \
 WORKDIR /
 EXPOSE 8080 8082
 STOPSIGNAL SIGTERM
-# A GPU's worker compiles the network first: minutes, during which no check counts.
+# A GPU's worker compiles the network first: minutes, in which no failure counts.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/readyz', timeout=4)"]
 ENTRYPOINT ["tini", "--", "python", "-m", "serving"]

@@ -6,7 +6,7 @@ after each: at least 5,500 images/s in training and 22,000 in inference, the who
 
 FOLDER has train/<class>/ and test/<class>/, FILE the trunk's weights. The job runs as a user runs
 it, in a process of its own, several times: not compiled; compiled for the first time (which also
-fills the compiler's cache); compiled again from that cache. Not a number here is ours: all come
+fills the compiler's cache); compiled again from that cache. But for the wall time, all numbers come
 from the run folders. The archive is left out: packing it is a CPU's work. The pictures are decoded
 once, before the first run, in a job that trains nothing but the frozen variant; its own time is
 given too.

@@ -38,7 +38,7 @@ class Settings(BaseModel):
     """Processes that run the network: one for each GPU, or one of a single thread for each core."""
     batch_size: Positive = Field(default_factory=lambda: 32 if processes.gpus() else 2)
     """Requests that a worker takes at once. On a CPU a larger batch is hardly faster, and leaves
-    other workers idle (measured: docs/performance.md)."""
+    other workers idle."""
     batch_delay_ms: Annotated[int, Field(ge=0)] = 1
     """How long a worker waits for a batch to fill."""
     queue_size: Positive = 100

@@ -168,12 +168,15 @@ class Meta(devices.Device):
         return nullcontext()
 
 
+def not_fused(network: nn.Module, _: config.Optim) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(network.parameters())
+
+
 def test_a_step_neither_waits_for_the_device_nor_leaves_it(
     dataset: data.Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meta = Meta(torch.device("meta"), torch.float32)
-    plain = lambda network, _: torch.optim.AdamW(network.parameters())  # noqa: E731 - not fused
-    monkeypatch.setattr(training, "make_optimizer", plain)
+    monkeypatch.setattr(training, "make_optimizer", not_fused)
     train = replace(
         dataset.train,
         pixels=dataset.train.pixels.to("meta"),
