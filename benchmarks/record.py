@@ -1,6 +1,7 @@
 """What a measurement leaves behind: a table for people, and a JSON with what it was made on."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 def save(name: str, folder: Path, n: int, figures: dict[str, Any]) -> None:
     """Writes `folder`/`name`.json: the figures, how often they were taken, machine and versions."""
     made_on = environment.describe(choose(Runtime()))
-    made_on["command"] = [f"python -m benchmarks.{name}", *made_on["command"][1:]]
+    made_on["command"] = [f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
     write_json(folder / f"{name}.json", {"time": now(), "n": n, **figures, "made_on": made_on})
 
 

@@ -1,11 +1,11 @@
-"""Claim: training takes time in proportion to the images, whatever their number; large batches
-and further processes cost nothing on a CPU that is already busy.
+"""Claim: training takes time in proportion to the images, whatever their number.
 
-    python -m benchmarks.scaling                   (some 4 minutes on 2 cores)
+    python -m benchmarks.scaling                   (some 2 minutes on 2 cores)
 
 Images per second of the training step (`scratch`, all weights) against the number of images, the
-batch and the number of processes, which share the machine's cores. R² tells how straight the line
-of seconds against images is. On a machine with GPUs, every process has one of its own.
+batch and the number of processes. R² tells how straight the line of seconds against images is. On
+a machine with GPUs, every process has one of its own; on a CPU they share the cores, and what is
+lost by that is what several processes cost.
 """
 
 import argparse

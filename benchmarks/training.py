@@ -2,7 +2,7 @@
 networks at least 3.5 times as fast as the lecture's own loop.
 
     python -m benchmarks.training                  (some 5 minutes on 2 cores)
-    python -m benchmarks.training --techniques     what each is worth alone (some 4 minutes)
+    python -m benchmarks.training --techniques     what each is worth alone (some 7 minutes)
 
 The lecture's loop is written from its description: three networks in lockstep, batches of 8, 32-bit
 floats, pictures scaled by PIL in a DataLoader, back-propagation through the frozen trunk, the test
@@ -18,7 +18,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -248,14 +248,15 @@ def compare(work: Work, rounds: int) -> dict[str, Any]:
     return figures
 
 
-def switch_off(work: Work) -> dict[str, float]:
+def switch_off(techniques: Sequence[str], work: Work, rounds: int) -> dict[str, list[float]]:
     """How many times longer the job takes without each technique; each next to the whole job."""
-    slower = {}
-    for technique in TECHNIQUES:
-        whole, without = (measure(side, work) for side in ("job", f"without {technique}"))
-        slower[technique] = without["seconds"] / whole["seconds"]
-    rows = list(slower.items())
-    record.show(("without", "times as long"), rows)
+    slower: dict[str, list[float]] = {technique: [] for technique in techniques}
+    for _ in range(rounds):
+        for technique, found in slower.items():
+            whole, without = (measure(side, work) for side in ("job", f"without {technique}"))
+            found.append(without["seconds"] / whole["seconds"])
+    rows = [(name, median(found), min(found), max(found)) for name, found in slower.items()]
+    record.show(("without", "times as long", "least", "most"), rows)
     return slower
 
 
@@ -263,8 +264,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for key, value in vars(Work()).items():
         parser.add_argument(f"--{key}", type=int, default=value)
-    parser.add_argument("--rounds", type=int, default=2, help="of both sides, in turns")
-    parser.add_argument("--techniques", action="store_true", help="switch each off, alone")
+    parser.add_argument("--rounds", type=int, default=2, help="of all sides, in turns")
+    help_ = "switch each of these off, alone (of all)"
+    parser.add_argument("--techniques", nargs="*", choices=TECHNIQUES, help=help_)
     parser.add_argument("--side", help="measure one side in this process")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     options = parser.parse_args()
@@ -273,10 +275,11 @@ def main() -> None:
         print(json.dumps(measure(options.side, work)))
         return
     figures: dict[str, Any] = {"work": vars(work)}
-    if options.techniques:
+    if options.techniques is not None:
         few = replace(work, train=min(work.train, BATCH), test=1)
-        figures = {"work": vars(few), "times_as_long_without": switch_off(few)}
-        record.save("techniques", options.out, 1, figures)
+        found = switch_off(options.techniques or TECHNIQUES, few, options.rounds)
+        figures = {"work": vars(few), "times_as_long_without": found}
+        record.save("techniques", options.out, options.rounds, figures)
     else:
         figures |= compare(work, options.rounds)
         record.save("training", options.out, options.rounds, figures)

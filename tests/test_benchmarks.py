@@ -12,12 +12,12 @@ from conftest import ROOT, tiny
 from test_readme import make_photos
 
 
-def measured(name: str, out: Path, *options: str) -> dict[str, Any]:
+def measured(name: str, out: Path, *options: str, file: str = "") -> dict[str, Any]:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    figures: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
+    figures: dict[str, Any] = json.loads((out / f"{file or name}.json").read_text())
     assert {"device", "packages", "commit", "threads"} <= set(figures["made_on"])
     return figures
 
@@ -28,6 +28,15 @@ def test_the_lectures_loop_and_the_job_are_measured_in_turns(tmp_path: Path) -> 
     seconds = {side: figures[side]["seconds_per_image"][0] for side in ("lecture", "job")}
     assert figures["ratio"] == pytest.approx(seconds["lecture"] / seconds["job"])
     assert figures["job"]["peak_memory_bytes"] > 100e6
+
+
+def test_a_technique_is_switched_off_alone(tmp_path: Path) -> None:
+    small = ("--size", "75", "--epochs", "1", "--rounds", "1")
+    options = ("--techniques", "trunk once", *small)
+    figures = measured("training", tmp_path, *options, file="techniques")
+    [(name, [ratio])] = figures["times_as_long_without"].items()
+    assert name == "trunk once" and ratio > 0
+    assert figures["made_on"]["command"][0] == "python -m benchmarks.training"
 
 
 def test_scaling_is_measured_over_images_batches_and_processes(tmp_path: Path) -> None:
