@@ -1,5 +1,6 @@
 """The device that computes, its precision, its threads, and what it reports of itself."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -19,6 +20,8 @@ from serving.processes import cores
 # Training images from which compiling for a GPU is worth its minute or so: an estimate, still to
 # be measured. On a CPU it is not (see docs/performance.md).
 COMPILING_PAYS = 200_000
+# mallopt(3): no block is mapped by itself, and the heap's end is never given back.
+_MMAP_MAX, _TRIM_THRESHOLD = (-4, 0), (-1, -1)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Device:
 
 
 def choose(runtime: Runtime) -> Device:
-    """The configured device and precision; on a CPU, also as many threads as there are cores.
+    """The configured device and precision; on a CPU, as many threads as there are cores, and
+    freed memory stays with the process.
 
     Raises:
         ConfigurationError: a GPU was asked for and there is none, or there are fewer on this
@@ -71,6 +75,7 @@ def choose(runtime: Runtime) -> Device:
     else:
         device = torch.device("cpu")
         _set_threads()
+        keep_freed_memory()
     precision = runtime.precision
     if precision == "auto":
         precision = "bf16" if has_bf16(kind) else "fp32"
@@ -104,6 +109,15 @@ def _set_threads() -> None:
     together = distributed.size() > 1  # torchrun sets the variable itself then, to 1
     if together or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // distributed.local_size()))
+
+
+def keep_freed_memory() -> None:
+    """Every training step takes the same large blocks again. glibc would give each back to the
+    kernel in between, which then has to clear it anew, page by page (docs/performance.md)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # else it is not glibc
+        for option in (_MMAP_MAX, _TRIM_THRESHOLD):
+            libc.mallopt(*option)
 
 
 def has_bf16(kind: str) -> bool:

@@ -1,6 +1,8 @@
-"""As many threads as the process may really use, whatever the machine has."""
+"""As many threads as the process may really use, and memory that stays."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,20 @@ def test_a_quota_of_version_1_counts_inside_and_outside_a_container(cgroups: Pat
     note(cgroups / "cpu" / "kubepods" / "job" / "cpu.cfs_quota_us", "-1\n")
     note(cgroups / "cpu" / "kubepods" / "job" / "cpu.cfs_period_us", "100000\n")
     assert processes.cores() == 4
+
+
+def test_freed_memory_is_taken_again_without_asking_the_kernel() -> None:
+    code = """
+import resource, torch
+from jobs import config, devices
+
+devices.choose(config.Runtime(device="cpu"))
+faults = []
+for _ in range(8):
+    block = torch.ones(2**24)  # 64 MiB: 16,384 pages
+    del block
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[3])  # the first ones find their places
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100
