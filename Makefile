@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Where test-images and test-cluster keep layers and programs from one run to the next.
+export IMAGES_DIR ?= /var/tmp/inception-transfer-images
+export CLUSTER_DIR ?= /var/tmp/inception-transfer-cluster
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-slow test-images test-cluster lint format lock clean
+.PHONY: help run demo test test-slow test-images test-cluster lint format lock clean clean-images
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## the whole job on this machine, generated data, no network (ARGS="--config …")
 	$(BIN)/python -m jobs run $(or $(ARGS),--config quickstart)
@@ -28,7 +31,7 @@ test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 40 GB 
 
 test-cluster: $(VENV)/.test ## the manifests in a real Kubernetes (as test-images, and some 25 minutes more)
 	tests/containers/install.sh
-	tests/cluster/build.sh $${CLUSTER_DIR:-/var/tmp/inception-transfer-cluster}
+	tests/cluster/build.sh $(CLUSTER_DIR)
 	PYTHONPATH=tests/containers $(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
 lint: $(VENV)/.test ## style, format and types
@@ -46,6 +49,9 @@ lock: $(VENV)/.uv ## pin what the images install (TORCH_WHEELS=… where PyTorch
 clean: ## remove the environment, caches and built files; runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-images: ## remove what test-images and test-cluster keep for their next run
+	rm -rf $(IMAGES_DIR) $(CLUSTER_DIR)
 
 # One environment for everything: what others need is added to what `make run` installed. But for
 # checkov, which insists on an older boto3.

@@ -57,7 +57,7 @@ maxPods: 20
 """
 CONTAINERD = """
 version = 2
-root = "{work}/containerd"
+root = "{run}/containerd-root"
 state = "{run}/containerd"
 [grpc]
 address = "{run}/containerd.sock"
@@ -221,9 +221,7 @@ class Cluster:
         self._start("kube-scheduler", *own, "--secure-port=18174", "--bind-address=127.0.0.1")
 
     def _node(self) -> None:
-        (self.run_dir / "containerd.toml").write_text(
-            CONTAINERD.format(work=WORK, run=self.run_dir)
-        )
+        (self.run_dir / "containerd.toml").write_text(CONTAINERD.format(run=self.run_dir))
         self._start("containerd", "--config=containerd.toml")
         wait("containerd", lambda: self.ctr("version", check=False).returncode == 0, 30)
         (self.run_dir / "kubelet.yaml").write_text(KUBELET)
@@ -275,9 +273,6 @@ class Cluster:
 
     def ctr(self, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         return run("ctr", "--address", self.socket, "--namespace=k8s.io", *arguments, **options)
-
-    def has_image(self, name: str) -> bool:
-        return name in self.ctr("images", "list", "--quiet").stdout.split()
 
     def _stop_pods(self) -> None:
         if not self.socket.exists():

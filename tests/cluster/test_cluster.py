@@ -46,13 +46,14 @@ FROZEN = {
 
 
 @pytest.fixture(scope="module")
-def runs() -> Path:
+def runs() -> Iterator[Path]:
     """What the volume for runs is on this node."""
     folder = WORK / "runs"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +85,11 @@ def small_image(name: str, program: str) -> str:
 
 
 def load(cluster: Cluster, name: str) -> None:
-    """From buildah's storage into containerd's, which keeps it from one run to the next."""
-    made = engine.podman("image", "inspect", "--format={{.Id}}", name).stdout.strip()
-    marker = WORK / "loaded" / re.sub(r"\W", "_", name)
-    if cluster.has_image(name) and marker.is_file() and marker.read_text() == made:
-        return
-    archive = WORK / "image.tar"
-    archive.unlink(missing_ok=True)
+    """From buildah's storage into containerd's."""
+    archive = cluster.run_dir / "image.tar"
     engine.call("buildah", "push", name, f"docker-archive:{archive}:{name}")
     cluster.ctr("images", "import", archive)
     archive.unlink()
-    marker.parent.mkdir(exist_ok=True)
-    marker.write_text(made)
 
 
 def adapted(runs: Path) -> Iterator[dict[str, Any]]:
