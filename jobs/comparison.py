@@ -1,13 +1,17 @@
 """Which variant wins, by how much, and how sure that is."""
 
 import json
+from collections.abc import Mapping
 from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jobs.config import Config, Variant
 from jobs.errors import UnavailableError
-from jobs.evaluation import paired_difference
+from jobs.evaluation import mean_over_seeds, paired_difference
 from jobs.runs import RunFolder, now, read_arrays, write_json
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
@@ -23,7 +27,8 @@ def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
     """Reads the variants' results and writes comparison.json.
 
     The winner has the best accuracy on the split that selects, averaged over seeds; the test set
-    then says how good it is. Pairs are compared on the first seed's test predictions.
+    then says how good it is. With one seed, intervals and p-values are over test images; with
+    several, over the seeds, which all answer the same test images.
 
     Raises:
         UnavailableError: a variant has no result yet.
@@ -31,7 +36,7 @@ def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
     summaries = {v.name: _summary(folder, config, v) for v in config.variants}
     done = {name: s for name, s in summaries.items() if s["status"] == "done"}
     ranked = sorted(done, key=lambda name: -done[name]["selection_accuracy"])
-    pairs = [_pair(folder, config, a, b) for a, b in combinations(ranked, 2)]
+    pairs = [_pair(folder, config, done[a], done[b]) for a, b in combinations(ranked, 2)]
     result = {
         "run_id": folder.run_id,
         "time": now(),
@@ -50,7 +55,7 @@ def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
 
 
 def _summary(folder: RunFolder, config: Config, variant: Variant) -> dict[str, Any]:
-    """One variant over its seeds: the first seed's result, and mean and spread of all."""
+    """One variant over its seeds: the first seed's result, and mean, interval and spread of all."""
     results = [folder.variant(variant.name, seed).result() for seed in config.runtime.seeds]
     finished = [r for r in results if r is not None]
     if len(finished) < len(results):
@@ -61,12 +66,20 @@ def _summary(folder: RunFolder, config: Config, variant: Variant) -> dict[str, A
     if len(done) < len(finished):
         return next(r for r in finished if r["status"] != "done")
     accuracies = [r["test"]["accuracy"] for r in done]
+    several = len(accuracies) > 1
+    first = done[0]["test"]
+    low, high = first["accuracy_low"], first["accuracy_high"]
+    if several:
+        over_seeds = mean_over_seeds(accuracies)
+        low, high = max(0.0, over_seeds["low"]), min(1.0, over_seeds["high"])
     return {
         **done[0],
         "selection_accuracy": fmean(r["selection_accuracy"] for r in done),
         "accuracy_by_seed": accuracies,
         "accuracy_mean": fmean(accuracies),
-        "accuracy_spread": stdev(accuracies) if len(accuracies) > 1 else None,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "accuracy_spread": stdev(accuracies) if several else None,
         "seconds_to_accuracy": _seconds_to_accuracy(folder, config, variant),
     }
 
@@ -87,17 +100,28 @@ def _seconds_to_accuracy(folder: RunFolder, config: Config, variant: Variant) ->
     return reached
 
 
-def _pair(folder: RunFolder, config: Config, a: str, b: str) -> dict[str, Any]:
-    seed = config.runtime.seeds[0]
-    right = []
-    for name in (a, b):
-        arrays = read_arrays(folder.variant(name, seed).path / "test_predictions.npz")
-        right.append(arrays["logits"].argmax(1) == arrays["labels"])
-    difference = paired_difference(*right)
-    return {"a": a, "b": b, **difference, "sentence": sentence(a, b, difference)}
+def _pair(
+    folder: RunFolder, config: Config, a: dict[str, Any], b: dict[str, Any]
+) -> dict[str, Any]:
+    names = (a["variant"], b["variant"])
+    if len(config.runtime.seeds) > 1:
+        by_seed = zip(a["accuracy_by_seed"], b["accuracy_by_seed"], strict=True)
+        over_seeds = mean_over_seeds([one - other for one, other in by_seed])
+        difference = {"difference": over_seeds.pop("mean"), **over_seeds}
+    else:
+        difference = paired_difference(*(_right(folder, config, name) for name in names))
+    return {"a": names[0], "b": names[1], **difference, "sentence": sentence(*names, difference)}
 
 
-def sentence(a: str, b: str, difference: dict[str, float | int]) -> str:
+def _right(folder: RunFolder, config: Config, name: str) -> NDArray[np.bool_]:
+    """Whether each test image was answered rightly: bool [N]."""
+    path = folder.variant(name, config.runtime.seeds[0]).path
+    arrays = read_arrays(path / "test_predictions.npz")
+    right: NDArray[np.bool_] = arrays["logits"].argmax(1) == arrays["labels"]
+    return right
+
+
+def sentence(a: str, b: str, difference: Mapping[str, float]) -> str:
     """A paired difference in words."""
     if difference["difference"] < 0:
         a, b = b, a
@@ -120,12 +144,12 @@ def _signed(share: float) -> str:
 def _winner_sentence(config: Config, done: dict[str, dict[str, Any]], ranked: list[str]) -> str:
     if not ranked:
         return "No variant came to a result."
-    best = done[ranked[0]]
-    test, split = best["test"], config.evaluation.select_on
+    best, split, seeds = done[ranked[0]], config.evaluation.select_on, len(config.runtime.seeds)
+    mean = f", the mean of {seeds} seeds" if seeds > 1 else ""
     sentence = (
-        f"{ranked[0]} wins, chosen on the {split} set: {test['accuracy']:.2%} of "
-        f"{test['images']:,} test images are right "
-        f"({test['accuracy_low']:.1%} to {test['accuracy_high']:.1%})"
+        f"{ranked[0]} wins, chosen on the {split} set: {best['accuracy_mean']:.2%} of "
+        f"{best['test']['images']:,} test images are right{mean} "
+        f"({best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})"
     )
     if split == "test":
         sentence += "; it was chosen on that same set, as the lecture did, which flatters it"

@@ -1,6 +1,7 @@
 """How good predictions are, and how sure that is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -129,3 +130,21 @@ def paired_difference(
         "only_a": only_a,
         "only_b": only_b,
     }
+
+
+def mean_over_seeds(values: Sequence[float]) -> dict[str, float]:
+    """What another seed would give, judged by two seeds at least.
+
+    Returns:
+        `mean` with `low` and `high`, its 95 % interval, and the `p_value` against a mean of zero,
+        all by Student's t over the seeds.
+    """
+    from scipy.stats import t as student
+
+    mean, freedom = fmean(values), len(values) - 1
+    error = stdev(values) / len(values) ** 0.5
+    if not error:
+        return {"mean": mean, "low": mean, "high": mean, "p_value": float(mean == 0)}
+    reach = float(student.ppf(0.975, freedom)) * error
+    p_value = 2 * float(student.sf(abs(mean) / error, freedom))
+    return {"mean": mean, "low": mean - reach, "high": mean + reach, "p_value": p_value}

@@ -37,7 +37,7 @@ def _cells(variant: dict[str, Any]) -> list[str]:
         accuracy += f" ± {variant['accuracy_spread'] * 100:.2f}"
     return [
         accuracy,
-        f"{test['accuracy_low'] * 100:.1f}–{test['accuracy_high'] * 100:.1f}",
+        f"{variant['accuracy_low'] * 100:.1f}–{variant['accuracy_high'] * 100:.1f}",
         f"{test['loss']:.3f}",
         f"{test['calibration_error']:.3f}",
         f"{variant['trainable_parameters']:,}",

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 
 from jobs.comparison import sentence
-from jobs.evaluation import calibration_error, paired_difference, scores
+from jobs.evaluation import calibration_error, mean_over_seeds, paired_difference, scores
 
 
 def logits_of(predicted: list[int], classes: int = 3) -> torch.Tensor:
@@ -71,6 +72,22 @@ def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
         result = paired_difference(a, b)
         covered += result["low"] <= 0.1 <= result["high"]
     assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_a_mean_over_seeds_is_judged_by_students_t() -> None:
+    differences = [0.12, -0.03, 0.075, 0.095, -0.02]
+    result = mean_over_seeds(differences)
+    expected = ttest_1samp(differences, 0.0)
+    interval = expected.confidence_interval(0.95)
+    assert result["mean"] == pytest.approx(0.048)
+    assert (result["low"], result["high"]) == pytest.approx((interval.low, interval.high))
+    assert result["p_value"] == pytest.approx(expected.pvalue)
+
+
+@pytest.mark.parametrize(("value", "p_value"), [(0.0, 1.0), (0.25, 0.0)])
+def test_seeds_that_agree_exactly_leave_no_interval(value: float, p_value: float) -> None:
+    result = mean_over_seeds([value] * 3)
+    assert result == {"mean": value, "low": value, "high": value, "p_value": p_value}
 
 
 def test_the_words_follow_the_figures() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -92,11 +93,26 @@ def test_the_comparison_is_what_the_predictions_give(run: RunFolder) -> None:
         assert variant["test"]["accuracy"] == pytest.approx(right[name].mean())
         assert variant["accuracy_by_seed"][0] == variant["test"]["accuracy"]
         assert len(variant["accuracy_by_seed"]) == 2
+        assert variant["accuracy_low"] <= variant["accuracy_mean"] <= variant["accuracy_high"]
     for pair in result["pairs"]:
-        a, b = right[pair["a"]], right[pair["b"]]
-        assert pair["difference"] == pytest.approx(a.mean() - b.mean())
+        a, b = (result["variants"][pair[side]]["accuracy_by_seed"] for side in "ab")
+        assert pair["difference"] == pytest.approx(np.subtract(a, b).mean())
+        assert pair["low"] <= pair["difference"] <= pair["high"]
     best = max(result["variants"].values(), key=lambda v: v["selection_accuracy"])
     assert result["winner"] == best["variant"]
+
+
+def test_one_seed_is_compared_on_its_test_pictures(run: RunFolder, tmp_path: Path) -> None:
+    folder = RunFolder(shutil.copytree(run.path, tmp_path / "one"))
+    result = comparison.compare(folder, tiny_config(runtime={"seeds": [0]}, optim={"epochs": 1}))
+    images = result["data"]["images"]["test"]
+    for pair in result["pairs"]:
+        a, b = (result["variants"][pair[side]]["test"]["accuracy"] for side in "ab")
+        assert pair["difference"] == pytest.approx(a - b)
+        assert pair["difference"] * images == pytest.approx(pair["only_a"] - pair["only_b"])
+    for variant in result["variants"].values():
+        assert variant["accuracy_low"] == variant["test"]["accuracy_low"]
+    assert "seeds" not in result["sentences"][0]
 
 
 def test_metrics_have_a_row_for_every_epoch_and_split(run: RunFolder) -> None:
