@@ -25,7 +25,7 @@ test: $(VENV)/.test ## the tests, in under 30 minutes on 2 cores
 test-slow: $(VENV)/.test ## what takes longer: the quickstart as it is
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 40 GB of disk, some 20 minutes)
+test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 55 GB of disk, 30 of them kept, some 20 minutes)
 	tests/containers/install.sh
 	$(BIN)/python -m pytest -m containers tests/containers $(ARGS)
 
