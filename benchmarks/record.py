@@ -20,7 +20,8 @@ RESULTS = Path(__file__).parent / "results"
 def save(name: str, folder: Path, n: int, figures: dict[str, Any]) -> None:
     """Writes `folder`/`name`.json: the figures, how often they were taken, machine and versions."""
     made_on = environment.describe(choose(Runtime()))
-    made_on["command"] = [f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    options = [Path(o).name if Path(o).is_absolute() else o for o in sys.argv[1:]]  # whose disk?
+    made_on["command"] = [f"python -m benchmarks.{Path(sys.argv[0]).stem}", *options]
     write_json(folder / f"{name}.json", {"time": now(), "n": n, **figures, "made_on": made_on})
 
 

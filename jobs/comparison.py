@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -70,7 +71,7 @@ def _summary(folder: RunFolder, config: Config, variant: Variant) -> dict[str, A
     first = done[0]["test"]
     low, high = first["accuracy_low"], first["accuracy_high"]
     if several:
-        over_seeds = mean_over_seeds(accuracies)
+        over_seeds = mean_over_seeds(accuracies, first["images"])
         low, high = max(0.0, over_seeds["low"]), min(1.0, over_seeds["high"])
     return {
         **done[0],
@@ -103,20 +104,22 @@ def _seconds_to_accuracy(folder: RunFolder, config: Config, variant: Variant) ->
 def _pair(
     folder: RunFolder, config: Config, a: dict[str, Any], b: dict[str, Any]
 ) -> dict[str, Any]:
-    names = (a["variant"], b["variant"])
-    if len(config.runtime.seeds) > 1:
+    names, seeds = (a["variant"], b["variant"]), config.runtime.seeds
+    if len(seeds) > 1:
         by_seed = zip(a["accuracy_by_seed"], b["accuracy_by_seed"], strict=True)
-        over_seeds = mean_over_seeds([one - other for one, other in by_seed])
+        over_seeds = mean_over_seeds([one - other for one, other in by_seed], a["test"]["images"])
         difference = {"difference": over_seeds.pop("mean"), **over_seeds}
     else:
-        difference = paired_difference(*(_right(folder, config, name) for name in names))
+        folders = [folder.variant(name, seeds[0]).path for name in names]
+        difference = paired_difference(
+            *(right_answers(f / "test_predictions.npz") for f in folders)
+        )
     return {"a": names[0], "b": names[1], **difference, "sentence": sentence(*names, difference)}
 
 
-def _right(folder: RunFolder, config: Config, name: str) -> NDArray[np.bool_]:
-    """Whether each test image was answered rightly: bool [N]."""
-    path = folder.variant(name, config.runtime.seeds[0]).path
-    arrays = read_arrays(path / "test_predictions.npz")
+def right_answers(predictions: Path) -> NDArray[np.bool_]:
+    """Bool [N], which test images are right, from a test_predictions.npz."""
+    arrays = read_arrays(predictions)
     right: NDArray[np.bool_] = arrays["logits"].argmax(1) == arrays["labels"]
     return right
 

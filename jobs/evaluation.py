@@ -132,8 +132,13 @@ def paired_difference(
     }
 
 
-def mean_over_seeds(values: Sequence[float]) -> dict[str, float]:
+def mean_over_seeds(values: Sequence[float], images: int) -> dict[str, float]:
     """What another seed would give, judged by two seeds at least.
+
+    Args:
+        values: accuracies, or differences of two, one a seed.
+        images: how many each was counted on. Seeds that agree to the picture are not certainty:
+            their spread is taken as that of rounding to one picture, at least.
 
     Returns:
         `mean` with `low` and `high`, its 95 % interval, and the `p_value` against a mean of zero,
@@ -142,9 +147,8 @@ def mean_over_seeds(values: Sequence[float]) -> dict[str, float]:
     from scipy.stats import t as student
 
     mean, freedom = fmean(values), len(values) - 1
-    error = stdev(values) / len(values) ** 0.5
-    if not error:
-        return {"mean": mean, "low": mean, "high": mean, "p_value": float(mean == 0)}
+    rounding = 1 / images / 12**0.5  # standard deviation of a uniform distribution
+    error = max(stdev(values), rounding) / len(values) ** 0.5
     reach = float(student.ppf(0.975, freedom)) * error
     p_value = 2 * float(student.sf(abs(mean) / error, freedom))
     return {"mean": mean, "low": mean - reach, "high": mean + reach, "p_value": p_value}

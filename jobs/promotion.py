@@ -15,7 +15,7 @@ from jobs.config import Config
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
 from jobs.progress import log
 from jobs.registry import ARCHIVE, CHANNELS, PREDICTIONS, Channel, Registry
-from jobs.runs import RunFolder, read_arrays, sha256
+from jobs.runs import RunFolder, sha256
 from jobs.storage import Conflict, Storage
 
 LATENCY_CALLS = 20  # after as many that do not count
@@ -33,7 +33,7 @@ class Candidate:
 
     @property
     def right(self) -> NDArray[Any]:
-        return _right(self.predictions)
+        return comparison.right_answers(self.predictions)
 
     @property
     def accuracy(self) -> float:
@@ -182,7 +182,7 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PREDICTIONS
         registry.fetch(champion, file, PREDICTIONS)
-        difference = paired_difference(promoted.right, _right(file))
+        difference = paired_difference(promoted.right, comparison.right_answers(file))
     log(comparison.sentence(promoted.version, champion, difference))
     points = -difference["difference"] * 100
     if points > allowed:
@@ -240,10 +240,3 @@ def _swap(
                 f"{version} is not promoted: somebody else made {channel} point to {name} "
                 "meanwhile; run it again to be compared with that"
             ) from None
-
-
-def _right(predictions: Path) -> NDArray[Any]:
-    """Bool [N], which test images are right."""
-    arrays = read_arrays(predictions)
-    right: NDArray[Any] = arrays["logits"].argmax(1) == arrays["labels"]
-    return right
