@@ -50,7 +50,9 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["cifar10", "folder", "generated"] = "cifar10"
+    source: Literal["cifar10", "folder", "digits", "generated"] = "cifar10"
+    """`folder`: your own pictures. `digits`: handwritten ones, which come with scikit-learn.
+    `generated`: textures drawn from a seed."""
     root: str | None = None
     """`folder`: its root, required. `cifar10`: where the download is kept, else in `cache`."""
     cache: str = "~/.cache/inception-transfer"
@@ -72,28 +74,6 @@ class Data(Section):
     """Draws subsets, the validation split and generated images; one for all `runtime.seeds`."""
 
 
-class StandIn(Section):
-    images: Count = 480
-    epochs: Count = 1
-
-
-class Weights(Section):
-    source: str = "imagenet"
-    """`imagenet`, `stand-in`, `random`, or the path of a .safetensors or state_dict file."""
-    stand_in: StandIn = StandIn()
-    """The generated source task that stand-in weights are trained on."""
-
-    @property
-    def description(self) -> str:
-        """What every table and page says of the weights; never ImageNet unless they are."""
-        return {
-            "imagenet": "ImageNet weights (torchvision, IMAGENET1K_V1)",
-            "random": "random weights in place of pretrained ones",
-            "stand-in": "weights trained on the spot on "
-            f"{self.stand_in.images} generated pictures, a stand-in for ImageNet",
-        }.get(self.source, f"weights from the file {self.source}")
-
-
 class Optim(Section):
     name: Literal["adam", "adamw", "sgd"] = "adamw"
     """`sgd` has Nesterov momentum 0.9."""
@@ -113,6 +93,33 @@ class Optim(Section):
     """Weight of the auxiliary head's loss; 0 removes the head."""
     average_decay: Share = 0.99
     """Exponential average of the weights, per step; 0 scores the weights themselves."""
+
+
+class StandIn(Section):
+    """A source task, drawn from a seed, to train weights on where none can be downloaded."""
+
+    task: Literal["characters", "textures"] = "characters"
+    """`characters`: printed ones. `textures`: those of `data.source: generated`, in other hues."""
+    images: Count = 4800
+    optim: Optim = Optim()
+    """What differs from the section `optim`, as in a variant."""
+
+
+class Weights(Section):
+    source: str = "imagenet"
+    """`imagenet`, `stand-in`, `random`, or the path of a .safetensors or state_dict file."""
+    stand_in: StandIn = StandIn()
+
+    @property
+    def description(self) -> str:
+        """What every table and page says of the weights; never ImageNet unless they are."""
+        pictures = {"characters": "printed characters", "textures": "generated textures"}
+        task = f"{self.stand_in.images:,} {pictures[self.stand_in.task]}"
+        return {
+            "imagenet": "ImageNet weights (torchvision, IMAGENET1K_V1)",
+            "random": "random weights in place of pretrained ones",
+            "stand-in": f"weights trained on the spot on {task}, a stand-in for ImageNet",
+        }.get(self.source, f"weights from the file {self.source}")
 
 
 class Variant(Section):
@@ -155,7 +162,8 @@ class Runtime(Section):
     seeds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
     """Every variant is trained once for each; the comparison gives mean and spread."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
-    """Steps between checkpoints within an epoch; 0 keeps those at each epoch's end."""
+    """Steps between checkpoints, of which each epoch's end has one, too. 0: only at the ends of
+    epochs, and not within 20 seconds of the one before."""
 
 
 class Evaluation(Section):
@@ -248,8 +256,8 @@ class Storage(Section):
 
 class Config(Section):
     data: Data = Data()
+    optim: Optim = Optim()  # before those that inherit it, so that a mistake is named here
     weights: Weights = Weights()
-    optim: Optim = Optim()
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, strict=False)]
     runtime: Runtime = Runtime()
     evaluation: Evaluation = Evaluation()
@@ -260,11 +268,17 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _inherit_optim(cls, raw: Any) -> Any:
-        """Gives every variant the whole of `optim`, its own settings on top."""
+        """Gives every variant, and the stand-in, the whole of `optim`, its own settings on top."""
         base = raw.get("optim", {}) if isinstance(raw, dict) else None
-        if not isinstance(base, dict) or not isinstance(raw.get("variants"), list):
+        if not isinstance(base, dict):
             return raw
-        return {**raw, "variants": [_with_optim(variant, base) for variant in raw["variants"]]}
+        if isinstance(raw.get("variants"), list):
+            raw = {**raw, "variants": [_with_optim(variant, base) for variant in raw["variants"]]}
+        weights = raw.get("weights", {})
+        if isinstance(weights, dict):
+            stand_in = _with_optim(weights.get("stand_in", {}), base)
+            raw = {**raw, "weights": {**weights, "stand_in": stand_in}}
+        return raw
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -304,9 +318,9 @@ class Config(Section):
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
-def _with_optim(variant: Any, base: dict[str, Any]) -> Any:
-    own = variant.get("optim", {}) if isinstance(variant, dict) else None
-    return {**variant, "optim": {**base, **own}} if isinstance(own, dict) else variant
+def _with_optim(section: Any, base: dict[str, Any]) -> Any:
+    own = section.get("optim", {}) if isinstance(section, dict) else None
+    return {**section, "optim": {**base, **own}} if isinstance(own, dict) else section
 
 
 class _Loader(yaml.SafeLoader):

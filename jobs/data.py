@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from jobs import config, generated, interruption
+from jobs import config, digits, generated, interruption
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.progress import log, task
 from serving.images import ImageError, decode, to_input, to_pixels
@@ -228,7 +228,8 @@ def load(settings: config.Data) -> Dataset:
         UnavailableError: the data cannot be reached or read.
         ConfigurationError: it does not have as many images as were asked for.
     """
-    source = {"cifar10": cifar10, "folder": folder, "generated": draw}[settings.source](settings)
+    sources = {"cifar10": cifar10, "folder": folder, "digits": handwritten, "generated": draw}
+    source = sources[settings.source](settings)
     train = _subset(source.train, settings.train_images, "train_images")
     test = _subset(source.test, settings.test_images, "test_images")
     share = round(settings.validation * len(train))
@@ -290,9 +291,21 @@ def draw(settings: config.Data) -> Source:
     return Source(train, test, target.classes, f"generated ({target.name})")
 
 
-def draw_source_task(count: int, settings: config.Data) -> Images:
-    """The generated source task that stand-in weights come from."""
-    return _all(*generated.SOURCE.draw(count, settings.input_size, seed=settings.seed), settings)
+def handwritten(settings: config.Data) -> Source:
+    """Handwritten digits; see :mod:`jobs.digits`. A third of them are the test set."""
+    whole = _all(*digits.handwritten(), settings)
+    picked, rest = stratified(whole.labels, len(whole) // 3, settings.seed)
+    train, test = whole.take(rest), whole.take(picked)
+    return Source(train, test, tuple("0123456789"), "handwritten digits (scikit-learn)")
+
+
+def draw_source_task(stand_in: config.StandIn, settings: config.Data) -> Images:
+    """The pictures that stand-in weights are trained on."""
+    if stand_in.task == "characters":
+        drawn = digits.printed(stand_in.images, seed=settings.seed)
+    else:
+        drawn = generated.SOURCE.draw(stand_in.images, settings.input_size, seed=settings.seed)
+    return _all(*drawn, settings)
 
 
 def cifar10(settings: config.Data) -> Source:

@@ -121,10 +121,14 @@ def keep_freed_memory() -> None:
 
 
 def has_bf16(kind: str) -> bool:
-    """Whether the hardware has instructions for bf16, rather than an emulation."""
+    """Whether the hardware has instructions for bf16, rather than an emulation, and PyTorch may use
+    them (ATEN_CPU_CAPABILITY)."""
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    allowed = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return allowed and bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 def name_of(device: torch.device) -> str:

@@ -81,8 +81,8 @@ def _disk(config: Config) -> Finding:
 
 def _data(config: Config) -> Finding:
     data = config.data
-    if data.source == "generated":
-        return Finding("data", True, "generated, needs nothing")
+    if data.source in ("digits", "generated"):
+        return Finding("data", True, f"{data.source}, needs nothing")
     root = Path(data.root or data.cache).expanduser()
     if data.source == "folder":
         found = (root / "train").is_dir()

@@ -1,6 +1,8 @@
 """The job from configuration to run folder: every variant in turn, then comparison and report."""
 
 import functools
+import hashlib
+import json
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -30,12 +32,13 @@ from jobs.errors import ConfigurationError, Diverged, JobError, UnavailableError
 from jobs.evaluation import predict, scores
 from jobs.features import extract
 from jobs.progress import log, task
-from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
+from jobs.runs import RunFolder, VariantFolder, write, write_arrays, write_json
 from jobs.storage import Storage
 from jobs.training import Trainer, fit
 
 MISTAKES = 24  # pictures kept for the report
 MISTAKE_SIDE = 96  # pixels
+STAND_IN_VERSION = 1  # to be raised when its pictures or its training change
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -148,20 +151,34 @@ class Job:
         if source != "stand-in":
             return distributed.in_turns(lambda: models.load_pretrained(source))
         folder = self.folder.stand_in()
-        if distributed.once(folder.result) is None:
+        if distributed.once(lambda: _take_stand_in(folder, self._kept_stand_in)) is None:
             self._train_stand_in(folder)
         return models.check_fit(_best(folder), source)
 
+    @property
+    def _kept_stand_in(self) -> Path:
+        """Where the next run finds the weights, named after all that they depend on."""
+        data, device = self.config.data, self.device
+        parts = [
+            STAND_IN_VERSION,
+            self.config.weights.stand_in.model_dump(),
+            self.config.evaluation.model_dump(),
+            [data.input_size, data.normalization, data.flip, data.shift, data.seed],
+            [device.device.type, str(device.dtype), distributed.size(), torch.__version__],
+        ]
+        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return Path(data.cache).expanduser() / f"stand-in-{digest}.safetensors"
+
     def _train_stand_in(self, folder: VariantFolder) -> None:
         settings = self.config.weights.stand_in
-        images = data.draw_source_task(settings.images, self.config.data).to(self.device.device)
-        optim = self.config.optim.model_copy(update={"epochs": settings.epochs})
-        variant = Variant(name="stand-in", init="random", optim=optim)
+        images = data.draw_source_task(settings, self.config.data).to(self.device.device)
+        variant = Variant(name="stand-in", init="random", optim=settings.optim)
         network = models.create(variant, int(images.labels.max()) + 1, None, seed=0)
         network.to(self.device.device)
         trainer = Trainer(network, variant, len(images), self.device, seed=0)
         self._fit(trainer, images, {}, folder)
         outcome = {"status": "done", "seconds": trainer.seconds}
+        distributed.once(lambda: write(self._kept_stand_in, folder.best.read_bytes()))
         distributed.once(lambda: folder.save_result(outcome))
 
     def train(self, variant: Variant, seed: int) -> dict[str, Any]:
@@ -271,6 +288,17 @@ class Job:
         folder.append([row])
         log(f"{name}: {result['accuracy']:.2%} of {len(labels):,} test images")
         return result
+
+
+def _take_stand_in(folder: VariantFolder, kept: Path) -> dict[str, Any] | None:
+    """The stand-in's result, if this run has trained it or an earlier one has kept it."""
+    result = folder.result()
+    if result is None and kept.is_file() and not folder.checkpoint.is_file():
+        log(f"stand-in: trained before, from {kept}")
+        result = {"status": "done", "seconds": 0.0}
+        write(folder.best, kept.read_bytes())
+        folder.save_result(result)
+    return result
 
 
 def _best(folder: VariantFolder) -> models.State:

@@ -24,6 +24,8 @@ from jobs.progress import log, task
 
 Row = dict[str, Any]
 
+SECONDS_BETWEEN_CHECKPOINTS = 20  # at the ends of short epochs; writing one takes up to a second
+
 
 class Store(Protocol):
     """Where a variant's progress is kept."""
@@ -222,18 +224,32 @@ def fit(
 
     Args:
         scored: splits to score after each epoch, under their names; the last one chooses.
-        checkpoint_every: steps between checkpoints within an epoch, 0 for none.
+        checkpoint_every: steps between checkpoints within an epoch; 0 for none, and none after
+            a short epoch either.
 
     Raises:
         Diverged: the loss is not finite; the last good checkpoint stays.
         Interrupted: asked to stop; the state is saved.
     """
     optim = trainer.variant.optim
+    saved = time.monotonic()
+    unwritten: dict[str, Tensor] = {}  # the best weights, until the next checkpoint
 
     def save() -> None:
+        nonlocal saved
         read_totals(trainer)  # raises before a checkpoint is spoilt
+        write_best()
         state = trainer.state_dict()
         distributed.once(lambda: store.save_checkpoint(state))
+        saved = time.monotonic()
+
+    def is_due() -> bool:
+        return bool(checkpoint_every) or time.monotonic() >= saved + SECONDS_BETWEEN_CHECKPOINTS
+
+    def write_best() -> None:
+        if unwritten:
+            distributed.once(lambda: store.save_best(unwritten))
+            unwritten.clear()
 
     def checkpoint() -> None:
         if checkpoint_every and trainer.step % checkpoint_every == 0:
@@ -253,10 +269,12 @@ def fit(
             accuracy = rows[-1]["accuracy"]
             if evaluation.keep == "last" or accuracy > trainer.best_accuracy:
                 trainer.best_accuracy, trainer.best_epoch = accuracy, trainer.epoch
-                best = trainer.scored_network.state_dict()
-                distributed.once(functools.partial(store.save_best, best))
+                state = trainer.scored_network.state_dict()
+                unwritten.update({name: tensor.clone() for name, tensor in state.items()})
             trainer.start_next_epoch()
-            save()
+            if distributed.once(is_due):
+                save()
+        write_best()
     except Interrupted:
         save()
         raise

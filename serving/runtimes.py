@@ -1,6 +1,7 @@
 """The network behind one small interface: OpenVINO on a CPU, torch on a GPU."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,14 @@ def load_ir(path: Path, threads: int = 1) -> Predict:
     Pinning is off: two workers would otherwise pin to the same core (measured: 31 instead of 55
     images/s with two single-thread workers on two cores).
     """
-    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
+    if "ONEDNN_MAX_CPU_ISA" in os.environ:
+        # OpenVINO would take bf16 if the hardware has it, and find no kernels that are allowed.
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
     network = core().compile_model(path, "CPU", settings)
 
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -92,8 +92,8 @@ def test_a_number_in_scientific_notation_is_a_number() -> None:
 
 
 def test_a_setting_reaches_a_variant_by_its_name() -> None:
-    resolved = config.load("quickstart", ["variants.frozen.optim.learning_rate=0.5"])
-    assert [v.optim.learning_rate for v in resolved.variants] == [1e-3, 2e-4, 0.5]
+    resolved = config.load("cifar10-small", ["variants.frozen.optim.learning_rate=0.5"])
+    assert [v.optim.learning_rate for v in resolved.variants] == [1e-3, 3e-4, 0.5]
 
 
 def test_a_missing_file_names_the_shipped_ones() -> None:

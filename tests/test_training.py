@@ -218,7 +218,7 @@ def test_going_on_from_any_checkpoint_ends_bit_for_bit_the_same(
         trainer = trainer_of(variant("finetune"), dataset, pretrained)
         torch.manual_seed(12345)  # nothing may hang on what the process drew before
         trainer.load_state_dict(_clone(whole.checkpoints[start]))
-        fit(trainer, dataset, rest)
+        fit(trainer, dataset, rest, every=2)
         _assert_equal(rest.checkpoints[-1]["network"], whole.checkpoints[-1]["network"])
         _assert_equal(rest.best, whole.best)
         ours = [(r["epoch"], r["split"], r["loss"]) for r in rest.rows]
