@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, tiny
-from test_readme import make_photos
+from drawings import make_photos
 
 
 def measured(name: str, out: Path, *options: str, file: str = "") -> dict[str, Any]:

@@ -139,20 +139,3 @@ def test_what_cannot_be_served_is_one_line_and_a_code(
     )
     assert done.returncode == code, done.stderr
     assert complaint in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_settings_come_from_a_file_too_and_the_environment_wins(tmp_path: Path) -> None:
-    from serving.settings import SettingsError, from_environment
-
-    file = tmp_path / "settings.yaml"
-    file.write_text("model_uri: m.mar\nport: 9000\nworkers: 3\n")
-    settings = from_environment({"SERVING_CONFIG": str(file), "SERVING_PORT": "9001"})
-    assert (settings.model_uri, settings.port, settings.workers) == ("m.mar", 9001, 3)
-    for content, complaint in (
-        ("model_uri: m\nprt: 1", "prt: Extra inputs"),
-        ("a: [", "SERVING_CONFIG: "),
-        ("- 1", "not a mapping"),
-    ):
-        file.write_text(content)
-        with pytest.raises(SettingsError, match=complaint):
-            from_environment({"SERVING_CONFIG": str(file)})

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
+from drawings import bomb
 from PIL import Image
 from service import Service, exchange, get, run_all, running
-from test_images import bomb
 
 from jobs.runs import RunFolder
 
