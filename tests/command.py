@@ -91,7 +91,7 @@ def _main(arguments: list[str], environment: dict[str, str], out: Path, err: Pat
     for number, file in ((1, out), (2, err)):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
-    sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115, PTH123
+    sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
     sys.argv = ["python -m jobs", *arguments]
     from jobs.__main__ import main
 

@@ -47,7 +47,8 @@ def test_generated_pictures_depend_on_the_seed_alone() -> None:
 
 
 def test_the_source_task_and_the_target_task_share_no_picture_and_no_hue() -> None:
-    source = data.draw_source_task(20, settings())
+    textures = config.StandIn(task="textures", images=20)
+    source = data.draw_source_task(textures, settings())
     assert source.pixels.shape == (20, 3, 75, 75) and source.pixels.dtype == torch.uint8
     target = data.load(settings(train_images=20)).train
     assert not any(torch.equal(a, b) for a in source.pixels for b in target.pixels)

@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from conftest import MODEL, ROOT, classes_of, pictures, predictions
+from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
 from service import Service, get, load, run_all, running
 
 from jobs.runs import RunFolder, sha256
-from serving import processes
 from serving.archive import ModelError, open_model
-from serving.settings import Settings, SettingsError, from_environment
 
 
 def test_it_answers_with_the_jobs_predictions(service: Service, exported: RunFolder) -> None:

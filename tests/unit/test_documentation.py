@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from conftest import ROOT
-from readme import COMMANDS, JOBS, README
+from readme import COMMANDS, JOBS
 
 
 def test_the_readme_has_commands() -> None:
