@@ -7,6 +7,7 @@ them takes seconds each time, and is what `test_cli.py` has one test for.
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1"}
 IMPORTED = ["jobs.pipeline", "jobs.table", "jobs.doctor", "jobs.promotion", "jobs.plots"]
+IMPORTED += ["test_promotion", "test_storage"]  # which have functions to be run
 
 
 def forking() -> ForkServerContext:
@@ -31,6 +33,7 @@ def forking() -> ForkServerContext:
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(ROOT):
         for name, value in PLAIN.items():  # consoles are made at import
             patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")  # Python 3.11 looks nowhere else
         forkserver.ensure_running()
     return context
 
@@ -40,16 +43,12 @@ class Job:
 
     def __init__(self, *arguments: str | Path, **environment: str) -> None:
         self.arguments = [str(argument) for argument in arguments]
-        self._output = tempfile.TemporaryDirectory(prefix="job-")
-        self.stdout, self.stderr = (Path(self._output.name) / name for name in ("out", "err"))
+        self._folder = Path(tempfile.mkdtemp(prefix="job-"))
+        self._files = self._folder / "out", self._folder / "err"
+        self._whole: tuple[str, str] | None = None
         self.process = forking().Process(
             target=_main,
-            args=(
-                self.arguments,
-                {**os.environ, **PLAIN, **environment},
-                self.stdout,
-                self.stderr,
-            ),
+            args=(self.arguments, {**os.environ, **PLAIN, **environment}, *self._files),
         )
         self.process.start()
         assert self.process.pid is not None
@@ -69,12 +68,15 @@ class Job:
         """Waits for its end: what it wrote to both outputs."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, f"still running: {self.said()}"
-        return self.said()
+        self._whole = self.said()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return self._whole
 
     def said(self) -> tuple[str, str]:
         """What it has written so far."""
-        files = (self.stdout, self.stderr)
-        out, err = (file.read_text() if file.exists() else "" for file in files)
+        if self._whole is not None:
+            return self._whole
+        out, err = (file.read_text() if file.exists() else "" for file in self._files)
         return out, err
 
     def wait_for(self, path: Path) -> None:

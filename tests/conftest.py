@@ -182,7 +182,28 @@ def service(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """One that all tests share which leave it as it is."""
     from service import running
 
-    with running(archive, tmp_path_factory.mktemp("service") / "state") as service:
+    state = tmp_path_factory.mktemp("service") / "state"
+    with running(archive, state, SERVING_WORKERS="2") as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text("first-key\nsecond-key\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def locked(
+    archive: Path, keys: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator["Service"]:
+    """Another, which wants keys: two of a file, one of the environment."""
+    from service import running
+
+    state = tmp_path_factory.mktemp("locked") / "state"
+    given = {"SERVING_API_KEYS_FILE": str(keys), "SERVING_API_KEYS": "third-key"}
+    with running(archive, state, **given) as service:
         yield service
 
 
@@ -219,7 +240,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ask the shared service. What takes longest is begun first, so that no worker waits at the end.
     """
     for item in items:
-        asks = "service" in getattr(item, "fixturenames", ())
+        asks = {"service", "locked"} & set(getattr(item, "fixturenames", ()))
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group("service" if asks else item.path.stem))
     items.sort(key=lambda item: LONGEST_FIRST.get(_group(item), len(LONGEST_FIRST)))

@@ -78,7 +78,11 @@ def test_the_measurement_for_a_gpu_reads_all_from_the_run(tmp_path: Path) -> Non
     assert variants["scratch"]["training_images_per_second"][0] > 0
 
 
-def test_a_step_is_profiled(tmp_path: Path) -> None:
-    small = ("--steps", "1", "--batch", "2", "--size", "75")
-    seconds = measured("profile", tmp_path, *small)["seconds_a_step"]
+def test_a_step_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import profile
+
+    small = ("--steps", "1", "--batch", "2", "--size", "75", "--out", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["profile", *small])
+    profile.main()
+    seconds = json.loads((tmp_path / "profile.json").read_text())["seconds_a_step"]
     assert seconds["convolution"] > 0 and seconds["convolution backward"] > 0

@@ -125,10 +125,11 @@ def test_a_dead_child_ends_the_service(archive: Path, tmp_path: Path) -> None:
         assert service.events()[-1]["child"] == "gateway"
 
 
-def test_two_services_share_a_machine(archive: Path, service: Service, tmp_path: Path) -> None:
-    with running(archive, tmp_path / "state"):
-        assert get(f"{service.address}/readyz")[0] == 200
-    assert get(f"{service.address}/readyz")[0] == 200
+def test_two_services_share_a_machine(service: Service, locked: Service) -> None:
+    assert service.address != locked.address
+    for one in (service, locked):
+        assert get(f"{one.address}/readyz")[0] == 200
+        assert get(f"{one.address}/v1/models")[1] == {"models": [MODEL]}
 
 
 def test_archives_that_are_not_what_they_should_be_are_refused(
