@@ -1,4 +1,4 @@
-"""What the first command says where it cannot install, and that it goes on with half an installation."""
+"""What the first command says where it cannot install; it goes on with half an installation."""
 
 import os
 import subprocess
