@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import job
+from command import job
 
 
 @pytest.mark.slow
 def test_the_quickstart_shows_that_transfer_helps(tmp_path: Path) -> None:
-    done = job("run", "--config", "quickstart", "--out", tmp_path, "--run-id", "r")
+    cache = f"data.cache={tmp_path / 'cache'}"  # so that the weights are trained, too
+    arguments = ("--set", cache, "--out", tmp_path, "--run-id", "r")
+    done = job("run", "--config", "quickstart", *arguments)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r" / "comparison.json").read_text())
     assert result["winner"] in ("finetune", "frozen")
