@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.run ## the whole job on this machine, generated data, no network (ARGS="--config …")
+run: $(VENV)/.run ## the whole job on this machine, on handwritten digits, no network (ARGS="--config …")
 	$(BIN)/python -m jobs run $(or $(ARGS),--config quickstart)
 
 demo: $(VENV)/.demo ## all of it here: S3, training, promotion, service, an answer; until Ctrl-C
