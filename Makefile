@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.run ## the whole job on this machine, generated data, no network (ARGS="--config …")
+run: $(VENV)/.run ## the whole job on this machine, on handwritten digits, no network (ARGS="--config …")
 	$(BIN)/python -m jobs run $(or $(ARGS),--config quickstart)
 
 demo: $(VENV)/.demo ## all of it here: S3, training, promotion, service, an answer; until Ctrl-C
@@ -49,7 +49,7 @@ format: $(VENV)/.test ## mend style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(VENV)/.uv ## pin what the images install (TORCH_WHEELS=… where PyTorch's index is not reached)
+lock: $(VENV)/.run ## pin what the images install (TORCH_WHEELS=… where PyTorch's index is not reached)
 	PATH=$(abspath $(BIN)):$$PATH requirements/lock.sh
 
 clean: ## remove the environment, caches and built files; runs stay
@@ -61,21 +61,18 @@ clean-images: ## remove what test-images and test-cluster keep for their next ru
 
 # One environment for everything: what others need is added to what `make run` installed. But for
 # checkov, which insists on an older boto3.
-$(VENV)/.run: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[export]'
+INSTALL := PYTHON="$(PYTHON)" VENV="$(VENV)" requirements/install.sh
+
+$(VENV)/.run: pyproject.toml requirements/install.sh requirements/train.txt
+	@$(INSTALL) export
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@$(INSTALL) export demo
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	$(PYTHON) -m venv $(VENV)/checkov
-	$(VENV)/checkov/bin/python -m pip install --quiet 'checkov>=3.3,<4'
-	@touch $@
-
-$(VENV)/.uv: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet 'uv>=0.13,<0.14'
+	@$(INSTALL) export test
+	@$(BIN)/uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV)/checkov
+	@$(BIN)/uv pip install --python $(VENV)/checkov 'checkov>=3.3,<4'
 	@touch $@

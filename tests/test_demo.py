@@ -20,7 +20,7 @@ SMALL = (
 
 def start(folder: Path, *more: str) -> Job:
     arguments = [part for setting in (*SMALL, *more) for part in ("--set", setting)]
-    return start_job("demo", "--folder", folder, *arguments)
+    return start_job("demo", "--out", folder, *arguments)
 
 
 def until_it_serves(process: Job) -> str:
@@ -41,7 +41,7 @@ def test_the_demo_trains_promotes_serves_and_answers_and_a_second_call_is_quick(
     tmp_path: Path,
 ) -> None:
     for _ in range(2):
-        with ended([start(tmp_path / "demo")]) as [process]:
+        with ended([start(tmp_path / "runs")]) as [process]:
             said = until_it_serves(process)
             children = psutil.Process(process.pid).children(recursive=True)
             names = {child.name() for child in children}

@@ -71,7 +71,7 @@ def test_the_page_needs_no_network_and_describes_its_pictures(run: RunFolder) ->
 
 def test_the_page_says_what_the_comparison_says(run: RunFolder) -> None:
     text = (run.path / "report" / "index.html").read_text()
-    result = comparison.read(run)
+    result = run.comparison()
     for sentence in result["sentences"]:
         assert sentence.replace("'", "&#39;") in text.replace("&lt;", "<")
     assert result["weights"] in text
@@ -81,7 +81,7 @@ def test_the_page_says_what_the_comparison_says(run: RunFolder) -> None:
 
 
 def test_the_comparison_is_what_the_predictions_give(run: RunFolder) -> None:
-    result = comparison.read(run)
+    result = run.comparison()
     right = {}
     for name, variant in result["variants"].items():
         with np.load(run.path / "variants" / name / "test_predictions.npz") as arrays:
