@@ -17,7 +17,7 @@ import botocore.auth
 import duckdb
 import pytest
 from botocore.awsrequest import AWSResponse
-from command import forking, job, start_job
+from command import forked, job, start_job
 from conftest import ROOT, tiny, tiny_config
 from object_store import (
     BUCKET,
@@ -352,7 +352,7 @@ def test_a_publisher_killed_anywhere_is_finished_by_the_next(
             assert_whole(store, settings, run)
             storage.delete(keys_of(store, settings))
         last = proxy.passed + moments.uniform(0, size)
-        process = forking().Process(target=publish_in_a_process, args=(run.path, through))
+        process = forked(publish_in_a_process, run.path, through)
         process.start()
         while process.is_alive() and proxy.passed < last:
             time.sleep(0.001)
