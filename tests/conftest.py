@@ -56,7 +56,7 @@ TINY: dict[str, Any] = {
 }
 
 
-def tiny(**sections: dict[str, Any]) -> dict[str, Any]:
+def tiny(**sections: Any) -> dict[str, Any]:
     """The tiny job as a mapping, with some keys of its sections changed."""
     raw = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
     for name, changes in sections.items():
@@ -64,7 +64,7 @@ def tiny(**sections: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def tiny_config(**sections: dict[str, Any]) -> config.Config:
+def tiny_config(**sections: Any) -> config.Config:
     return config.validate(tiny(**sections))
 
 

@@ -367,8 +367,8 @@ def test_prune_goes_by_its_rule_and_spares_what_a_channel_names(
     before = keys_of(store, settings)
 
     def gone(days: float | None, keep: int, after: float, *, dry_run: bool = False) -> set[str]:
-        rule = {"days": days, "keep": keep, "now": later(after)}
-        return {item.prefix for item in prune(storage, dry_run=dry_run, **rule)}
+        found = prune(storage, days=days, keep=keep, now=later(after), dry_run=dry_run)
+        return {item.prefix for item in found}
 
     assert not gone(0, 0, 0.5), "what was touched within a day stays"
     assert not gone(30, 0, 29)
