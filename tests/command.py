@@ -1,12 +1,13 @@
 """`python -m jobs` in processes of its own, which can be killed, stopped and told apart.
 
-They are forked off one that has imported torch and the job already: starting Python and importing
-them takes seconds each time, and is what `test_cli.py` has one test for.
+They are forked off one that has imported torch and the job already: to start Python and import
+them takes seconds each time. That this works too is shown by tests/unit/test_usage.py.
 """
 
 import contextlib
 import multiprocessing
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1"}
 IMPORTED = ["jobs.pipeline", "jobs.table", "jobs.doctor", "jobs.promotion", "jobs.plots"]
+IMPORTED += ["serving.supervisor"]
 IMPORTED += ["test_promotion", "test_storage"]  # which have functions to be run
 
 
@@ -51,14 +53,14 @@ def _context() -> ForkServerContext:
 
 
 class Job:
-    """A started `python -m jobs`; much like a Popen with its output in files."""
+    """A started `python -m jobs`, or another module; much like a Popen, its output in files."""
 
-    def __init__(self, *arguments: str | Path, **environment: str) -> None:
+    def __init__(self, *arguments: str | Path, module: str = "jobs", **environment: str) -> None:
         self.arguments = [str(argument) for argument in arguments]
         self._folder = Path(tempfile.mkdtemp(prefix="job-"))
         self._files = self._folder / "out", self._folder / "err"
         self._whole: tuple[str, str] | None = None
-        self.process = forked(_main, self.arguments, {**PLAIN, **environment}, *self._files)
+        self.process = forked(_main, module, self.arguments, {**PLAIN, **environment}, *self._files)
         self.process.start()
         assert self.process.pid is not None
         self.pid = self.process.pid
@@ -95,26 +97,28 @@ class Job:
             time.sleep(0.01)
 
 
-def _main(arguments: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+def _main(
+    module: str, arguments: list[str], environment: dict[str, str], out: Path, err: Path
+) -> None:
     os.environ.update(environment)
     os.chdir(ROOT)
     for number, file in ((1, out), (2, err)):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
     sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
-    sys.argv = ["python -m jobs", *arguments]
-    from jobs.__main__ import main
-
-    main()
+    sys.argv = [f"python -m {module}", *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=False)
 
 
 def start_job(*arguments: str | Path, **environment: str) -> Job:
     return Job(*arguments, **environment)
 
 
-def job(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def job(
+    *arguments: str | Path, module: str = "jobs", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs `python -m jobs` to its end."""
-    process = start_job(*arguments, **environment)
+    process = Job(*arguments, module=module, **environment)
     stdout, stderr = process.communicate()
     assert process.returncode is not None
     return subprocess.CompletedProcess(process.arguments, process.returncode, stdout, stderr)

@@ -3,13 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, pictures, predictions
+from command import job
+from conftest import pictures, predictions
 from service import Service, get, load, running, start, stop
 
 from jobs.runs import RunFolder
@@ -129,13 +129,6 @@ def test_it_runs_as_nobody_on_a_read_only_root(archive: Path, tmp_path: Path) ->
 def test_what_cannot_be_served_is_one_line_and_a_code(
     environment: dict[str, str], code: int, complaint: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "serving"],
-        cwd=ROOT,
-        env={**os.environ, "MODEL_URI": "m.mar", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = job(module="serving", **{"MODEL_URI": "m.mar", **environment})
     assert done.returncode == code, done.stderr
     assert complaint in done.stderr and done.stderr.count("\n") == 1
