@@ -1,7 +1,8 @@
 """The command line: `python -m jobs`. Imports of torch wait until a command needs it."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -77,14 +78,19 @@ def run(
         raise typer.BadParameter("--deployment: needs --promote")
     if promote and resolved.storage.uri is None:
         raise typer.BadParameter("--promote: needs --set storage.uri=s3://bucket/prefix")
-    from jobs import distributed, pipeline, table
+    if _nothing_to_do(resolved, folder):
+        _show(folder)
+        return
+    from jobs.progress import log
+
+    log(f"{folder.path}: loading PyTorch")
+    from jobs import distributed, pipeline
     from jobs.interruption import graceful
 
     with distributed.joined() as first, graceful():
-        result = pipeline.run(resolved, folder)
+        pipeline.run(resolved, folder)
     if first:
-        table.show(result)
-        print(f"\n{folder.path / 'report' / 'index.html'}")
+        _show(folder)
         if promote:
             _promote(resolved, folder, deployment)
 
@@ -116,13 +122,12 @@ def report(
     run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
 ) -> None:
     """Draw the plots and the page again from what a run left behind."""
-    from jobs import pipeline, table
+    from jobs import pipeline
     from jobs.runs import RunFolder
 
     folder = RunFolder(run_folder)
-    result: dict[str, Any] = pipeline.report_again(folder)
-    table.show(result)
-    print(f"\n{folder.path / 'report' / 'index.html'}")
+    pipeline.report_again(folder)
+    _show(folder)
 
 
 @app.command()
@@ -238,15 +243,13 @@ def prune(
 
 @app.command()
 def demo(
-    folder: Annotated[
-        Path, typer.Option("--folder", help="Keeps the run, the S3 server's data and the logs.")
-    ] = Path("runs/demo"),
     settings: SetOption = None,
+    out: OutOption = Path("runs"),
 ) -> None:
     """Show all of it on this machine: S3, training, promotion, service, an answer; until Ctrl-C."""
     from jobs import demo as demonstration
 
-    demonstration.run(folder, settings or ())
+    demonstration.run(out, settings or ())
 
 
 @app.command()
@@ -256,6 +259,27 @@ def doctor(config: ConfigOption = "default", settings: SetOption = None) -> None
     from jobs import doctor as checks
 
     checks.examine(configuration.load(config, settings or ()))
+
+
+def _nothing_to_do(config: "Config", folder: "RunFolder") -> bool:
+    """Whether a run is finished and packed, and goes nowhere: known without loading PyTorch."""
+    if "RANK" in os.environ or not folder.finished or config.storage.uri is not None:
+        return False
+    with folder.open(config):
+        packed = folder.archive(config.export.name) in folder.manifest()["files"]
+    if packed or not config.export.enabled:
+        from jobs.progress import log
+
+        log(f"{folder.path} is finished; --run-id NAME starts another")
+        return True
+    return False
+
+
+def _show(folder: "RunFolder") -> None:
+    from jobs import table
+
+    table.show(folder.comparison())
+    print(f"\n{folder.path / 'report' / 'index.html'}")
 
 
 def _promote(config: "Config", folder: "RunFolder", deployment: str | None) -> None:

@@ -19,11 +19,6 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0
 SURE = 0.05  # below this p-value a difference is called one
 
 
-def read(folder: RunFolder) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((folder.path / "comparison.json").read_text())
-    return result
-
-
 def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
     """Reads the variants' results and writes comparison.json.
 

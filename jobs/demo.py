@@ -33,12 +33,12 @@ PORT = 8080  # where the service is, if it is free
 PICTURES = 3
 
 
-def run(folder: Path, changes: Sequence[str] = ()) -> None:
-    """Starts, trains, promotes, serves and asks, then stays until Ctrl-C; a second call finds
-    the finished run and goes on from there.
+def run(out: Path, changes: Sequence[str] = ()) -> None:
+    """Starts, trains, promotes, serves and asks, then stays until Ctrl-C; a finished run of the
+    same configuration is taken as it is.
 
     Args:
-        folder: keeps the run, the S3 server's data, and the logs.
+        out: the folder of runs; the S3 server's data and the logs are in `demo` there.
         changes: of the configuration `quickstart`, as `a.b=c`.
 
     Raises:
@@ -47,7 +47,7 @@ def run(folder: Path, changes: Sequence[str] = ()) -> None:
         Interrupted: Ctrl-C before the service was up.
     """
     _need_packages()
-    folder = folder.absolute()
+    folder = out.absolute() / "demo"
     keys = {
         "aws_access_key_id": secrets.token_hex(8),
         "aws_secret_access_key": secrets.token_hex(16),
@@ -61,7 +61,7 @@ def run(folder: Path, changes: Sequence[str] = ()) -> None:
         log("2/4  training, export and promotion: the configuration `quickstart`")
         where = [f"storage.uri=s3://{BUCKET}/inception", "storage.path_style=true"]
         settings = config.load("quickstart", [*where, *changes])
-        run_folder = RunFolder(folder / f"quickstart-{settings.digest}")
+        run_folder = RunFolder(folder.parent / f"quickstart-{settings.digest}")
         _train_and_promote(settings, run_folder)
         log("3/4  the service, which fetches the model from S3")
         name = settings.export.name
@@ -91,7 +91,7 @@ def _use(store: "ObjectStore") -> None:
 def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:
     from jobs import promotion
 
-    archive = f"model/{settings.export.name}.mar"
+    archive = folder.archive(settings.export.name)
     if not folder.finished or archive not in folder.manifest()["files"]:
         from jobs import pipeline, table
 

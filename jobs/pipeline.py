@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from jobs import (
     environment,
     export,
     models,
+    plan,
     publishing,
     report,
 )
@@ -53,7 +55,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     with distributed.held_once(folder.open(config)):
         if distributed.once(lambda: folder.finished):
             log(f"{folder.path} is finished; --run-id NAME starts another")
-            result = distributed.once(lambda: comparison.read(folder))
+            result = distributed.once(folder.comparison)
         else:
             with distributed.held_once(publishing.following(folder, config.storage)):
                 result = _work(config, folder)
@@ -66,6 +68,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
 
 def _work(config: Config, folder: RunFolder) -> dict[str, Any]:
     job = Job(config, folder)
+    job.announce()
     for seed in config.runtime.seeds:
         for variant in config.variants:
             job.train(variant, seed)
@@ -81,7 +84,7 @@ def _conclude(config: Config, folder: RunFolder) -> dict[str, Any]:
 
 def _export(config: Config, folder: RunFolder) -> None:
     """Packs the winner once; a machine without the packages for that leaves it to another."""
-    archive = f"model/{config.export.name}.mar"
+    archive = folder.archive(config.export.name)
     if not config.export.enabled or archive in folder.manifest()["files"]:
         return
     if missing := export.missing_packages():
@@ -143,6 +146,32 @@ class Job:
         architecture = models.describe(len(dataset.classes), self.config.data.input_size)
         write_json(self.folder.path / "architecture.json", architecture)
 
+    def announce(self) -> None:
+        """Says what is still to be done, and about how long it takes."""
+        dataset = self.dataset
+
+        def outline() -> None:
+            remaining = [
+                variant
+                for seed in self.config.runtime.seeds
+                for variant in self.config.variants
+                if self.folder.variant(variant.name, seed).result() is None
+            ]
+            if remaining:
+                stand_in = self._stand_in if self._needs_stand_in(remaining) else None
+                log(plan.outline(self.config, dataset, self.device, remaining, stand_in))
+
+        distributed.once(outline)
+
+    @property
+    def _stand_in(self) -> Variant:
+        return Variant(name="stand-in", init="random", optim=self.config.weights.stand_in.optim)
+
+    def _needs_stand_in(self, variants: Sequence[Variant]) -> bool:
+        wanted = any(variant.init == "pretrained" for variant in variants)
+        there = self._kept_stand_in.is_file() or self.folder.stand_in().result() is not None
+        return wanted and self.config.weights.source == "stand-in" and not there
+
     @cached_property
     def pretrained(self) -> models.State:
         """The one set of weights that all pretrained variants start from."""
@@ -170,9 +199,8 @@ class Job:
         return Path(data.cache).expanduser() / f"stand-in-{digest}.safetensors"
 
     def _train_stand_in(self, folder: VariantFolder) -> None:
-        settings = self.config.weights.stand_in
+        settings, variant = self.config.weights.stand_in, self._stand_in
         images = data.draw_source_task(settings, self.config.data).to(self.device.device)
-        variant = Variant(name="stand-in", init="random", optim=settings.optim)
         network = models.create(variant, int(images.labels.max()) + 1, None, seed=0)
         network.to(self.device.device)
         trainer = Trainer(network, variant, len(images), self.device, seed=0)

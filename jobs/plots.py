@@ -22,10 +22,13 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def curves(rows: Sequence[Row], palette: Mapping[str, str]) -> Figure:
-    """Loss, auxiliary loss and accuracy by epoch, one colour a variant, one line style a split."""
+    """Loss, auxiliary loss (where there is one) and accuracy by epoch, one colour a variant, one
+    line style a split."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3)
     titles = {"loss": "loss", "aux_loss": "auxiliary loss", "accuracy": "accuracy, %"}
+    if all(row["aux_loss"] is None for row in rows if row["variant"] in palette):
+        del titles["aux_loss"]
+    panels = figure.subplots(1, len(titles))
     for panel, (key, title) in zip(panels, titles.items(), strict=True):
         for name, colour in palette.items():
             for split, style in STYLES.items():
@@ -36,11 +39,7 @@ def curves(rows: Sequence[Row], palette: Mapping[str, str]) -> Figure:
                     panel.plot(epochs, values, style, color=colour, label=label, marker=".")
         _finish(panel, title, "epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
-        if not panel.lines:
-            panel.text(
-                0.5, 0.5, "no auxiliary head", ha="center", color=GREY, transform=panel.transAxes
-            )
-    handles, labels = panels[2].get_legend_handles_labels()
+    handles, labels = panels[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     return figure
 

@@ -8,12 +8,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
-SECONDS_BETWEEN_LINES = 15
+SECONDS_BETWEEN_LINES = 8
+_last_line = [0.0]  # when one was printed
 
 
 def log(message: str) -> None:
     """Prints one line, above the bar when there is one."""
+    _last_line[0] = time.perf_counter()
     console.print(message, soft_wrap=True, markup=False)
+
+
+def note(message: Callable[[], str]) -> None:
+    """Prints a line if there was none for some seconds; made only then."""
+    if time.perf_counter() >= _last_line[0] + SECONDS_BETWEEN_LINES:
+        log(message())
 
 
 @contextmanager
@@ -48,17 +56,17 @@ def _bar(label: str, total: float, unit: str) -> Iterator[Callable[[float], None
 
 
 def _lines(label: str, total: float, unit: str) -> Callable[[float], None]:
-    start = last = time.perf_counter()
+    start = time.perf_counter()
     done = 0.0
 
     def advance(count: float) -> None:
-        nonlocal done, last
+        nonlocal done
         done += count
-        now = time.perf_counter()
-        if now - last >= SECONDS_BETWEEN_LINES:
-            last = now
-            rate = done / (now - start)
-            left = (total - done) / rate
-            log(f"{label}: {done:.0f}/{total:.0f} {unit} · {rate:.1f}/s · {left:.0f} s left")
+        note(line)
+
+    def line() -> str:
+        rate = done / (time.perf_counter() - start)
+        left = (total - done) / rate
+        return f"{label}: {done:.0f}/{total:.0f} {unit} · {rate:.1f}/s · {left:.0f} s left"
 
     return advance

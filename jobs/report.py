@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from jobs import plots
-from jobs.comparison import read
 from jobs.runs import RunFolder, read_arrays, write
 
 # Lecture 44 of IIT Kharagpur's deep-learning course: test accuracy after five epochs; all three
@@ -24,7 +23,7 @@ DPI = 110
 
 def write_report(folder: RunFolder) -> None:
     """Writes report/*.png and report/index.html; needs comparison.json and the variants' files."""
-    comparison = read(folder)
+    comparison = folder.comparison()
     target = folder.path / "report"
     pictures: dict[str, str] = {}
     for name, figure in _figures(folder, comparison):

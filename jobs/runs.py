@@ -201,6 +201,16 @@ class RunFolder:
         manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
         return manifest
 
+    @staticmethod
+    def archive(name: str) -> str:
+        """Where in a run folder its winner is packed."""
+        return f"model/{name}.mar"
+
+    def comparison(self) -> dict[str, Any]:
+        """Who won, as written to comparison.json."""
+        comparison: dict[str, Any] = json.loads((self.path / "comparison.json").read_text())
+        return comparison
+
     def add_environment(self, environment: dict[str, Any]) -> None:
         """Notes where the run was worked on; one entry for each time it was started."""
         path = self.path / "environment.json"

@@ -2,22 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from jobs.pruning import Item
-from jobs.registry import ARCHIVE, Channel
+if TYPE_CHECKING:
+    from jobs.pruning import Item
+    from jobs.registry import Channel
 
 
 def show(comparison: dict[str, Any]) -> None:
     """Prints the variants side by side, then what the comparison says in words."""
     console = _console()
-    data = comparison["data"]
-    table = Table(
-        title=f"{data['source']} · {comparison['weights']}", title_justify="left", box=None
-    )
+    console.print(f"data: {comparison['data']['source']}", markup=False)
+    console.print(f"pretrained: {comparison['weights']}", markup=False)
+    table = Table(box=None, pad_edge=False)
     columns = ("variant", "test %", "95 %", "loss", "ECE", "trained", "seconds", "img/s", "memory")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
@@ -47,8 +47,10 @@ def _cells(variant: dict[str, Any]) -> list[str]:
     ]
 
 
-def show_models(manifests: Sequence[dict[str, Any]], channels: Mapping[str, Channel]) -> None:
+def show_models(manifests: Sequence[dict[str, Any]], channels: Mapping[str, "Channel"]) -> None:
     """Prints a model's versions, the newest first, and which channels point to each."""
+    from jobs.registry import ARCHIVE
+
     table = Table(box=None)
     for column in ("version", "variant", "test %", "images", "age", "MiB", "channel"):
         right = column in ("test %", "images", "age", "MiB")
@@ -69,7 +71,7 @@ def show_models(manifests: Sequence[dict[str, Any]], channels: Mapping[str, Chan
     _console().print(table if manifests else "no versions yet")
 
 
-def show_pruned(items: Sequence[Item], *, dry_run: bool) -> None:
+def show_pruned(items: Sequence["Item"], *, dry_run: bool) -> None:
     console = _console()
     for item in items:
         console.print(f"{item.prefix}  {_age(item.modified)}  {item.size / 2**20:.1f} MiB")

@@ -20,7 +20,7 @@ from jobs.devices import Device
 from jobs.errors import ConfigurationError, Diverged, Interrupted
 from jobs.evaluation import predict, quick_scores
 from jobs.models import moving_norms, set_training_mode
-from jobs.progress import log, task
+from jobs.progress import log, note, task
 
 Row = dict[str, Any]
 
@@ -279,6 +279,7 @@ def fit(
             rows += [score(trainer, *split, evaluation.batch_size) for split in scored.items()]
             distributed.once(functools.partial(store.append, rows))
             accuracy = rows[-1]["accuracy"]
+            note(functools.partial(_epoch_line, label, rows[-1]))
             if evaluation.keep == "last" or accuracy > trainer.best_accuracy:
                 trainer.best_accuracy, trainer.best_epoch = accuracy, trainer.epoch
                 state = trainer.scored_network.state_dict()
@@ -330,6 +331,10 @@ def score(trainer: Trainer, split: str, examples: Examples, batch_size: int) -> 
         )
     rate = len(examples) / (time.perf_counter() - start)
     return _row(trainer, split, **quick_scores(logits, examples.labels), images_per_second=rate)
+
+
+def _epoch_line(label: str, row: Row) -> str:
+    return f"{label}: {row['accuracy']:.1%} of {row['split']} right"
 
 
 def _row(trainer: Trainer, split: str, **values: float | None) -> Row:

@@ -1,31 +1,33 @@
-"""What tests share: a job small enough for seconds, and the real data where there is some."""
+"""What tests share: a job small enough for seconds, and the runs that many of them look at."""
 
+import fcntl
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
-import numpy as np
 import pytest
-import torch
 import yaml
-from PIL import Image
 
-from jobs import config, data
+from jobs import config
 from jobs.runs import RunFolder
-from serving.processes import free_ports
+from serving.processes import cores, free_ports
 
 if TYPE_CHECKING:
     from service import Service
 
-pytest_plugins = ["object_store"]
+pytest_plugins = ["manifests", "object_store"]
+
+# Several workers of pytest-xdist share the cores, and so do the processes that they start: this
+# has to be set before torch is imported, which nothing here does.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(workers))))
 
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
@@ -73,61 +75,101 @@ def tiny_yaml(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nobody's cache is read or written, by tests or by what they start; but for matplotlib's
+    list of fonts, which takes it half a minute to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "MPLCONFIGDIR" not in os.environ:
+            patch.setenv("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CIFAR-10 as a folder of JPEGs, and a pretrained trunk; see the README of that folder."""
-    unpack = SHARED_DATA / "unpack.sh"
-    if not unpack.is_file():
-        pytest.skip(f"the real data is not at {SHARED_DATA}")
-    target = tmp_path_factory.mktemp("real-data")
-    subprocess.run(["bash", str(unpack), str(target)], check=True, capture_output=True)
-    return target
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeOnce]:
+    """Makes a folder that all workers share: the first to need it does, the others wait.
+
+    Nobody may change it: `copy_of` gives a run that one may.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of this session's workers
+    made: dict[Path, dict[Path, int]] = {}
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / "shared" / name, root / "shared" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        with (root / "shared" / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                assert not folder.exists(), f"{name} could not be made; see the first failure"
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        made[folder] = changed_at(folder)
+        return folder
+
+    yield make
+    for folder, before in made.items():
+        assert changed_at(folder) == before, f"a test has changed {folder.name}, which all share"
 
 
-def start_job(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs", *map(str, arguments)],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-    )
+def changed_at(folder: Path) -> dict[Path, int]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
-def job(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m jobs` to its end."""
-    process = start_job(*arguments)
-    stdout, stderr = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+def copy_of(run: RunFolder, parent: Path) -> RunFolder:
+    """A run of the same name that a test may change; weights are not copied but linked, as they
+    are only ever replaced."""
+    for source in run.path.rglob("*"):
+        target = parent / run.run_id / source.relative_to(run.path)
+        if source.is_dir():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix in (".safetensors", ".mar"):
+            target.hardlink_to(source)
+        else:
+            target.write_bytes(source.read_bytes())
+    return RunFolder(parent / run.run_id)
 
 
-def stop_when(path: Path, process: subprocess.Popen[str], number: signal.Signals) -> int:
-    """Sends a signal as soon as a file exists; returns the exit code."""
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    process.send_signal(number)
-    process.communicate()
-    return process.returncode
+@pytest.fixture(scope="session")
+def compared(make_once: MakeOnce) -> RunFolder:
+    """The tiny job with two seeds, finished: trained, compared, reported. To be looked at."""
+
+    def run(folder: Path) -> None:
+        from jobs import pipeline
+
+        once = tiny_config(runtime={"seeds": [0, 1]}, optim={"epochs": 1})
+        pipeline.run(once, RunFolder(folder / "tiny"))
+
+    return RunFolder(make_once("compared", run) / "tiny")
 
 
 MODEL = "inception_v3_cifar10"
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The tiny job's frozen variant, trained until it is sure of itself; its run exports it."""
-    from jobs import pipeline
+def exported(make_once: MakeOnce) -> RunFolder:
+    """The tiny job's frozen variant, trained until it is sure of itself; its run exports it. To
+    be looked at."""
 
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "exported")
-    resolved = tiny_config(
-        optim={"epochs": 100, "learning_rate": 0.02, "label_smoothing": 0.0},
-        export={"enabled": True},
-    )
-    resolved = resolved.model_copy(update={"variants": resolved.variants[2:]})
-    pipeline.run(resolved, folder)
-    return folder
+    def run(folder: Path) -> None:
+        from jobs import pipeline
+
+        sure = tiny_config(
+            optim={"epochs": 100, "learning_rate": 0.02, "label_smoothing": 0.0},
+            export={"enabled": True},
+        )
+        sure = sure.model_copy(update={"variants": sure.variants[2:]})
+        pipeline.run(sure, RunFolder(folder / "exported"))
+
+    return RunFolder(make_once("exported", run) / "exported")
 
 
 @pytest.fixture(scope="session")
@@ -140,8 +182,76 @@ def service(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """One that all tests share which leave it as it is."""
     from service import running
 
-    with running(archive, tmp_path_factory.mktemp("service") / "state") as service:
+    state = tmp_path_factory.mktemp("service") / "state"
+    with running(archive, state, SERVING_WORKERS="2") as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text("first-key\nsecond-key\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def locked(
+    archive: Path, keys: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator["Service"]:
+    """Another, which wants keys: two of a file, one of the environment."""
+    from service import running
+
+    state = tmp_path_factory.mktemp("locked") / "state"
+    given = {"SERVING_API_KEYS_FILE": str(keys), "SERVING_API_KEYS": "third-key"}
+    with running(archive, state, **given) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def real_data(make_once: MakeOnce) -> Path:
+    """CIFAR-10 as a folder of JPEGs, and a pretrained trunk; see the README of that folder."""
+    unpack = SHARED_DATA / "unpack.sh"
+    if not unpack.is_file():
+        pytest.skip(f"the real data is not at {SHARED_DATA}")
+
+    def run(folder: Path) -> None:
+        subprocess.run(["bash", str(unpack), str(folder)], check=True, capture_output=True)
+
+    return make_once("real-data", run)
+
+
+class WithoutTorch(MetaPathFinder):
+    """Makes an import of torch an error at the place where it happens."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "torch":
+            raise ImportError("`make check` is quick because what it runs does not import torch")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unit = ROOT / "tests" / "unit"
+    if all(Path(argument).absolute().is_relative_to(unit) for argument in config.args):
+        assert "torch" not in sys.modules
+        sys.meta_path.insert(0, WithoutTorch())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests go to the same worker: those of a file, which share its fixtures, and all that
+    ask the shared service. What takes longest is begun first, so that no worker waits at the end.
+    """
+    for item in items:
+        asks = {"service", "locked"} & set(getattr(item, "fixturenames", ()))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("service" if asks else item.path.stem))
+    items.sort(key=lambda item: LONGEST_FIRST.get(_group(item), len(LONGEST_FIRST)))
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    return str(marker.args[0]) if marker else ""
+
+
+LONGEST_FIRST: dict[str, int] = {}
 
 
 def classes_of(run: RunFolder) -> list[str]:
@@ -151,6 +261,11 @@ def classes_of(run: RunFolder) -> list[str]:
 
 def pictures(run: RunFolder, count: int) -> list[bytes]:
     """The first test pictures as PNG files."""
+    import torch
+    from PIL import Image
+
+    from jobs import data
+
     files = []
     for picture in data.load(run.config().data).test.raw(torch.arange(count)):
         file = io.BytesIO()
@@ -161,6 +276,8 @@ def pictures(run: RunFolder, count: int) -> list[bytes]:
 
 def predictions(run: RunFolder, count: int) -> list[str]:
     """The job's own labels for them."""
+    import numpy as np
+
     with np.load(run.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         return [classes_of(run)[i] for i in arrays["logits"][:count].argmax(1)]
 

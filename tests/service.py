@@ -19,7 +19,7 @@ from typing import Any
 
 from conftest import MODEL, ROOT, free_port
 
-FAST = {"SERVING_ENDPOINT_SECONDS": "1", "SERVING_WORKERS": "2"}
+FAST = {"SERVING_ENDPOINT_SECONDS": "1", "SERVING_WORKERS": "1"}  # a second takes 5 s to start
 
 
 @dataclass

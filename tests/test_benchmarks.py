@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, tiny
-from test_readme import make_photos
+from drawings import make_photos
 
 
 def measured(name: str, out: Path, *options: str, file: str = "") -> dict[str, Any]:
@@ -22,6 +22,7 @@ def measured(name: str, out: Path, *options: str, file: str = "") -> dict[str, A
     return figures
 
 
+@pytest.mark.slow
 def test_the_lectures_loop_and_the_job_are_measured_in_turns(tmp_path: Path) -> None:
     small = ("--size", "75", "--train", "8", "--test", "1", "--epochs", "1", "--rounds", "1")
     figures = measured("training", tmp_path, *small)
@@ -30,6 +31,7 @@ def test_the_lectures_loop_and_the_job_are_measured_in_turns(tmp_path: Path) -> 
     assert figures["job"]["peak_memory_bytes"] > 100e6
 
 
+@pytest.mark.slow
 def test_a_technique_is_switched_off_alone(tmp_path: Path) -> None:
     small = ("--size", "75", "--epochs", "1", "--rounds", "1")
     options = ("--techniques", "trunk once", *small)
@@ -39,6 +41,7 @@ def test_a_technique_is_switched_off_alone(tmp_path: Path) -> None:
     assert figures["made_on"]["command"][0] == "python -m benchmarks.training"
 
 
+@pytest.mark.slow
 def test_scaling_is_measured_over_images_batches_and_processes(tmp_path: Path) -> None:
     small = ["--size", "75", "--images", "4", "8", "--batches", "2", "4", "--processes", "1", "2"]
     figures = measured("scaling", tmp_path, *small)
@@ -46,12 +49,14 @@ def test_scaling_is_measured_over_images_batches_and_processes(tmp_path: Path) -
     assert all(rate > 0 for rate in figures["images_per_second_by_processes"].values())
 
 
+@pytest.mark.slow
 def test_the_start_is_measured(tmp_path: Path) -> None:
     seconds = measured("start", tmp_path, "--rounds", "1")["seconds"]
     assert seconds["--help"][0] < seconds["first step"][0]
     assert set(seconds) == {"import jobs.cli", "--help", "first step", "finished run"}
 
 
+@pytest.mark.slow
 def test_memory_is_measured(tmp_path: Path) -> None:
     make_photos(tmp_path / "photos")
     data = ("--data", str(tmp_path / "photos"), "--size", "75")
@@ -59,6 +64,7 @@ def test_memory_is_measured(tmp_path: Path) -> None:
     assert figures["images"] == 26 and figures["model_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_the_measurement_for_a_gpu_reads_all_from_the_run(tmp_path: Path) -> None:
     make_photos(tmp_path / "photos")
     raw = tiny(optim={"epochs": 1, "batch_size": 4}, evaluation={"batch_norm_images": 0})
@@ -72,7 +78,11 @@ def test_the_measurement_for_a_gpu_reads_all_from_the_run(tmp_path: Path) -> Non
     assert variants["scratch"]["training_images_per_second"][0] > 0
 
 
-def test_a_step_is_profiled(tmp_path: Path) -> None:
-    small = ("--steps", "1", "--batch", "2", "--size", "75")
-    seconds = measured("profile", tmp_path, *small)["seconds_a_step"]
+def test_a_step_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import profile
+
+    small = ("--steps", "1", "--batch", "2", "--size", "75", "--out", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["profile", *small])
+    profile.main()
+    seconds = json.loads((tmp_path / "profile.json").read_text())["seconds_a_step"]
     assert seconds["convolution"] > 0 and seconds["convolution backward"] > 0

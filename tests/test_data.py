@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
+from drawings import make_photos, photo
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,22 +19,11 @@ def settings(**changes: object) -> config.Data:
     return tiny_config(data=changes).data
 
 
-def photo(path: Path, size: tuple[int, int] = (32, 32), mode: str = "RGB", seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    bands = len(Image.new(mode, (1, 1)).getbands())
-    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), np.uint8)
-    Image.fromarray(noise.squeeze(), mode=None).save(path)
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Two classes of ten training and four test pictures, 32×32."""
-    root = tmp_path / "photos"
-    for split, count in (("train", 10), ("test", 4)):
-        for label, name in enumerate(("cat", "dog")):
-            for i in range(count):
-                photo(root / split / name / f"{i}.png", seed=100 * label + i)
-    return root
+    make_photos(tmp_path / "photos", train=10, test=4, size=(32, 32))
+    return tmp_path / "photos"
 
 
 def folder(root: Path, **changes: object) -> config.Data:
@@ -57,7 +47,8 @@ def test_generated_pictures_depend_on_the_seed_alone() -> None:
 
 
 def test_the_source_task_and_the_target_task_share_no_picture_and_no_hue() -> None:
-    source = data.draw_source_task(20, settings())
+    textures = config.StandIn(task="textures", images=20)
+    source = data.draw_source_task(textures, settings())
     assert source.pixels.shape == (20, 3, 75, 75) and source.pixels.dtype == torch.uint8
     target = data.load(settings(train_images=20)).train
     assert not any(torch.equal(a, b) for a in source.pixels for b in target.pixels)
@@ -238,6 +229,7 @@ def test_pixels_that_stay_behind_arrive_as_the_same_batches() -> None:
     assert torch.equal(one, expected[0]), "and may be left half-way"
 
 
+@pytest.mark.slow
 def test_cifar10_of_sixty_thousand_jpegs_is_decoded_once(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, free_port, job, tiny
+from command import Job, ended, job, start_job
+from conftest import ROOT, free_port, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -33,7 +34,7 @@ RAW = tiny(
         {"name": "finetune", "init": "pretrained", "batch_norm": "eval"},
         {"name": "frozen", "init": "pretrained", "trainable": "head"},
     ],
-    runtime={"checkpoint_every": 2},
+    runtime={"checkpoint_every": 1},
     evaluation={"batch_norm_images": 0, "batch_size": 7},
 )
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -66,18 +67,11 @@ def start(*command: str | Path, **environment: str) -> subprocess.Popen[str]:
     return process
 
 
-def start_pair(*arguments: str | Path) -> list[subprocess.Popen[str]]:
+def start_pair(*arguments: str | Path) -> list[Job]:
     """Two processes of a job as torchrun would start them; their exit codes can be told apart."""
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     group["MASTER_PORT"] = str(free_port())
-    command = (sys.executable, "-m", "jobs", *arguments)
-    return [start(*command, **group, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    return [start_job(*arguments, **group, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
 
 
 def workers(agent: subprocess.Popen[str]) -> list[int]:
@@ -126,30 +120,34 @@ def test_one_of_two_asked_to_stop_both_stop_and_the_same_command_ends_as_one_pro
 ) -> None:
     arguments = ("run", "--config", config, "--out", tmp_path, "--run-id", "r")
     variant = tmp_path / "r" / "variants" / "finetune"
-    pair = start_pair(*arguments)
-    wait_for(variant / "last.ckpt", pair[0])
-    pair[1].send_signal(signal.SIGTERM)
-    messages = [process.communicate()[1] for process in pair]
+    with ended(start_pair(*arguments)) as pair:
+        pair[0].wait_for(variant / "last.ckpt")
+        pair[1].send_signal(signal.SIGTERM)
+        messages = [process.communicate()[1] for process in pair]
     assert [process.returncode for process in pair] == [75, 75], messages
     assert "SIGTERM: state saved" in messages[1] and "another process was asked" in messages[0]
     state = torch.load(variant / "last.ckpt", weights_only=True)
     assert (state["epoch"], state["step"]) != (2, 0), "it was stopped on the way"
 
-    pair = start_pair(*arguments)
-    outputs = [process.communicate() for process in pair]
+    with ended(start_pair(*arguments)) as pair:
+        outputs = [process.communicate() for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert "finetune: goes on in epoch" in outputs[0][1]
     assert "index.html" in outputs[0][0] and not outputs[1][0] and not outputs[1][1]
     assert_same(RunFolder(tmp_path / "r"), alone)
 
 
+@pytest.mark.slow
 def test_after_a_killed_worker_torchrun_goes_on_from_the_checkpoint(
     config: Path, alone: RunFolder, tmp_path: Path
 ) -> None:
     command = (*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "1", "--master-port")
     arguments = ("run", "--config", config, "--out", tmp_path, "--run-id", "r")
     agent = start(*command, str(free_port()), "-m", "jobs", *arguments)
-    wait_for(tmp_path / "r" / "variants" / "finetune" / "last.ckpt", agent)
+    checkpoint = tmp_path / "r" / "variants" / "finetune" / "last.ckpt"
+    while not checkpoint.exists():
+        assert agent.poll() is None, agent.communicate()
+        time.sleep(0.02)
     os.kill(workers(agent)[1], signal.SIGKILL)
     stdout, stderr = agent.communicate()
     assert agent.returncode == 0, stderr
@@ -164,8 +162,8 @@ def test_what_fails_in_one_process_ends_all_with_its_exit_code(
     config: Path, tmp_path: Path
 ) -> None:
     setting = "weights.source=/no.safetensors"
-    pair = start_pair("run", "--config", config, "--out", tmp_path, "--set", setting)
-    messages = [process.communicate()[1] for process in pair]
+    with ended(start_pair("run", "--config", config, "--out", tmp_path, "--set", setting)) as pair:
+        messages = [process.communicate()[1] for process in pair]
     assert [process.returncode for process in pair] == [3, 3], messages
     assert all(message.splitlines()[-1].startswith("error: ") for message in messages)
     assert "Traceback" not in "".join(messages)

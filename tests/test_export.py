@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import shutil
 import zipfile
 from base64 import b64encode
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, classes_of, pictures, predictions, tiny_config
+from conftest import MODEL, classes_of, copy_of, pictures, predictions, tiny_config
 
 from jobs import data, export
 from jobs.config import Export
@@ -86,8 +85,7 @@ def test_int8_ships_only_within_the_allowed_drop(
     exported: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An int8 network that is made to lose half of its accuracy stays out of the archive."""
-    copy = RunFolder(tmp_path / exported.run_id)
-    shutil.copytree(exported.path, copy.path)
+    copy = copy_of(exported, tmp_path)
     real = export.compare
 
     def losing(logits: Any, reference: Any, labels: Any) -> dict[str, float]:

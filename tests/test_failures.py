@@ -43,24 +43,24 @@ def workers_of(service: Service) -> list[int]:
 
 
 def test_a_killed_worker_costs_its_batch_and_comes_back(
-    archive: Path, exported: RunFolder, tmp_path: Path
+    service: Service, exported: RunFolder
 ) -> None:
+    """… so that the shared service is what it was."""
     file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
-    with running(archive, tmp_path / "state") as service:
-        while len(before := workers_of(service)) < 2:
+    while len(before := workers_of(service)) < 2:
+        time.sleep(0.1)
+    with load(service, file, label, clients=4) as statuses:
+        while statuses[200] < 20:
+            time.sleep(0.05)
+        os.kill(before[0], signal.SIGKILL)
+        killed = time.monotonic()
+        while not set(workers_of(service)) - set(before):
+            assert time.monotonic() < killed + 120
             time.sleep(0.1)
-        with load(service, file, label, clients=4) as statuses:
-            while statuses[200] < 20:
-                time.sleep(0.05)
-            os.kill(before[0], signal.SIGKILL)
-            killed = time.monotonic()
-            while not set(workers_of(service)) - set(before):
-                assert time.monotonic() < killed + 120
-                time.sleep(0.1)
-        print(f"a new worker after {time.monotonic() - killed:.1f} s; clients saw {statuses}")
-        assert set(statuses) <= {200, 503}
-        assert statuses[503] <= 2, "no more than the batch that it held"
-        assert get(f"{service.address}/readyz")[0] == 200
+    print(f"a new worker after {time.monotonic() - killed:.1f} s; clients saw {statuses}")
+    assert set(statuses) <= {200, 503}
+    assert statuses[503] <= 2, "no more than the batch that it held"
+    assert get(f"{service.address}/readyz")[0] == 200
 
 
 def broken(archive: Path, folder: Path) -> Path:
@@ -139,20 +139,3 @@ def test_what_cannot_be_served_is_one_line_and_a_code(
     )
     assert done.returncode == code, done.stderr
     assert complaint in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_settings_come_from_a_file_too_and_the_environment_wins(tmp_path: Path) -> None:
-    from serving.settings import SettingsError, from_environment
-
-    file = tmp_path / "settings.yaml"
-    file.write_text("model_uri: m.mar\nport: 9000\nworkers: 3\n")
-    settings = from_environment({"SERVING_CONFIG": str(file), "SERVING_PORT": "9001"})
-    assert (settings.model_uri, settings.port, settings.workers) == ("m.mar", 9001, 3)
-    for content, complaint in (
-        ("model_uri: m\nprt: 1", "prt: Extra inputs"),
-        ("a: [", "SERVING_CONFIG: "),
-        ("- 1", "not a mapping"),
-    ):
-        file.write_text(content)
-        with pytest.raises(SettingsError, match=complaint):
-            from_environment({"SERVING_CONFIG": str(file)})

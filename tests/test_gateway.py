@@ -7,16 +7,15 @@ import sysconfig
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
+from drawings import bomb
 from PIL import Image
-from service import Service, exchange, get, run_all, running
-from test_images import bomb
+from service import Service, exchange, get, run_all
 
 from jobs.runs import RunFolder
 
@@ -191,24 +190,6 @@ def test_the_openapi_document_names_the_model_and_holds_under_fuzzing(
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("keys") / "keys"
-    file.write_text("first-key\nsecond-key\n")
-    return file
-
-
-@pytest.fixture(scope="module")
-def locked(
-    archive: Path, keys: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    """A service that wants keys: two of a file, one of the environment."""
-    state = tmp_path_factory.mktemp("locked") / "state"
-    given = {"SERVING_API_KEYS_FILE": str(keys), "SERVING_API_KEYS": "third-key"}
-    with running(archive, state, **given) as service:
-        yield service
-
-
 def with_key(service: Service, file: bytes, authorization: str | None) -> int:
     headers = {"Content-Type": "image/png"}
     if authorization is not None:
@@ -221,9 +202,10 @@ def with_key(service: Service, file: bytes, authorization: str | None) -> int:
 
 
 def test_predictions_want_one_of_the_keys_and_nothing_else_does(
-    locked: Service, exported: RunFolder
+    locked: Service, keys: Path, exported: RunFolder
 ) -> None:
     file = pictures(exported, 1)[0]
+    keys.write_text("first-key\nsecond-key\n")
     for key in ("first-key", "second-key", "third-key"):
         assert with_key(locked, file, f"Bearer {key}") == 200
     for wrong in (None, "Bearer", "Bearer ", "Bearer first", "Basic first-key", "Bearer ä"):
@@ -237,7 +219,8 @@ def test_predictions_want_one_of_the_keys_and_nothing_else_does(
 
 def test_keys_change_without_a_restart(locked: Service, keys: Path, exported: RunFolder) -> None:
     file = pictures(exported, 1)[0]
-    time.sleep(0.01)  # a file's time has to differ
-    keys.write_text("new-key\n")
-    assert with_key(locked, file, "Bearer new-key") == 200
-    assert with_key(locked, file, "Bearer first-key") == 401
+    for key, other in (("old-key", "new-key"), ("new-key", "old-key")):
+        time.sleep(0.01)  # a file's time has to differ
+        keys.write_text(f"{key}\n")
+        assert with_key(locked, file, f"Bearer {key}") == 200
+        assert with_key(locked, file, f"Bearer {other}") == 401

@@ -1,12 +1,11 @@
 """The one path from bytes to tensor reads what people send, and refuses the rest clearly."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
+from drawings import bomb
 from PIL import Image
 
 from serving.images import ImageError, decode, to_input
@@ -65,23 +64,6 @@ def test_an_animation_gives_its_first_frame() -> None:
     frames = [solid("RGB", RED), solid("RGB", (0, 0, 255))]
     data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     assert decode(data).getpixel((2, 2)) == RED
-
-
-def bomb(side: int) -> bytes:
-    """A PNG header that promises `side`² pixels."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        )
-
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize(

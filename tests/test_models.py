@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import inception_v3
 
-from jobs import models
+from jobs import config, models
 from jobs.config import Variant
 from jobs.errors import UnavailableError
 
@@ -31,6 +32,12 @@ def test_the_parameter_counts_are_the_published_ones() -> None:
     heads = (2048 + 1) * 990 + (768 + 1) * 990
     assert described["parameters"] == 27_161_264 - heads
     assert sum(layer["parameters"] for layer in described["layers"]) == described["parameters"]
+
+
+def test_the_blocks_are_those_of_torchvision() -> None:
+    network = inception_v3(weights=None, init_weights=False, aux_logits=False)
+    children = [n for n, m in network.named_children() if list(m.parameters()) and n != "fc"]
+    assert children == list(config.BLOCKS)
 
 
 def test_the_layer_table_has_the_papers_shapes() -> None:
@@ -159,6 +166,7 @@ def test_imagenet_weights_out_of_reach_say_what_to_do(monkeypatch: pytest.Monkey
         models.load_pretrained("imagenet")
 
 
+@pytest.mark.slow
 def test_the_real_trunk_loads(real_data: Path) -> None:
     state = models.load_pretrained(str(real_data / "inception_v3_backbone_fp16.safetensors"))
     network = models.create(FINETUNE, 10, state, seed=0)

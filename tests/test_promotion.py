@@ -1,7 +1,6 @@
 """What production serves changes through a gate, one promotion at a time, and goes back."""
 
 import json
-import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 from botocore.awsrequest import AWSResponse
-from conftest import MODEL, job, tiny_config
+from command import forking, job
+from conftest import MODEL, tiny_config
 from object_store import BUCKET, Proxy, exported_run, finished_run, keys_of
 
 from jobs import config, deployment, promotion
@@ -227,8 +227,7 @@ def contend_in_a_process(number: int, settings: config.Storage, barrier: Any, qu
 def test_of_promotions_at_once_in_processes_exactly_one_wins(
     settings: config.Storage, registry: Registry
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jobs.promotion", "test_promotion"])
+    context = forking()
     barrier, queue = context.Barrier(RIVALS), context.Queue()
     processes = [
         context.Process(target=contend_in_a_process, args=(number, settings, barrier, queue))
@@ -385,11 +384,6 @@ def test_prune_goes_by_its_rule_and_spares_what_a_channel_names(
     assert not listed.get("Uploads")
     rollback(resolved)
     assert serving(registry) == "a"
-
-
-def test_prune_wants_a_rule(settings: config.Storage) -> None:
-    done = job("prune", "--set", f"storage.uri={settings.uri}")
-    assert done.returncode == 2 and "a rule is needed" in done.stderr
 
 
 # In a cluster

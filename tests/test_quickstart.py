@@ -1,19 +1,104 @@
-"""`make run` as a newcomer meets it: minutes, and a comparison in which transfer helps."""
+"""`make run` as a newcomer meets it: minutes, a comparison that shows the lesson, and no noise."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import job
+from command import ROOT, job
+from conftest import tiny_config
+from readme import README
+
+from jobs.runs import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The quickstart as it is: its folder, what it printed, and what it said on the way."""
+    out = tmp_path_factory.mktemp("quickstart")
+    cache = f"data.cache={out / 'cache'}"  # so that the weights are trained, too
+    done = job("run", "--config", "quickstart", "--set", cache, "--out", out, "--run-id", "r")
+    assert done.returncode == 0, done.stderr
+    return out / "r", done.stdout, done.stderr
 
 
 @pytest.mark.slow
-def test_the_quickstart_shows_that_transfer_helps(tmp_path: Path) -> None:
-    done = job("run", "--config", "quickstart", "--out", tmp_path, "--run-id", "r")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "r" / "comparison.json").read_text())
-    assert result["winner"] in ("finetune", "frozen")
-    assert "a stand-in for ImageNet" in result["weights"]
-    pairs = [p for p in result["pairs"] if {p["a"], p["b"]} == {result["winner"], "scratch"}]
-    assert pairs[0]["a"] == result["winner"], "pairs are ordered by validation accuracy"
-    assert pairs[0]["low"] > 0 and pairs[0]["p_value"] < 0.05
+@pytest.mark.xdist_group("quickstart")
+def test_fine_tuning_is_far_ahead_of_a_random_start(run: tuple[Path, str, str]) -> None:
+    result = RunFolder(run[0]).comparison()
+    assert result["winner"] == "finetune"
+    assert "printed characters, a stand-in for ImageNet" in result["weights"]
+    assert result["variants"]["finetune"]["test"]["images"] >= 500
+    [pair] = [p for p in result["pairs"] if {p["a"], p["b"]} == {"finetune", "scratch"}]
+    assert pair["a"] == "finetune" and pair["difference"] > 0.15 and pair["p_value"] < 0.001
+
+
+def shape(text: str) -> list[str]:
+    """The lines of an output, with a # for what differs from machine to machine."""
+    lines = (" ".join(line.split()) for line in text.splitlines() if line.strip())
+    return [re.sub(r"[+−]?\d[\d.,]*( × 10\S+)?", "#", line) for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("quickstart")
+def test_the_readme_shows_what_it_prints_in_the_same_order(run: tuple[Path, str, str]) -> None:
+    printed = shape(run[1].partition("\n\n")[0])
+    [shown] = [block for block in README.split("```") if block.lstrip().startswith("data: hand")]
+    assert sorted(printed[:6]) == sorted(shape(shown)[:6]), "the table"
+    words = [re.sub(r"cannot be told apart.*|beats.*", "", line) for line in shape(shown)[6:]]
+    assert len(printed) == len(shape(shown)) and len(words) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("quickstart")
+def test_it_says_what_comes_and_nothing_that_is_not_ours(run: tuple[Path, str, str]) -> None:
+    said = run[2].splitlines()
+    assert "to do: scratch, the stand-in for ImageNet, finetune, frozen, report, archive" in run[2]
+    ours = re.compile(r"(/\S+|data|to do|weights|stand-in|scratch|finetune|frozen|export)[:, ]")
+    assert [line for line in said if not ours.match(line)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("quickstart")
+def test_its_archive_is_one_of_digits(run: tuple[Path, str, str]) -> None:
+    described = json.loads((run[0] / "model" / "inception_v3_digits.json").read_text())
+    assert described["classes"] == list("0123456789") and described["image_size"] == [8, 8]
+
+
+def test_stand_in_weights_are_trained_once_and_kept_for_other_runs(tmp_path: Path) -> None:
+    from jobs import pipeline
+
+    small = {"task": "textures", "images": 20, "optim": {"epochs": 1}}
+    resolved = tiny_config(
+        data={"cache": str(tmp_path / "cache")},
+        weights={"source": "stand-in", "stand_in": small},
+        optim={"epochs": 1},
+    )
+    resolved = resolved.model_copy(update={"variants": resolved.variants[1:]})
+    first, second = RunFolder(tmp_path / "first"), RunFolder(tmp_path / "second")
+    results = [pipeline.run(resolved, folder)["variants"] for folder in (first, second)]
+    rows = [[row["variant"] for row in folder.metrics()] for folder in (first, second)]
+    assert "stand-in" in rows[0] and "stand-in" not in rows[1]
+    losses = [[result[name]["test"]["loss"] for name in result] for result in results]
+    assert losses[0] == losses[1]
+
+    [kept] = (tmp_path / "cache").glob("stand-in-*.safetensors")
+    other = resolved.model_copy(
+        update={"data": resolved.data.model_copy(update={"seed": 1}), "variants": ()}
+    )
+    job_of_another_seed = pipeline.Job(other, second)
+    assert job_of_another_seed._kept_stand_in != kept, "other pictures make other weights"
+
+
+def test_a_finished_run_is_shown_without_loading_torch(exported: RunFolder) -> None:
+    arguments = ["run", "--config", str(exported.path / "config.yaml"), "--run-id", "exported"]
+    code = (
+        "import sys; from jobs.cli import app\n"
+        f"app({[*arguments, '--out', str(exported.path.parent)]!r}, standalone_mode=False)\n"
+        "assert not {'torch', 'boto3', 'matplotlib'} & set(sys.modules), 'a finished run is quick'"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "frozen wins" in done.stdout and "is finished; --run-id" in done.stderr

@@ -1,47 +1,53 @@
 """What the README tells people to type works, on a job that has been made small."""
 
 import json
-import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, job
+from command import job
+from conftest import TINY
+from drawings import make_photos
+from readme import JOBS
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip() and not line.startswith("#")
-]
-JOBS = sorted({c for c in COMMANDS if c.startswith("python -m jobs")})
+from jobs import config
+
 SMALL = {
     **{f"data.{k}": v for k, v in TINY["data"].items() if k not in ("source",)},
     **{f"optim.{k}": v for k, v in TINY["optim"].items()},
+    "data.train_images": 40,
+    "data.test_images": 20,
     "optim.epochs": 1,
-    "weights.stand_in.images": 20,
+    "weights.source": "stand-in",
+    "weights.stand_in.images": 40,
+    "weights.stand_in.optim.epochs": 1,
+    "weights.stand_in.optim.batch_size": 20,
     "export.enabled": False,
 }
 
 
-def test_the_readme_has_commands() -> None:
-    assert {"make run", "make test"} <= set(COMMANDS)
-    assert len(JOBS) >= 4
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all commands, as people have it: the stand-in weights are trained but once."""
+    return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("command", sorted({c for c in COMMANDS if c.startswith("make ")}))
-def test_a_make_target_exists(command: str) -> None:
-    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, check=True)
+def one_variant(arguments: list[str], number: int) -> dict[str, str]:
+    """Of the command's configuration; each command takes another one."""
+    name = arguments[arguments.index("--config") + 1] if "--config" in arguments else "default"
+    variants = config.load(name).variants
+    variant = variants[number % len(variants)]
+    return variant.model_dump(mode="json", exclude={"optim"})
 
 
 @pytest.mark.parametrize("command", JOBS)
-def test_a_command_of_the_job_runs_as_it_is_written(command: str, tmp_path: Path) -> None:
+def test_a_command_of_the_job_runs_as_it_is_written(
+    command: str, cache: Path, tmp_path: Path
+) -> None:
     arguments = shlex.split(command)[3:]
     if arguments[0] not in ("run", "train"):
-        pytest.skip("needs a run's folder or the network; see test_cli.py and test_report.py")
-    small = dict(SMALL)
+        pytest.skip("needs a run's folder or the network; see test_cli.py and test_promotion.py")
+    small = {**SMALL, "data.cache": str(cache)}
     if "data.source=folder" in command:
         make_photos(tmp_path / "photos")
         arguments = [a.replace("/data/photos", str(tmp_path / "photos")) for a in arguments]
@@ -51,23 +57,11 @@ def test_a_command_of_the_job_runs_as_it_is_written(command: str, tmp_path: Path
         small |= {"data.source": "generated"}
     if "lecture" in command:
         small |= {"data.validation": 0.0}
-    small |= {"weights.source": "stand-in", "data.cache": str(tmp_path / "cache")}
+    if arguments[0] == "run":
+        small |= {"variants": [one_variant(arguments, JOBS.index(command))]}
+    if arguments[0] == "train":
+        small |= {f"variants.{arguments[1]}.optim.epochs": 1}
     for key, value in small.items():
         arguments += ["--set", f"{key}={json.dumps(value)}"]  # JSON is YAML
     done = job(*arguments, "--out", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
-
-
-def make_photos(root: Path) -> None:
-    from test_data import photo
-
-    for split, count in (("train", 10), ("test", 3)):
-        for label, name in enumerate(("cat", "dog")):
-            for i in range(count):
-                photo(root / split / name / f"{i}.png", size=(90, 60), seed=100 * label + i)
-
-
-def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
-    missing = [link for link in links if not (ROOT / link).exists()]
-    assert not missing

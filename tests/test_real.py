@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import job
+from command import job
 from safetensors.torch import load_file
 
 from jobs.runs import RunFolder, sha256
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

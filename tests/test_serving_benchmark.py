@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import MODEL, ROOT
 
 from jobs.runs import RunFolder
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_serving_asks_every_contender(exported: RunFolder, tmp_path: Path) -> None:
     archive = exported.path / "model" / f"{MODEL}.mar"
     out = tmp_path / "result.json"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import random
 import threading
 import time
@@ -18,7 +17,8 @@ import botocore.auth
 import duckdb
 import pytest
 from botocore.awsrequest import AWSResponse
-from conftest import ROOT, job, start_job, tiny, tiny_config
+from command import forking, job, start_job
+from conftest import ROOT, tiny, tiny_config
 from object_store import (
     BUCKET,
     READER,
@@ -245,22 +245,6 @@ def test_without_credentials_the_names_of_the_variables_are_told(
         Storage(settings).check()
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "storage.access_key=XYZZY",
-        "storage.aws_secret_access_key=XYZZY",
-        "storage.session_token=XYZZY",
-        "storage.uri=s3://AKIA:XYZZY@bucket/prefix",
-        "storage.endpoint_url=https://AKIA:XYZZY@host",
-    ],
-)
-def test_credentials_in_a_configuration_are_refused_and_not_repeated(setting: str) -> None:
-    with pytest.raises(ConfigurationError, match="credentials do not belong here") as caught:
-        config.load("quickstart", [setting])
-    assert "XYZZY" not in str(caught.value)
-
-
 def test_an_address_that_is_none_is_a_configuration_error(settings: config.Storage) -> None:
     with pytest.raises(ConfigurationError, match=r"storage.endpoint_url: Invalid endpoint"):
         Storage(settings.model_copy(update={"endpoint_url": "nowhere"}))
@@ -361,8 +345,6 @@ def test_a_publisher_killed_anywhere_is_finished_by_the_next(
     size = 18 * MIB
     run = finished_run(tmp_path / "some-run", size)
     through = settings.model_copy(update={"endpoint_url": proxy.address})
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["jobs.publishing", "test_storage"])
     storage = Storage(settings)
     moments, partial, left = random.Random(0), 0, 0
     for _ in range(30):
@@ -370,7 +352,7 @@ def test_a_publisher_killed_anywhere_is_finished_by_the_next(
             assert_whole(store, settings, run)
             storage.delete(keys_of(store, settings))
         last = proxy.passed + moments.uniform(0, size)
-        process = processes.Process(target=publish_in_a_process, args=(run.path, through))
+        process = forking().Process(target=publish_in_a_process, args=(run.path, through))
         process.start()
         while process.is_alive() and proxy.passed < last:
             time.sleep(0.001)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import yaml
 from cluster import WORK, Cluster, run, wait
-from conftest import MODEL, ROOT, classes_of, pictures
+from conftest import ROOT, classes_of, pictures
 from service import get
 
 from jobs.runs import RunFolder
@@ -36,13 +36,16 @@ URL = f"http://127.0.0.1:{NODE_PORT}"
 STORAGE = "10.96.0.50"
 MINUTES = 60
 HOSTS = [{"ip": STORAGE, "hostnames": ["storage"]}]  # there is no DNS
-# The winner of the quickstart by itself: a second version within a minute.
+MODEL = "inception_v3_digits"  # the overlay runs the quickstart
+# Of the quickstart's variants the quickest by itself: a second version within a minute. It is
+# worse than the first one's winner, so the gate has to let that pass.
 FROZEN = {
     "name": "frozen",
     "init": "pretrained",
     "trainable": "head",
-    "optim": {"epochs": 40, "learning_rate": 3e-3},
+    "optim": {"learning_rate": 1e-2},
 }
+LENIENT = {"tolerance": 40.0}
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +246,7 @@ def second(cluster: Cluster, first: RunFolder, runs: Path) -> tuple[str, int]:
     resolved = yaml.safe_load((first.path / "config.yaml").read_text())
     weights = {"source": f"/runs/{first.run_id}/weights/stand-in/best.safetensors"}
     changed = {**resolved, "weights": weights, "variants": [FROZEN]}
+    changed["promotion"] |= LENIENT
     (runs / "second.yaml").write_text(yaml.safe_dump(changed))
     uri = "--set=storage.uri=$(STORAGE_URI)"
     arguments = ["run", "--config=/runs/second.yaml", "--run-id=second", uri]

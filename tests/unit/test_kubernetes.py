@@ -1,13 +1,8 @@
 """The manifests as a cluster gets them: rendered, checked against schemas, and held to rules."""
 
-import os
 import re
-import shutil
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +10,14 @@ import pytest
 import typer
 import yaml
 from conftest import ROOT
+from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS
 
 from jobs.cli import app
 from serving.settings import from_environment
 
-SCRIPTS = Path(sysconfig.get_path("scripts"))
-K8S = ROOT / "k8s"
-OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
-COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
 VERSIONS = ("1.29", "1.33", "1.37")
 CUSTOM = {"ServiceMonitor", "PrometheusRule"}  # Prometheus Operator's; no schema comes along
 Object = dict[str, Any]
-
-
-@cache
-def kustomize(folder: Path) -> str:
-    kubectl = shutil.which("kubectl", path=f"{SCRIPTS}:{os.environ['PATH']}")
-    assert kubectl is not None
-    done = subprocess.run(
-        [kubectl, "kustomize", folder], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="session")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Every overlay, and every component on top of `gpu`."""
-    texts = {name: kustomize(K8S / "overlays" / name) for name in OVERLAYS}
-    for name in COMPONENTS:
-        folder = tmp_path_factory.mktemp(name).resolve()
-        parts = {"resources": "overlays/gpu", "components": f"components/{name}"}
-        paths = {key: [os.path.relpath(K8S / part, folder)] for key, part in parts.items()}
-        (folder / "kustomization.yaml").write_text(yaml.safe_dump(paths))
-        texts[name] = kustomize(folder)
-    return texts
 
 
 @pytest.fixture(params=[*OVERLAYS, *COMPONENTS])
@@ -105,23 +73,6 @@ def test_the_schemas_of_three_versions_accept_everything(
     said = (done.stdout + done.stderr).splitlines()
     bad = [line for line in said if not line.startswith("INFO")]
     assert done.returncode == 0 and not bad, bad
-
-
-def test_checkov_finds_nothing_that_is_not_justified(
-    rendered: dict[str, str], tmp_path: Path
-) -> None:
-    checkov = Path(sys.prefix) / "checkov" / "bin" / "checkov"
-    if not checkov.is_file():
-        pytest.skip(
-            "checkov is not installed; `make test` does it, apart from its rivals' versions"
-        )
-    for name, text in rendered.items():
-        (tmp_path / f"{name}.yaml").write_text(text)
-    shutil.copy(ROOT / "Dockerfile", tmp_path)
-    command = [checkov, "--directory", tmp_path, "--config-file", K8S / "checkov.yaml"]
-    frameworks = ["--framework", "kubernetes", "dockerfile"]
-    done = subprocess.run([*command, *frameworks], check=False, capture_output=True, text=True)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
 
 
 def test_no_service_leads_to_a_management_port(objects: list[Object]) -> None:

@@ -1,0 +1,82 @@
+"""What a run is about to do and about how long that takes here, to be said before it begins."""
+
+import time
+
+import torch
+
+from jobs import distributed, models
+from jobs.config import Config, Variant
+from jobs.data import Dataset
+from jobs.devices import Device
+from jobs.training import losses, make_optimizer
+
+FORWARD_SHARE = 0.22  # of a training step's time, for the same pictures (docs/performance.md)
+REPORT_SECONDS, EXPORT_SECONDS = 8, 30  # on 2 cores
+
+
+def outline(
+    config: Config,
+    dataset: Dataset,
+    device: Device,
+    remaining: list[Variant],
+    stand_in: Variant | None,
+) -> str:
+    """One line: the steps in their order, and minutes estimated from a training step made here.
+
+    Args:
+        remaining: what is still to be trained, once for each seed.
+        stand_in: what trains the pretrained weights on the spot, if that is still to be done.
+    """
+    pictures = sum(_pictures(config, dataset, variant) for variant in remaining)
+    if stand_in is not None:
+        pictures += config.weights.stand_in.images * stand_in.optim.epochs
+    seconds = pictures * _seconds_a_picture(config, len(dataset.classes), device)
+    seconds = seconds / distributed.size() + REPORT_SECONDS
+    names = list(dict.fromkeys(variant.name for variant in remaining))
+    if stand_in is not None:
+        first = next(i for i, v in enumerate(remaining) if v.init == "pretrained")
+        names.insert(names.index(remaining[first].name), "the stand-in for ImageNet")
+    steps = [*names, "report"]
+    if config.export.enabled:
+        steps.append("archive")
+        seconds += EXPORT_SECONDS
+    return f"to do: {', '.join(steps)}; about {_rounded(seconds)} on this machine"
+
+
+def _pictures(config: Config, dataset: Dataset, variant: Variant) -> float:
+    """What a variant costs, in pictures trained on."""
+    train, validation = len(dataset.train), len(dataset.validation)
+    scored = float(len(dataset.test))
+    if variant.cached:
+        return (scored + train * (1 + config.data.flip) + validation) * FORWARD_SHARE
+    epochs, size = variant.optim.epochs, variant.optim.batch_size
+    scored += epochs * (validation + config.evaluation.batch_norm_images)
+    return epochs * (train // size * size) + scored * FORWARD_SHARE
+
+
+def _seconds_a_picture(config: Config, classes: int, device: Device) -> float:
+    """The time of a training step over its pictures, measured on one that comes to nothing."""
+    optim = config.optim
+    network = models.build(classes, aux=optim.aux_weight > 0).to(device.device).train()
+    optimizer = make_optimizer(network, optim)
+    side = config.data.input_size
+    inputs = torch.zeros(optim.batch_size, 3, side, side, device=device.device)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(optim.batch_size, dtype=torch.int64, device=device.device)
+    for _ in range(2):  # the first one warms up
+        start = time.perf_counter()
+        with device.autocast():
+            outputs = network(inputs)
+        loss, aux_loss, _ = losses(outputs, labels, optim.label_smoothing)
+        (loss + aux_loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the device
+    return (time.perf_counter() - start) / optim.batch_size
+
+
+def _rounded(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 1:
+        return "a minute"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,133 @@
+"""`python -m jobs` in processes of its own, which can be killed, stopped and told apart.
+
+They are forked off one that has imported torch and the job already: starting Python and importing
+them takes seconds each time, and is what `test_cli.py` has one test for.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PLAIN = {"COLUMNS": "200", "NO_COLOR": "1"}
+IMPORTED = ["jobs.pipeline", "jobs.table", "jobs.doctor", "jobs.promotion", "jobs.plots"]
+IMPORTED += ["test_promotion", "test_storage"]  # which have functions to be run
+
+
+def forking() -> ForkServerContext:
+    """Starts processes that have the job imported, by fork; theirs has no threads to lose."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(ROOT):
+        for name, value in PLAIN.items():  # consoles are made at import
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")  # Python 3.11 looks nowhere else
+        forkserver.ensure_running()
+    return context
+
+
+class Job:
+    """A started `python -m jobs`; much like a Popen with its output in files."""
+
+    def __init__(self, *arguments: str | Path, **environment: str) -> None:
+        self.arguments = [str(argument) for argument in arguments]
+        self._folder = Path(tempfile.mkdtemp(prefix="job-"))
+        self._files = self._folder / "out", self._folder / "err"
+        self._whole: tuple[str, str] | None = None
+        self.process = forking().Process(
+            target=_main,
+            args=(self.arguments, {**os.environ, **PLAIN, **environment}, *self._files),
+        )
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Waits for its end: what it wrote to both outputs."""
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, f"still running: {self.said()}"
+        self._whole = self.said()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return self._whole
+
+    def said(self) -> tuple[str, str]:
+        """What it has written so far."""
+        if self._whole is not None:
+            return self._whole
+        out, err = (file.read_text() if file.exists() else "" for file in self._files)
+        return out, err
+
+    def wait_for(self, path: Path) -> None:
+        """Returns as soon as a file exists, which the process is to write."""
+        while not path.exists():
+            assert self.poll() is None, self.said()
+            time.sleep(0.01)
+
+
+def _main(arguments: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    for number, file in ((1, out), (2, err)):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+    sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
+    sys.argv = ["python -m jobs", *arguments]
+    from jobs.__main__ import main
+
+    main()
+
+
+def start_job(*arguments: str | Path, **environment: str) -> Job:
+    return Job(*arguments, **environment)
+
+
+def job(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m jobs` to its end."""
+    process = start_job(*arguments, **environment)
+    stdout, stderr = process.communicate()
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(process.arguments, process.returncode, stdout, stderr)
+
+
+def stop_when(path: Path, process: Job, number: signal.Signals) -> int:
+    """Sends a signal as soon as a file exists; returns the exit code."""
+    process.wait_for(path)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode is not None
+    return process.returncode
+
+
+@contextlib.contextmanager
+def ended(processes: list[Job]) -> Iterator[list[Job]]:
+    """Lets none of the processes outlive the block, whatever happens in it."""
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()

@@ -1,0 +1,43 @@
+"""What a run says before it begins."""
+
+import pytest
+
+from jobs import config, data, devices, plan
+
+DEVICE = devices.choose(config.Runtime(device="cpu", precision="fp32"))
+
+
+def outline(done: int, *, stand_in: bool) -> str:
+    resolved = config.load("quickstart")
+    dataset = data.load(resolved.data)
+    variant = config.Variant(name="stand-in", init="random") if stand_in else None
+    return plan.outline(resolved, dataset, DEVICE, list(resolved.variants[done:]), variant)
+
+
+def test_the_steps_are_named_in_their_order_the_stand_in_where_it_is_first_needed() -> None:
+    said = outline(0, stand_in=True)
+    steps = "scratch, the stand-in for ImageNet, finetune, frozen, report, archive"
+    assert said.startswith(f"to do: {steps}; about ")
+
+
+def test_what_is_done_is_not_to_do() -> None:
+    said = outline(2, stand_in=False)
+    assert said.startswith("to do: frozen, report, archive; about ")
+
+
+def test_the_time_is_that_of_the_pictures_to_be_trained_on_and_scored() -> None:
+    resolved = config.load("quickstart")
+    dataset = data.load(resolved.data)
+    scratch, _, frozen = resolved.variants
+    epochs, scored = scratch.optim.epochs, len(dataset.validation) + 160
+    expected = epochs * 160 + (epochs * scored + 599) * plan.FORWARD_SHARE
+    assert plan._pictures(resolved, dataset, scratch) == pytest.approx(expected)
+    once = (160 + 240 + 599) * plan.FORWARD_SHARE
+    assert plan._pictures(resolved, dataset, frozen) == pytest.approx(once)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(20, "a minute"), (125, "2 min"), (5000, "83 min"), (9000, "2.5 h")]
+)
+def test_a_time_is_said_as_roughly_as_it_is_known(seconds: float, said: str) -> None:
+    assert plan._rounded(seconds) == said

@@ -1,0 +1,48 @@
+"""The service's settings: where they come from, what is refused, what is documented."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from serving.settings import Settings, SettingsError, from_environment
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({}, "SERVING_MODEL_URI: Field required"),
+        ({"MODEL_URI": "m.mar", "SERVING_PRT": "80"}, "SERVING_PRT: Extra inputs"),
+        ({"MODEL_URI": "m.mar", "SERVING_PORT": "many"}, "SERVING_PORT: Input should be"),
+    ],
+)
+def test_settings_that_make_no_service_are_refused(
+    environment: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        from_environment(environment)
+
+
+def test_settings_come_from_a_file_too_and_the_environment_wins(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("model_uri: m.mar\nport: 9000\nworkers: 3\n")
+    settings = from_environment({"SERVING_CONFIG": str(file), "SERVING_PORT": "9001"})
+    assert (settings.model_uri, settings.port, settings.workers) == ("m.mar", 9001, 3)
+    for content, complaint in (
+        ("model_uri: m\nprt: 1", "prt: Extra inputs"),
+        ("a: [", "SERVING_CONFIG: "),
+        ("- 1", "not a mapping"),
+    ):
+        file.write_text(content)
+        with pytest.raises(SettingsError, match=complaint):
+            from_environment({"SERVING_CONFIG": str(file)})
+
+
+def test_the_documentation_has_every_setting_and_metric() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    metrics = yaml.safe_load((ROOT / "serving" / "metrics.yaml").read_text())["model_metrics"]
+    own = [m["name"] for kind in ("histogram", "counter") for m in metrics[kind]]
+    names = [f"SERVING_{field.upper()}" for field in Settings.model_fields if field != "model_uri"]
+    missing = [name for name in (*names, *own, "MODEL_URI") if f"`{name}`" not in text]
+    assert not missing

@@ -1,0 +1,59 @@
+"""What a user types wrong is answered before torch is loaded, in one line and with a code."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from jobs.__main__ import main
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['jobs', '--help']\n"
+        "from jobs.cli import app\n"
+        "try: app()\n"
+        "finally: print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+    for command in ("run", "train", "report", "doctor"):
+        assert command in done.stdout
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "jobs", "run", "--config", "nope"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: --config nope: no such file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run", "--config", "nope"], "no such file"),
+        (["run", "--set", "optim.epoch=1"], "optim.epoch: Extra inputs"),
+        (["run", "--run-id", "../elsewhere"], "a plain name is needed"),
+        (["run", "--promote"], "needs --set storage.uri"),
+        (["train", "fourth"], "scratch, finetune, frozen, not fourth"),
+        (["prune", "--set", "storage.uri=s3://bucket/x"], "a rule is needed"),
+        (["fly"], "No such command"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line_and_code_2(
+    arguments: list[str],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["jobs", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert complaint in " ".join(errors.split()) and "Traceback" not in errors
+    assert not list(tmp_path.iterdir()), "nothing was begun"
