@@ -11,7 +11,6 @@ from service import Service
 
 from jobs.runs import RunFolder
 
-
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
