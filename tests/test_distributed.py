@@ -34,7 +34,7 @@ RAW = tiny(
         {"name": "finetune", "init": "pretrained", "batch_norm": "eval"},
         {"name": "frozen", "init": "pretrained", "trainable": "head"},
     ],
-    runtime={"checkpoint_every": 1},
+    runtime={"checkpoint_every": 2},
     evaluation={"batch_norm_images": 0, "batch_size": 7},
 )
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")

@@ -19,31 +19,34 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_killed_and_stopped_anywhere_the_same_command_ends_with_the_same_weights(
     tmp_path: Path,
 ) -> None:
-    """SIGKILL in an epoch, SIGTERM in the next start, then to the end; against a run in one go."""
+    """SIGKILL in an epoch, SIGTERM in the next start, then to the end; against variants that are
+    trained in one go, without a checkpoint."""
     stand_in = {"images": 40, "optim": {"epochs": 1, "batch_size": 20}}
 
-    def arguments(name: str) -> tuple[str | Path, ...]:
+    def arguments(name: str, checkpoint_every: int) -> tuple[str | Path, ...]:
         raw = tiny(
             data={"train_images": 40, "test_images": 20, "cache": str(tmp_path / name / "cache")},
-            runtime={"checkpoint_every": 1},
+            runtime={"checkpoint_every": checkpoint_every},
             weights={"source": "stand-in", "stand_in": stand_in},
         )
         config = tmp_path / f"{name}.yaml"
         config.write_text(yaml.safe_dump(raw))
-        return ("run", "--config", config, "--out", tmp_path / name, "--run-id", "r")
+        return ("--config", config, "--out", tmp_path / name, "--run-id", "r")
 
-    whole = job(*arguments("whole"))
-    assert whole.returncode == 0, whole.stderr
+    for name in ("scratch", "finetune", "frozen"):
+        whole = job("train", name, *arguments("whole", 0))
+        assert whole.returncode == 0, whole.stderr
     expected = tmp_path / "whole" / "r"
+    run = ("run", *arguments("cut", 2))  # of the three steps of an epoch
 
     cut = tmp_path / "cut" / "r"
     checkpoint = cut / "variants" / "scratch" / "last.ckpt"
-    assert stop_when(checkpoint, start_job(*arguments("cut")), signal.SIGKILL) == -signal.SIGKILL
+    assert stop_when(checkpoint, start_job(*run), signal.SIGKILL) == -signal.SIGKILL
     assert checkpoint.is_file() and not (checkpoint.parent / "result.json").exists()
     checkpoint = cut / "variants" / "finetune" / "last.ckpt"
-    assert stop_when(checkpoint, start_job(*arguments("cut")), signal.SIGTERM) == 75
+    assert stop_when(checkpoint, start_job(*run), signal.SIGTERM) == 75
     assert checkpoint.is_file() and not (cut / "manifest.json").exists()
-    last = job(*arguments("cut"))
+    last = job(*run)
     assert last.returncode == 0, last.stderr
     assert "goes on in epoch" in last.stderr
 
@@ -58,6 +61,6 @@ def test_killed_and_stopped_anywhere_the_same_command_ends_with_the_same_weights
     assert not list(cut.rglob("*.part")) and not list(cut.rglob("last.ckpt"))
 
     before = changed_at(cut)
-    again = job(*arguments("cut"))
+    again = job(*run)
     assert again.returncode == 0 and "is finished; --run-id" in again.stderr
     assert changed_at(cut) == before

@@ -11,15 +11,15 @@ from service import Service
 
 from jobs.runs import RunFolder
 
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
-            executable_path=browser, args=["--no-sandbox", "--disable-gpu"]
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
         )
         yield chromium.new_page()
         chromium.close()
