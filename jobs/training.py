@@ -318,8 +318,13 @@ def training_row(trainer: Trainer, totals: dict[str, float | None]) -> Row:
         "train",
         **totals,
         images_per_second=images / trainer.clock.seconds,
-        learning_rate=float(trainer.schedule.get_last_lr()[0]),
+        learning_rate=_rate_of_last_step(trainer.schedule),
     )
+
+
+def _rate_of_last_step(schedule: LambdaLR) -> float:
+    """Of the first group; the schedule itself stands at the step that comes next."""
+    return float(schedule.base_lrs[0] * schedule.lr_lambdas[0](schedule.last_epoch - 1))
 
 
 def score(trainer: Trainer, split: str, examples: Examples, batch_size: int) -> Row:
