@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jobs.config import Config, Variant
 from jobs.errors import UnavailableError
-from jobs.evaluation import mean_over_seeds, paired_difference
+from jobs.evaluation import holm, mean_over_seeds, paired_difference
 from jobs.runs import RunFolder, now, read_arrays, write_json
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
@@ -24,7 +24,8 @@ def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
 
     The winner has the best accuracy on the split that selects, averaged over seeds; the test set
     then says how good it is. With one seed, intervals and p-values are over test images; with
-    several, over the seeds, which all answer the same test images.
+    several, over the seeds, which all answer the same test images. Of all pairs together,
+    p-values are corrected for their number.
 
     Raises:
         UnavailableError: a variant has no result yet.
@@ -33,6 +34,9 @@ def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
     done = {name: s for name, s in summaries.items() if s["status"] == "done"}
     ranked = sorted(done, key=lambda name: -done[name]["selection_accuracy"])
     pairs = [_pair(folder, config, done[a], done[b]) for a, b in combinations(ranked, 2)]
+    for pair, p_value in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
+        pair["p_value_holm"] = p_value
+        pair["sentence"] = sentence(pair["a"], pair["b"], pair)
     result = {
         "run_id": folder.run_id,
         "time": now(),
@@ -109,7 +113,7 @@ def _pair(
         difference = paired_difference(
             *(right_answers(f / "test_predictions.npz") for f in folders)
         )
-    return {"a": names[0], "b": names[1], **difference, "sentence": sentence(*names, difference)}
+    return {"a": names[0], "b": names[1], **difference}
 
 
 def right_answers(predictions: Path) -> NDArray[np.bool_]:
@@ -120,7 +124,7 @@ def right_answers(predictions: Path) -> NDArray[np.bool_]:
 
 
 def sentence(a: str, b: str, difference: Mapping[str, float]) -> str:
-    """A paired difference in words."""
+    """A paired difference in words, by its corrected p-value."""
     if difference["difference"] < 0:
         a, b = b, a
         low, high = -difference["high"], -difference["low"]
@@ -128,7 +132,7 @@ def sentence(a: str, b: str, difference: Mapping[str, float]) -> str:
         low, high = difference["low"], difference["high"]
     points = abs(difference["difference"]) * 100
     interval = f"{_signed(low)} to {_signed(high)}"
-    p_value = difference["p_value"]
+    p_value = difference["p_value_holm"]
     p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
     if p_value < SURE:
         return f"{a} beats {b} by {points:.1f} points ({interval}), {p}"

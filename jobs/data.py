@@ -9,11 +9,11 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ TEST_SHARE = 0.2  # of a folder that has no test/
 CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
 RESIDENT_SHARE = 0.4  # of the free device memory that pixels may take
 AHEAD = 2  # batches of other pixels that are on their way to the device
+DECODING_AHEAD = 64  # pictures that wait decoded for the disk; 268 KB each at 299 pixels
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Images:
     rows: Tensor  # int64 [N], into pixels
     labels: Tensor  # int64 [N]
     settings: config.Data
+    file: Path | None = None  # in the cache, whose memory map the pixels are
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -276,6 +280,19 @@ def _all(pixels: Tensor, labels: Tensor, settings: config.Data) -> Images:
 
 
 def _digest(images: Images) -> str:
+    """SHA-256 of labels and pixels, kept beside pixels that are kept, which may be many."""
+    if images.file is None:
+        return _computed_digest(images)
+    chosen = hashlib.sha256(images.rows.numpy().tobytes() + images.labels.numpy().tobytes())
+    note = images.file.with_suffix(f".{chosen.hexdigest()[:16]}.sha256")
+    if not note.is_file():
+        part = note.with_suffix(f".{os.getpid()}.part")
+        part.write_text(_computed_digest(images))
+        part.replace(note)
+    return note.read_text()
+
+
+def _computed_digest(images: Images) -> str:
     digest = hashlib.sha256(images.labels.numpy().tobytes())
     for rows in images.rows.split(1000):
         digest.update(images.pixels[rows].numpy().tobytes())
@@ -395,7 +412,7 @@ def _decoded(
     notes = json.loads(notes_file.read_text())
     array = np.load(pixels_file, mmap_mode="c")[: len(notes["labels"])]
     images = _all(torch.from_numpy(array), torch.tensor(notes["labels"]), settings)
-    return images, notes["skipped"]
+    return replace(images, file=pixels_file), notes["skipped"]
 
 
 def _decode_all(
@@ -403,7 +420,7 @@ def _decode_all(
 ) -> dict[str, Any]:
     """Writes the pixels of all readable pictures to `target`, rows of skipped ones left last."""
     with ThreadPoolExecutor() as pool:
-        sizes = {size for size in pool.map(_header_size, paths) if size is not None}
+        sizes = {size for size in _mapped(pool, _header_size, paths) if size is not None}
         width, height = sizes.pop() if len(sizes) == 1 else (input_size, input_size)
         if max(width, height) > input_size:
             width = height = input_size
@@ -411,7 +428,7 @@ def _decode_all(
         array = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
         labels: list[int] = []
         skipped: list[str] = []
-        decoded = pool.map(lambda path: _read(path, (height, width)), paths)
+        decoded = _mapped(pool, lambda path: _read(path, (height, width)), paths)
         for path, result in zip(paths, _watched(decoded, len(paths)), strict=True):
             if isinstance(result, ImageError):
                 skipped.append(f"{path}: {result}")
@@ -423,6 +440,18 @@ def _decode_all(
     if empty := sorted({path.parent for path in paths} - present):
         raise UnavailableError(f"{empty[0]}: not one readable picture, {skipped[0]}")
     return {"labels": labels, "skipped": skipped}
+
+
+def _mapped(
+    pool: ThreadPoolExecutor, work: Callable[[Path], T], paths: Sequence[Path]
+) -> Iterator[T]:
+    """As `pool.map`, which would go through all paths whether or not the results are taken."""
+    waiting = deque(pool.submit(work, path) for path in paths[:DECODING_AHEAD])
+    for path in paths[DECODING_AHEAD:]:
+        yield waiting.popleft().result()
+        waiting.append(pool.submit(work, path))
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _watched(

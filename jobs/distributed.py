@@ -82,7 +82,8 @@ def parallel(network: nn.Module, batch_size: int) -> nn.Module:
     """The network as the training step calls it: gradients are averaged over the processes.
 
     In place, the network's dropout draws as it would in one process, and on GPUs its batch norm
-    takes its statistics over the whole batch (PyTorch has that for GPUs only).
+    takes its statistics over the whole batch (PyTorch has that for GPUs only). On CPUs each process
+    keeps those of its share, which :func:`average` brings together before they are used.
 
     Raises:
         ConfigurationError: a batch has less images than there are processes.
@@ -95,7 +96,9 @@ def parallel(network: nn.Module, batch_size: int) -> nn.Module:
     network.dropout = WholeBatchDropout(network.dropout.p, batch_size)
     if next(network.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return DistributedDataParallel(network, gradient_as_bucket_view=True)
+    # Buffers are batch norm's: sent from the first process at every step, as is the default, they
+    # would be its share's alone on CPUs, and what every process has already on GPUs.
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 class WholeBatchDropout(nn.Dropout):

@@ -16,6 +16,7 @@ from rich.table import Table
 from jobs import devices
 from jobs.config import Config
 from jobs.errors import JobError, UnavailableError
+from serving import processes
 
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 TIMEOUT = 10  # seconds for each host
@@ -62,8 +63,7 @@ def _device(config: Config) -> Finding:
 
 
 def _memory(config: Config) -> Finding:
-    page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-    detail = f"{page * pages / 2**30:.0f} GiB"
+    detail = f"{processes.memory() / 2**30:.1f} GiB"  # a container's limit may be less than one
     if torch.cuda.is_available() and config.runtime.device != "cpu":
         free, total = torch.cuda.mem_get_info()
         detail += f" · GPU {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"

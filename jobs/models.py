@@ -103,9 +103,17 @@ def set_training_mode(network: nn.Module, variant: Variant) -> None:
     move), unless the variant says otherwise.
     """
     network.train()
+    moving = set(moving_norms(network, variant))
     for norm in batch_norms(network):
-        learns = variant.batch_norm == "auto" and norm.weight.requires_grad
-        norm.train(variant.batch_norm == "train" or learns)
+        norm.train(norm in moving)
+
+
+def moving_norms(network: nn.Module, variant: Variant) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch-norm layers whose statistics move when the variant trains."""
+    kept = variant.batch_norm == "eval"
+    every = variant.batch_norm == "train"
+    norms = batch_norms(network)
+    return [norm for norm in norms if every or (norm.weight.requires_grad and not kept)]
 
 
 def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

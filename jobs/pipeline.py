@@ -136,6 +136,11 @@ class Job:
     @cached_property
     def dataset(self) -> Dataset:
         dataset = distributed.in_turns(lambda: data.load(self.config.data))
+        if not len(dataset.validation) and self.config.evaluation.select_on == "validation":
+            raise ConfigurationError(
+                f"data.validation: {self.config.data.validation} of {len(dataset.train)} training "
+                "images is none, and evaluation.select_on validation chooses by them"
+            )
         distributed.once(lambda: self._describe(dataset))
         splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description["images"].items())
         log(f"data: {dataset.description['source']}: {splits}")

@@ -19,7 +19,7 @@ from jobs.data import Examples, generator
 from jobs.devices import Device
 from jobs.errors import ConfigurationError, Diverged, Interrupted
 from jobs.evaluation import predict, quick_scores
-from jobs.models import batch_norms, set_training_mode
+from jobs.models import moving_norms, set_training_mode
 from jobs.progress import log, note, task
 
 Row = dict[str, Any]
@@ -88,6 +88,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on, as tensors and plain values; the same in any process."""
+        self.share_statistics()
         cuda = self.device.device.type == "cuda"
         return {
             "network": self.network.state_dict(),
@@ -102,6 +103,17 @@ class Trainer:
         }
 
     _plain = ("epoch", "step", "seconds", "best_accuracy", "best_epoch")
+
+    def share_statistics(self) -> None:
+        """Gives every process the mean of the batch-norm statistics that each took of its share.
+
+        Running statistics and their averages are linear in what they take in, so it makes no
+        difference to them when, and how often, this is done.
+        """
+        for network in dict.fromkeys((self.network, self.scored_network)):
+            for norm in moving_norms(network, self.variant):
+                if not isinstance(norm, nn.SyncBatchNorm):  # which has those of the whole batch
+                    distributed.average(b for b in norm.buffers() if b.is_floating_point())
 
     def start_next_epoch(self) -> None:
         self.seconds += self.clock.seconds
@@ -306,8 +318,13 @@ def training_row(trainer: Trainer, totals: dict[str, float | None]) -> Row:
         "train",
         **totals,
         images_per_second=images / trainer.clock.seconds,
-        learning_rate=float(trainer.schedule.get_last_lr()[0]),
+        learning_rate=_rate_of_last_step(trainer.schedule),
     )
+
+
+def _rate_of_last_step(schedule: LambdaLR) -> float:
+    """Of the first group; the schedule itself stands at the step that comes next."""
+    return float(schedule.base_lrs[0] * schedule.lr_lambdas[0](schedule.last_epoch - 1))
 
 
 def score(trainer: Trainer, split: str, examples: Examples, batch_size: int) -> Row:
@@ -344,11 +361,9 @@ def recalibrate(trainer: Trainer, train: Examples, evaluation: config.Evaluation
     hundred images is what they would converge to.
     """
     network = trainer.scored_network
-    set_training_mode(network, trainer.variant)
-    norms = [norm for norm in batch_norms(network) if norm.training]
+    norms = moving_norms(network, trainer.variant)
     network.eval()  # dropout stays off: it would draw random numbers
-    floats = (s for norm in norms for s in norm.buffers() if s.is_floating_point())
-    distributed.average(floats)  # each process has seen its share of the images
+    trainer.share_statistics()
     if not evaluation.batch_norm_images or not norms:
         return
     momenta = [norm.momentum for norm in norms]

@@ -16,6 +16,7 @@ JAVA_MINIMUM = 17
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_LISTING = Path("/proc/self/cgroup")
 QUOTA_FILES = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}  # v2, v1
+MEMORY_FILES = {"": ("memory.max",), "memory": ("memory.limit_in_bytes",)}
 
 
 def script(name: str) -> str:
@@ -89,21 +90,37 @@ def cores() -> int:
 
 
 def _quotas() -> Iterator[float]:
-    """In cores, of the process's cgroup and of those above it."""
+    """In cores."""
+    for quota, period in _limits(QUOTA_FILES):
+        if quota not in ("max", "-1"):
+            yield int(quota) / int(period)
+
+
+def memory() -> int:
+    """Bytes that this process may use: the machine's memory, cut to its cgroups' limits."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = (int(limit) for (limit,) in _limits(MEMORY_FILES) if limit != "max")
+    return min([machine, *limits])
+
+
+def _limits(files: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
+    """The words of a limit's files, for the process's cgroup and for each above it that has them.
+
+    Args:
+        files: names, by the controller that they belong to.
+    """
     for line in CGROUP_LISTING.read_text().splitlines() if CGROUP_LISTING.is_file() else []:
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
-            if controller in QUOTA_FILES:
-                yield from _quotas_above(CGROUPS / controller, path, QUOTA_FILES[controller])
+            if controller in files:
+                yield from _limits_above(CGROUPS / controller, path, files[controller])
 
 
-def _quotas_above(root: Path, path: str, files: tuple[str, ...]) -> Iterator[float]:
+def _limits_above(root: Path, path: str, files: tuple[str, ...]) -> Iterator[list[str]]:
     folder = root / path.lstrip("/")
     for place in (folder, *folder.parents):
         if place.is_relative_to(root) and all((place / file).is_file() for file in files):
-            quota, period = " ".join((place / file).read_text() for file in files).split()
-            if quota not in ("max", "-1"):
-                yield int(quota) / int(period)
+            yield " ".join((place / file).read_text() for file in files).split()
 
 
 def gpus() -> int:

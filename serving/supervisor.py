@@ -13,20 +13,17 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from serving import api, processes, torchserve
 from serving.archive import open_model
 from serving.fetch import fetch, is_local
+from serving.readiness import INTERVAL_SECONDS, Readiness
 from serving.settings import Settings
 
-PROBE_SECONDS = 10.0  # between looks at a service that is ready
-START_SECONDS = 0.25  # … and at one that is not
+WATCH_SECONDS = 0.25  # between looks at the children, and at a service that is not ready
 GATEWAY = Path(__file__).parent / "gateway"
-ANSWERED = "Requests2XX"
 
 
 class Supervisor:
@@ -38,7 +35,6 @@ class Supervisor:
         self.problem: str | None = "starting"
         """What keeps the service from being ready; None when nothing does."""
         self.worker_error: str | None = None
-        self.answered = 0.0
         self.stopping = threading.Event()
         self.children: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -68,7 +64,12 @@ class Supervisor:
         self.model = open_model(path, settings.model_sha256)
         own, *others = processes.free_ports(1 + len(torchserve.PORTS))
         ports = dict(zip(torchserve.PORTS, others, strict=True))
-        self.torchserve_metrics = f"http://127.0.0.1:{ports['metrics']}/metrics"
+        self.readiness = Readiness(
+            self.model,
+            f"http://127.0.0.1:{settings.port}/predictions/{self.model.name}",
+            f"http://127.0.0.1:{ports['metrics']}/metrics",
+            self.keys.own if self.keys.required else None,
+        )
         api.serve(own, api.routes(self.model, lambda: self.problem), self.keys)
         server = torchserve.start(self.model, settings, state, ports)
         self.children["torchserve"] = server
@@ -102,14 +103,14 @@ class Supervisor:
     def _watch(self) -> int:
         """Looks after the children until one dies or the service is to stop."""
         next_probe = 0.0
-        while not self.stopping.wait(START_SECONDS):
+        while not self.stopping.wait(WATCH_SECONDS):
             if (dead := self._dead()) is not None:
                 self.problem = f"{dead} died"
                 log("child died", child=dead, code=self.children[dead].returncode)
                 return 1
             if time.monotonic() >= next_probe:
-                self._note(self._probe())
-                wait = START_SECONDS if self.problem else PROBE_SECONDS
+                self._note(self.readiness.problem(ready=self.problem is None))
+                wait = WATCH_SECONDS if self.problem else INTERVAL_SECONDS
                 next_probe = time.monotonic() + wait
         return self._drain()
 
@@ -128,48 +129,17 @@ class Supervisor:
             log("not ready" if problem else "ready", **({"reason": problem} if problem else {}))
         self.problem = problem
 
-    def _probe(self) -> str | None:
-        """What is wrong with the answer to the golden picture; None if nothing is."""
-        url = f"http://127.0.0.1:{self.settings.port}/predictions/{self.model.name}"
-        headers = {"Content-Type": "application/octet-stream", "X-Request-Id": "golden"}
-        if self.keys.required:
-            headers["Authorization"] = f"Bearer {self.keys.own}"
-        request = urllib.request.Request(url, data=self.model.golden, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as response:
-                answer = json.load(response)
-        except urllib.error.HTTPError as error:
-            with error:
-                full = error.code == 503 and self.problem is None and self._answers_others()
-                return None if full else f"the golden picture got {error}"
-        except (OSError, ValueError) as error:
-            return f"the golden picture got no answer: {error}"
-        expected = self.model.expected
-        off = abs(answer["probability"] - expected["probability"])
-        if answer["label"] != expected["label"] or off > expected["tolerance"]:
-            return f"the golden picture is {answer['label']} with {answer['probability']:.3f}"
-        return None
-
-    def _answers_others(self) -> bool:
-        """Whether TorchServe has answered anybody since the last time this was asked.
-
-        One whose queue is full refuses the golden picture too; it is still the best place for the
-        requests that it has, and taking it out would bury the others.
-        """
-        with urllib.request.urlopen(self.torchserve_metrics, timeout=10) as response:
-            lines = response.read().decode().splitlines()
-        total = sum(float(line.split()[-1]) for line in lines if line.startswith(ANSWERED))
-        before, self.answered = self.answered, total
-        return total > before
-
     def _drain(self) -> int:
         self.problem = "draining"
         log("draining", seconds=self.settings.endpoint_seconds)
         time.sleep(self.settings.endpoint_seconds)
         gateway = self.children["gateway"]
         gateway.terminate()
-        gateway.wait(self.settings.drain_seconds + 5)
-        log("drained")
+        try:
+            gateway.wait(self.settings.drain_seconds + 5)
+            log("drained")
+        except subprocess.TimeoutExpired:  # it had its time; what is still in flight is lost
+            log("drained", cut_short="the gateway did not stop in time")
         return 0
 
 

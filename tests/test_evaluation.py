@@ -92,12 +92,12 @@ def test_seeds_that_agree_to_the_picture_are_not_certainty() -> None:
 
 
 def test_the_words_follow_the_figures() -> None:
-    clear = {"difference": 0.129, "low": 0.118, "high": 0.141, "p_value": 1e-9}
+    clear = {"difference": 0.129, "low": 0.118, "high": 0.141, "p_value_holm": 1e-9}
     expected = "finetune beats scratch by 12.9 points (+11.8 to +14.1), p < 0.001"
     assert sentence("finetune", "scratch", clear) == expected
-    turned = {"difference": -0.129, "low": -0.141, "high": -0.118, "p_value": 1e-9}
+    turned = {"difference": -0.129, "low": -0.141, "high": -0.118, "p_value_holm": 1e-9}
     assert sentence("scratch", "finetune", turned) == expected
-    unclear = {"difference": 0.005, "low": -0.01, "high": 0.02, "p_value": 0.43}
+    unclear = {"difference": 0.005, "low": -0.01, "high": 0.02, "p_value_holm": 0.43}
     assert sentence("finetune", "frozen", unclear) == (
         "finetune and frozen cannot be told apart: 0.5 points (−1.0 to +2.0), p = 0.43"
     )

@@ -1,0 +1,69 @@
+"""Folders of pictures are decoded no faster than they are written, and hashed once."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import config, data
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> config.Data:
+    """Two classes of 60 pictures each."""
+    random = np.random.default_rng(0)
+    for index in range(120):
+        file = tmp_path / "photos" / "train" / f"class{index % 2}" / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    root, cache = str(tmp_path / "photos"), str(tmp_path / "cache")
+    return config.Data(source="folder", root=root, cache=cache)
+
+
+def test_no_more_pictures_wait_for_the_disk_than_are_said_to(
+    photos: config.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "DECODING_AHEAD", 5)
+    read, watched = data._read, data._watched
+    lock = threading.Lock()
+    decoded, taken, waiting = 0, 0, []
+
+    def count(path: Path, size: tuple[int, int]) -> Any:
+        nonlocal decoded
+        with lock:
+            decoded += 1
+        return read(path, size)
+
+    def write_slowly(results: Any, total: int) -> Any:
+        nonlocal taken
+        for result in watched(results, total):
+            taken += 1
+            time.sleep(0.002)
+            waiting.append(decoded - taken)
+            yield result
+
+    monkeypatch.setattr(data, "_read", count)
+    monkeypatch.setattr(data, "_watched", write_slowly)
+    loaded = data.load(photos)
+    assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 120
+    assert max(waiting) <= 5
+
+
+def test_the_test_set_is_hashed_once_and_to_the_same_value(
+    photos: config.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = data.load(photos)
+    assert first.description["test_digest"] == data._computed_digest(first.test)
+    fewer = data.load(photos.model_copy(update={"test_images": 10}))
+    assert fewer.description["test_digest"] == data._computed_digest(fewer.test)
+    assert fewer.description["test_digest"] != first.description["test_digest"]
+
+    def fail(images: data.Images) -> str:
+        raise AssertionError("hashed anew")
+
+    monkeypatch.setattr(data, "_computed_digest", fail)
+    assert data.load(photos).description == first.description

@@ -1,0 +1,54 @@
+"""Three pairwise tests at once: p-values are corrected, and the corrected ones decide."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import comparison
+from jobs.evaluation import holm
+from jobs.runs import RunFolder
+
+P_VALUES = st.lists(st.floats(0, 1), max_size=8)
+
+
+def test_the_smallest_counts_as_often_as_there_are_tests() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.02]) == [0.02] and holm([]) == []
+
+
+@given(P_VALUES)
+def test_it_lies_between_no_correction_and_bonferronis(p_values: list[float]) -> None:
+    corrected = holm(p_values)
+    for p_value, other in zip(p_values, corrected, strict=True):
+        assert p_value <= other <= min(1, len(p_values) * p_value)
+    assert sorted(corrected) == [c for _, c in sorted(zip(p_values, corrected, strict=True))]
+
+
+def test_a_difference_that_would_pass_alone_is_not_called_one_among_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p_values = iter([0.02, 0.03, 0.9])
+
+    def summary(_folder: Any, _config: Any, variant: Any) -> dict[str, Any]:
+        accuracy = {"test": {"images": 100}, "accuracy_mean": 0.5, "selection_accuracy": 0.5}
+        interval = {"accuracy_low": 0.4, "accuracy_high": 0.6, "seconds_to_accuracy": {}}
+        return {"variant": variant.name, "status": "done", **accuracy, **interval}
+
+    def pair(_folder: Any, _config: Any, a: Any, b: Any) -> dict[str, Any]:
+        interval = {"difference": 0.1, "low": 0.01, "high": 0.2, "p_value": next(p_values)}
+        return {"a": a["variant"], "b": b["variant"], **interval}
+
+    monkeypatch.setattr(comparison, "_summary", summary)
+    monkeypatch.setattr(comparison, "_pair", pair)
+    (tmp_path / "data.json").write_text("{}")
+    comparison.compare(RunFolder(tmp_path), tiny_config())
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert [pair["p_value"] for pair in written["pairs"]] == [0.02, 0.03, 0.9]
+    assert [pair["p_value_holm"] for pair in written["pairs"]] == pytest.approx([0.06, 0.06, 0.9])
+    assert all("cannot be told apart" in sentence for sentence in written["sentences"][1:])
+    assert "p = 0.06" in written["sentences"][1]

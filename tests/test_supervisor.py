@@ -1,0 +1,229 @@
+"""What the supervisor makes of a service that is slow, busy, wrong or frozen."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import pictures, predictions
+from service import Service, get, load, running
+
+from jobs.runs import RunFolder
+from serving import readiness
+from serving.archive import Model
+from serving.readiness import Readiness
+from serving.settings import Settings
+from serving.supervisor import Supervisor
+
+EXPECTED = {"label": "cat", "probability": 0.9, "tolerance": 0.05}
+RIGHT = {"label": "cat", "probability": 0.91}
+MODEL = Model(Path("m.mar"), "m", "1", ("cat", "dog"), b"picture", EXPECTED)
+Reply = tuple[int, bytes] | float  # status and body, or seconds of silence
+
+
+class Fake:
+    """A gateway and TorchServe's metrics in one, which answer what the test says."""
+
+    def __init__(self) -> None:
+        self.golden: Reply = (200, json.dumps(RIGHT).encode())
+        self.metrics: Reply = (200, b"")
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.reply(fake.golden)
+
+            def do_GET(self) -> None:
+                self.reply(fake.metrics)
+
+            def reply(self, reply: Reply) -> None:
+                if isinstance(reply, float):
+                    time.sleep(reply)
+                    return
+                self.send_response(reply[0])
+                self.send_header("Content-Length", str(len(reply[1])))
+                self.end_headers()
+                self.wfile.write(reply[1])
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{self.server.server_port}"
+        self.readiness = Readiness(MODEL, f"{address}/predictions/m", f"{address}/metrics")
+
+    def count(self, answers: int) -> None:
+        self.metrics = (200, f'Requests2XX{{Level="Host"}} {answers}.0\n'.encode())
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    monkeypatch.setattr(readiness, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(readiness, "START_SECONDS", 0.2)
+    fake = Fake()
+    yield fake
+    fake.server.shutdown()
+    fake.server.server_close()
+
+
+BUSY = (503, b'{"error": {"code": "busy"}}')
+SILENCE = 0.5
+
+
+def test_the_expected_answer_is_ready_and_another_is_not(fake: Fake) -> None:
+    assert fake.readiness.problem(ready=False) is None
+    fake.golden = (200, b'{"label": "dog", "probability": 0.9}')
+    assert fake.readiness.problem(ready=True) == "the golden picture is dog with 0.900"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b'{"label": "cat"}', b"[]", b"null", b"no JSON", b'{"label": "cat", "probability": null}'],
+)
+def test_an_answer_that_is_none_is_a_problem_and_no_crash(fake: Fake, answer: bytes) -> None:
+    fake.golden = (200, answer)
+    assert "the golden picture got" in (fake.readiness.problem(ready=True) or "")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"what?\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n1"]
+)
+def test_what_is_no_http_is_a_problem_and_no_crash(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_once() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(answer)
+
+        threading.Thread(target=answer_once, daemon=True).start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        problem = Readiness(MODEL, address, address).problem(ready=True)
+    assert problem is not None and "got no answer" in problem
+
+
+def test_nobody_there_is_a_problem_at_once(fake: Fake) -> None:
+    assert fake.readiness.problem(ready=True) is None
+    fake.server.shutdown()
+    fake.server.server_close()
+    assert "got no answer" in (fake.readiness.problem(ready=True) or "")
+
+
+def test_whatever_a_look_raises_ends_nothing(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(fake.readiness, "_ask", fail)
+    assert "planted" in (fake.readiness.problem(ready=True) or "")
+
+
+@pytest.mark.parametrize("golden", [BUSY, SILENCE], ids=["full", "long queue"])
+def test_a_busy_engine_is_ready_as_long_as_it_answers_others(
+    fake: Fake, golden: Reply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "BUSY_SECONDS", 0.5)
+    assert fake.readiness.problem(ready=True) is None
+    fake.golden = golden
+    for count in range(1, 8):  # well over BUSY_SECONDS
+        fake.count(count)
+        assert fake.readiness.problem(ready=True) is None
+        time.sleep(0.1)
+    time.sleep(0.5)
+    assert fake.readiness.problem(ready=True) is not None, "nobody is answered any more"
+    fake.count(9)
+    assert fake.readiness.problem(ready=False) is not None, "who was not ready has to answer"
+
+
+def test_answers_of_long_ago_do_not_make_an_engine_busy(fake: Fake) -> None:
+    fake.golden = BUSY
+    fake.count(1000)
+    assert fake.readiness.problem(ready=True) is not None
+
+
+@pytest.mark.parametrize("metrics", [SILENCE, (500, b""), (200, b"Requests2XX what\n")])
+def test_metrics_that_are_late_or_broken_end_nothing_that_speaks(
+    fake: Fake, metrics: Reply
+) -> None:
+    assert fake.readiness.problem(ready=True) is None
+    fake.golden, fake.metrics = BUSY, metrics
+    assert fake.readiness.problem(ready=True) is None, "it was right a moment ago"
+
+
+def test_an_engine_that_says_nothing_at_all_is_frozen(fake: Fake) -> None:
+    assert fake.readiness.problem(ready=True) is None
+    fake.golden = fake.metrics = SILENCE
+    assert "timed out" in (fake.readiness.problem(ready=True) or "")
+
+
+def test_a_frozen_engine_is_found_within_ten_seconds() -> None:
+    assert readiness.INTERVAL_SECONDS + 0.25 + 2 * readiness.LOOK_SECONDS < 10
+
+
+def test_a_gateway_that_does_not_stop_in_time_is_no_failure() -> None:
+    """… of the service: it was told to stop, and stops with 0."""
+    settings = Settings(model_uri="m.mar", endpoint_seconds=0, drain_seconds=1)
+    supervisor = Supervisor(settings)
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(); time.sleep(60)"
+    command = [sys.executable, "-u", "-c", stubborn]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as gateway:
+        assert gateway.stdout is not None
+        gateway.stdout.readline()  # from here on it does not listen
+        supervisor.children["gateway"] = gateway
+        try:
+            assert supervisor._drain() == 0
+        finally:
+            gateway.kill()
+
+
+def java_of(service: Service) -> int:
+    """TorchServe's Java process: the child of its launcher, which the supervisor started."""
+    pattern = f"java.*{service.log.parent}"
+    done = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=True)
+    return min(map(int, done.stdout.split()), key=lambda pid: not is_java(pid))
+
+
+def is_java(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text().strip() == "java"
+
+
+def seconds_until(condition: Callable[[], bool], limit: float) -> float:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() < start + limit
+        time.sleep(0.1)
+    return time.monotonic() - start
+
+
+@pytest.mark.slow
+def test_a_frozen_torchserve_is_not_ready_within_ten_seconds_and_a_busy_one_stays_so(
+    archive: Path, exported: RunFolder, tmp_path: Path
+) -> None:
+    file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    with running(archive, tmp_path / "state", SERVING_WORKERS="1") as service:
+
+        def ready() -> bool:
+            return get(f"{service.address}/readyz")[0] == 200
+
+        with load(service, file, label, clients=40):
+            for _ in range(60):  # 12 s, longer than it takes to call it frozen
+                assert ready()
+                time.sleep(0.2)
+        os.kill(java_of(service), signal.SIGSTOP)
+        try:
+            took = seconds_until(lambda: not ready(), 60)
+        finally:
+            os.kill(java_of(service), signal.SIGCONT)
+        assert took < 10
+        seconds_until(ready, 60)
