@@ -308,8 +308,16 @@ class Config(Section):
 
     @property
     def experiment(self) -> dict[str, Any]:
-        """All that decides what is trained, and so not how it is packed or where it is sent."""
-        return self.model_dump(mode="json", exclude={"export", "promotion", "storage"})
+        """All that decides what is trained, and so not how it is packed or where it is sent.
+
+        Nor where and how the work is done: a device and compiled code change the order of
+        additions, as another machine does. `runtime.precision` is in, for bf16 is another result.
+        """
+        dump = self.model_dump(mode="json", exclude={"export", "promotion", "storage"})
+        dump["data"].pop("cache")
+        for key in ("device", "compile", "checkpoint_every"):
+            dump["runtime"].pop(key)
+        return dump
 
     @property
     def digest(self) -> str:
