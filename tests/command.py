@@ -13,10 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,19 @@ IMPORTED = ["jobs.pipeline", "jobs.table", "jobs.doctor", "jobs.promotion", "job
 IMPORTED += ["test_promotion", "test_storage"]  # which have functions to be run
 
 
-def forking() -> ForkServerContext:
-    """Starts processes that have the job imported, by fork; theirs has no threads to lose."""
+def forked(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """A process that will call a function in today's environment; it has the job imported."""
+    return _context().Process(target=_call, args=({**os.environ}, function, arguments))
+
+
+def _call(environment: dict[str, str], function: Callable[..., None], arguments: Any) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*arguments)
+
+
+def _context() -> ForkServerContext:
+    """The process to fork from is started once, and has no threads to lose."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(ROOT):
@@ -46,10 +58,7 @@ class Job:
         self._folder = Path(tempfile.mkdtemp(prefix="job-"))
         self._files = self._folder / "out", self._folder / "err"
         self._whole: tuple[str, str] | None = None
-        self.process = forking().Process(
-            target=_main,
-            args=(self.arguments, {**os.environ, **PLAIN, **environment}, *self._files),
-        )
+        self.process = forked(_main, self.arguments, {**PLAIN, **environment}, *self._files)
         self.process.start()
         assert self.process.pid is not None
         self.pid = self.process.pid
@@ -87,7 +96,6 @@ class Job:
 
 
 def _main(arguments: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
-    os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
     for number, file in ((1, out), (2, err)):

@@ -56,7 +56,7 @@ TINY: dict[str, Any] = {
 }
 
 
-def tiny(**sections: dict[str, Any]) -> dict[str, Any]:
+def tiny(**sections: Any) -> dict[str, Any]:
     """The tiny job as a mapping, with some keys of its sections changed."""
     raw = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
     for name, changes in sections.items():
@@ -64,7 +64,7 @@ def tiny(**sections: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def tiny_config(**sections: dict[str, Any]) -> config.Config:
+def tiny_config(**sections: Any) -> config.Config:
     return config.validate(tiny(**sections))
 
 
@@ -235,23 +235,28 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.meta_path.insert(0, WithoutTorch())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+LONGEST_FIRST = (
+    *("test_real", "test_benchmarks", "test_quickstart", "service", "test_training"),
+    *("test_storage", "test_distributed", "test_failures", "test_interrupted", "test_readme"),
+    *("test_cli", "test_demo", "test_export", "test_promotion"),
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Which tests go to the same worker: those of a file, which share its fixtures, and all that
-    ask the shared service. What takes longest is begun first, so that no worker waits at the end.
+    ask a shared service. What takes longest is begun first, so that no worker waits at the end.
     """
-    for item in items:
-        asks = {"service", "locked"} & set(getattr(item, "fixturenames", ()))
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("service" if asks else item.path.stem))
-    items.sort(key=lambda item: LONGEST_FIRST.get(_group(item), len(LONGEST_FIRST)))
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        ranks = {group: rank for rank, group in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: ranks.get(groups[item], len(ranks)))
 
 
 def _group(item: pytest.Item) -> str:
-    marker = item.get_closest_marker("xdist_group")
-    return str(marker.args[0]) if marker else ""
-
-
-LONGEST_FIRST: dict[str, int] = {}
+    asks = {"service", "locked"} & set(getattr(item, "fixturenames", ()))
+    return "service" if asks else item.path.stem
 
 
 def classes_of(run: RunFolder) -> list[str]:

@@ -21,7 +21,13 @@ def test_checkov_finds_nothing_that_is_not_justified(
     for name, text in rendered.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     shutil.copy(ROOT / "Dockerfile", tmp_path)
-    command = [checkov, "--directory", tmp_path, "--config-file", K8S / "checkov.yaml"]
+    command: list[str | Path] = [
+        checkov,
+        "--directory",
+        tmp_path,
+        "--config-file",
+        K8S / "checkov.yaml",
+    ]
     frameworks = ["--framework", "kubernetes", "dockerfile"]
     done = subprocess.run([*command, *frameworks], check=False, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr

@@ -65,8 +65,9 @@ def test_a_second_call_of_a_finished_run_does_nothing_more(compared: RunFolder) 
 
 def test_train_does_one_variant_and_run_does_the_rest(tiny_yaml: Path, tmp_path: Path) -> None:
     """… though another of them diverges."""
-    arguments = ("--config", tiny_yaml, "--set", "optim.epochs=1", "--out", tmp_path)
-    arguments += ("--set", "variants.scratch.optim.learning_rate=1e30")
+    arguments: list[str | Path] = ["--config", tiny_yaml, "--out", tmp_path]
+    arguments += ["--set", "optim.epochs=1"]
+    arguments += ["--set", "variants.scratch.optim.learning_rate=1e30"]
     first = job("train", "frozen", *arguments)
     assert first.returncode == 0, first.stderr
     folder = Path(first.stdout.strip())

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs import config, data
+from jobs import config, data, generated
 from jobs.errors import ConfigurationError, UnavailableError
 
 
@@ -52,7 +52,7 @@ def test_the_source_task_and_the_target_task_share_no_picture_and_no_hue() -> No
     assert source.pixels.shape == (20, 3, 75, 75) and source.pixels.dtype == torch.uint8
     target = data.load(settings(train_images=20)).train
     assert not any(torch.equal(a, b) for a in source.pixels for b in target.pixels)
-    assert data.generated.SOURCE.hue_offset != data.generated.TARGET.hue_offset
+    assert generated.SOURCE.hue_offset != generated.TARGET.hue_offset
 
 
 def test_splits_are_disjoint_and_even_by_class() -> None:
@@ -94,7 +94,7 @@ def test_a_folder_keeps_small_pictures_small_and_reads_exact_pixels(photos: Path
     assert dataset.train.pixels.shape == (20, 3, 32, 32)
     with Image.open(photos / "train" / "dog" / "3.png") as picture:
         expected = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
-    position = (dataset.train.rows == 13).nonzero().item()
+    position = int((dataset.train.rows == 13).nonzero())
     assert torch.equal(dataset.train.raw(torch.tensor([position]))[0], expected)
     assert dataset.train.labels[position] == 1
 

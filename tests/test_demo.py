@@ -33,7 +33,8 @@ def until_it_serves(process: Job) -> str:
 
 def left_behind(children: list[psutil.Process]) -> list[psutil.Process]:
     """Which of them still run; one that has just ended may wait a moment to be reaped."""
-    return psutil.wait_procs(children, timeout=10)[1]
+    alive: list[psutil.Process] = psutil.wait_procs(children, timeout=10)[1]
+    return alive
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ def test_the_openapi_document_names_the_model_and_holds_under_fuzzing(
     status, document = get(f"{service.address}/openapi.json")
     assert status == 200 and f"/predictions/{MODEL}" in document["paths"]
     assert document["components"]["schemas"]["Label"]["enum"] == classes_of(exported)
-    command = [
+    command: list[str | Path] = [
         Path(sysconfig.get_path("scripts")) / "schemathesis",
         *("run", f"{service.address}/openapi.json", "--max-examples", "20", "--seed", "1"),
         *("--checks", "not_a_server_error,status_code_conformance,response_schema_conformance"),

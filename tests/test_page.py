@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MODEL, pictures, predictions
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import FilePayload, Page, expect, sync_playwright
 from service import Service
 
 from jobs.runs import RunFolder
@@ -23,6 +23,10 @@ def page() -> Iterator[Page]:
         )
         yield chromium.new_page()
         chromium.close()
+
+
+def png(data: bytes) -> FilePayload:
+    return {"name": "a.png", "mimeType": "image/png", "buffer": data}
 
 
 def test_it_shows_what_the_service_says(
@@ -62,7 +66,7 @@ def test_it_shows_what_the_service_says(
 def test_it_says_that_the_service_is_gone_and_tries_again(
     page: Page, service: Service, exported: RunFolder
 ) -> None:
-    picture = {"name": "a.png", "mimeType": "image/png", "buffer": pictures(exported, 1)[0]}
+    picture = png(pictures(exported, 1)[0])
     page.goto(service.address)
     page.context.set_offline(True)
     page.set_input_files("#files", picture)
@@ -75,7 +79,7 @@ def test_it_says_that_the_service_is_gone_and_tries_again(
 def test_it_asks_for_a_key_where_the_service_wants_one(
     page: Page, locked: Service, exported: RunFolder
 ) -> None:
-    picture = {"name": "a.png", "mimeType": "image/png", "buffer": pictures(exported, 1)[0]}
+    picture = png(pictures(exported, 1)[0])
     label, key = page.locator(".label"), page.locator("#key")
     page.goto(locked.address)
     expect(key).to_be_hidden()

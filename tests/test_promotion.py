@@ -1,6 +1,7 @@
 """What production serves changes through a gate, one promotion at a time, and goes back."""
 
 import json
+import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from botocore.awsrequest import AWSResponse
-from command import forking, job
+from command import forked, job
 from conftest import MODEL, tiny_config
 from object_store import BUCKET, Proxy, exported_run, finished_run, keys_of
 
@@ -227,11 +228,10 @@ def contend_in_a_process(number: int, settings: config.Storage, barrier: Any, qu
 def test_of_promotions_at_once_in_processes_exactly_one_wins(
     settings: config.Storage, registry: Registry
 ) -> None:
-    context = forking()
+    context = multiprocessing.get_context("forkserver")
     barrier, queue = context.Barrier(RIVALS), context.Queue()
     processes = [
-        context.Process(target=contend_in_a_process, args=(number, settings, barrier, queue))
-        for number in range(RIVALS)
+        forked(contend_in_a_process, number, settings, barrier, queue) for number in range(RIVALS)
     ]
     for process in processes:
         process.start()
@@ -367,8 +367,8 @@ def test_prune_goes_by_its_rule_and_spares_what_a_channel_names(
     before = keys_of(store, settings)
 
     def gone(days: float | None, keep: int, after: float, *, dry_run: bool = False) -> set[str]:
-        rule = {"days": days, "keep": keep, "now": later(after)}
-        return {item.prefix for item in prune(storage, dry_run=dry_run, **rule)}
+        found = prune(storage, days=days, keep=keep, now=later(after), dry_run=dry_run)
+        return {item.prefix for item in found}
 
     assert not gone(0, 0, 0.5), "what was touched within a day stays"
     assert not gone(30, 0, 29)

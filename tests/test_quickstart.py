@@ -25,7 +25,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
 def test_fine_tuning_is_far_ahead_of_a_random_start(run: tuple[Path, str, str]) -> None:
     result = RunFolder(run[0]).comparison()
     assert result["winner"] == "finetune"
@@ -42,7 +41,6 @@ def shape(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
 def test_the_readme_shows_what_it_prints_in_the_same_order(run: tuple[Path, str, str]) -> None:
     printed = shape(run[1].partition("\n\n")[0])
     [shown] = [block for block in README.split("```") if block.lstrip().startswith("data: hand")]
@@ -52,7 +50,6 @@ def test_the_readme_shows_what_it_prints_in_the_same_order(run: tuple[Path, str,
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
 def test_it_says_what_comes_and_nothing_that_is_not_ours(run: tuple[Path, str, str]) -> None:
     said = run[2].splitlines()
     assert "to do: scratch, the stand-in for ImageNet, finetune, frozen, report, archive" in run[2]
@@ -61,7 +58,6 @@ def test_it_says_what_comes_and_nothing_that_is_not_ours(run: tuple[Path, str, s
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
 def test_its_archive_is_one_of_digits(run: tuple[Path, str, str]) -> None:
     described = json.loads((run[0] / "model" / "inception_v3_digits.json").read_text())
     assert described["classes"] == list("0123456789") and described["image_size"] == [8, 8]

@@ -17,7 +17,7 @@ import botocore.auth
 import duckdb
 import pytest
 from botocore.awsrequest import AWSResponse
-from command import forking, job, start_job
+from command import forked, job, start_job
 from conftest import ROOT, tiny, tiny_config
 from object_store import (
     BUCKET,
@@ -86,7 +86,8 @@ def test_an_interrupted_publish_goes_on_and_the_manifest_is_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     storage = Storage(settings)
-    send, sent = storage.send, []
+    send = storage.send
+    sent: list[Path] = []
 
     def fail_at_the_third(path: Path, *arguments: Any, **options: Any) -> None:
         if len(sent) == 2:
@@ -352,7 +353,7 @@ def test_a_publisher_killed_anywhere_is_finished_by_the_next(
             assert_whole(store, settings, run)
             storage.delete(keys_of(store, settings))
         last = proxy.passed + moments.uniform(0, size)
-        process = forking().Process(target=publish_in_a_process, args=(run.path, through))
+        process = forked(publish_in_a_process, run.path, through)
         process.start()
         while process.is_alive() and proxy.passed < last:
             time.sleep(0.001)
@@ -506,8 +507,7 @@ def test_metrics_never_go_into_another_run_that_is_finished(
 
 
 def small_job(tmp_path: Path, settings: config.Storage, epochs: int) -> Path:
-    changes = {"optim": {"epochs": epochs}, "export": {"enabled": False}}
-    raw = tiny(**changes, storage=settings.model_dump())
+    raw = tiny(optim={"epochs": epochs}, storage=settings.model_dump())
     raw["variants"] = raw["variants"][:1]
     file = tmp_path / "job.yaml"
     file.write_text(json.dumps(raw))
@@ -581,8 +581,10 @@ def test_the_documented_query_reads_the_metrics_of_many_runs(
     text = (ROOT / "docs" / "storage.md").read_text()
     query = text.split("```sql")[1].split("```")[0]
     assert "s3://bucket/prefix" in query
-    rows = duckdb.sql(query.replace("s3://bucket/prefix", str(bucket))).fetchall()
-    assert [(str(day), run, variant, round(best, 2)) for day, run, variant, best in rows] == [
+    found = duckdb.sql(query.replace("s3://bucket/prefix", str(bucket)))
+    assert found is not None
+    rows = [(str(day), run, variant, round(b, 2)) for day, run, variant, b in found.fetchall()]
+    assert rows == [
         ("2026-01-31", "run-2", "a", 0.71),
         ("2026-01-31", "run-1", "a", 0.61),
         ("2026-01-30", "run-0", "a", 0.51),

@@ -63,12 +63,12 @@ def inference(objects: list[Object]) -> Object:
 def test_the_schemas_of_three_versions_accept_everything(
     version: str, rendered: dict[str, str], tmp_path: Path
 ) -> None:
-    files = []
+    files: list[Path] = []
     for name, text in rendered.items():
         known = [o for o in yaml.safe_load_all(text) if o["kind"] not in CUSTOM]
         files.append(tmp_path / f"{name}.yaml")
         files[-1].write_text(yaml.safe_dump_all(known))
-    command = [SCRIPTS / "kubernetes-validate", "--strict", "-k", version, *files]
+    command: list[str | Path] = [SCRIPTS / "kubernetes-validate", "--strict", "-k", version, *files]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     said = (done.stdout + done.stderr).splitlines()
     bad = [line for line in said if not line.startswith("INFO")]
