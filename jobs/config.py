@@ -254,6 +254,9 @@ class Storage(Section):
         return self
 
 
+DELIVERY = ("export", "promotion", "storage")  # sections about what is done with a finished run
+
+
 class Config(Section):
     data: Data = Data()
     optim: Optim = Optim()  # before those that inherit it, so that a mistake is named here
@@ -308,8 +311,16 @@ class Config(Section):
 
     @property
     def experiment(self) -> dict[str, Any]:
-        """All that decides what is trained, and so not how it is packed or where it is sent."""
-        return self.model_dump(mode="json", exclude={"export", "promotion", "storage"})
+        """All that decides what is trained, and so not how it is packed or where it is sent.
+
+        Nor where and how the work is done: a device and compiled code change the order of
+        additions, as another machine does. `runtime.precision` is in, for bf16 is another result.
+        """
+        dump = self.model_dump(mode="json", exclude=set(DELIVERY))
+        dump["data"].pop("cache")
+        for key in ("device", "compile", "checkpoint_every"):
+            dump["runtime"].pop(key)
+        return dump
 
     @property
     def digest(self) -> str:
@@ -353,8 +364,18 @@ def load(name_or_path: str, settings: Sequence[str] = ()) -> Config:
 
 
 def apply(config: Config, settings: Sequence[str]) -> Config:
-    """A resolved configuration with `a.b=c` settings on top."""
-    return _with_settings(config.model_dump(mode="json"), settings)
+    """A finished run's configuration with `a.b=c` settings on top.
+
+    Raises:
+        ConfigurationError: one is of no use any more, for it is about how the run came to be.
+    """
+    resolved = _with_settings(config.model_dump(mode="json"), settings)
+    for setting in settings:
+        if setting.partition("=")[0].partition(".")[0] not in DELIVERY:
+            raise ConfigurationError(
+                f"--set {setting}: the run is made; {', '.join(DELIVERY)} can still be set"
+            )
+    return resolved
 
 
 def _with_settings(raw: dict[str, Any], settings: Sequence[str]) -> Config:

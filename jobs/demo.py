@@ -64,9 +64,9 @@ def run(out: Path, changes: Sequence[str] = ()) -> None:
         run_folder = RunFolder(folder.parent / f"quickstart-{settings.digest}")
         _train_and_promote(settings, run_folder)
         log("3/4  the service, which fetches the model from S3")
-        name = settings.export.name
-        channel = f"{settings.storage.uri}/models/{name}/channels/production.json"
-        with _service(channel, folder / "service.log") as (url, process):
+        name, channel = settings.export.name, settings.promotion.channel
+        uri = f"{settings.storage.uri}/models/{name}/channels/{channel}.json"
+        with _service(uri, folder / "service.log") as (url, process):
             log("4/4  the client asks what test pictures show")
             _ask(url, _pictures(settings, run_folder, folder / "pictures"))
             print(f"\n{url}  try it in a browser; Ctrl-C stops everything", flush=True)

@@ -170,11 +170,16 @@ class RunFolder:
         file = self.path / "config.yaml"
         if not file.is_file():
             write(file, wanted.to_yaml())
-        elif differences := _differences(self.config().experiment, wanted.experiment):
+            return
+        found = self.config()
+        if differences := _differences(found.experiment, wanted.experiment):
             raise ConfigurationError(
                 f"{self.path}: this run has another configuration ({', '.join(differences)}); "
                 "take another --run-id"
             )
+        moved = found.model_copy(update={"data": wanted.data, "runtime": wanted.runtime})
+        if moved != found and not self.finished:  # its archive will look for the data there
+            write(file, moved.to_yaml())
 
     def variant(self, name: str, seed: int) -> VariantFolder:
         first = self.config().runtime.seeds[0]

@@ -1,11 +1,14 @@
 """What would silently do something else than it says is refused, in one line, with exit code 2."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import tiny_config
 
 from jobs import pipeline
+from jobs.__main__ import main
+from jobs.config import apply
 from jobs.errors import ConfigurationError
 from jobs.runs import RunFolder
 
@@ -20,3 +23,31 @@ def test_where_the_test_set_chooses_there_need_be_none(tmp_path: Path) -> None:
     config = tiny_config(data={"validation": 0.001}, evaluation={"select_on": "test"})
     dataset = pipeline.Job(config, RunFolder(tmp_path / "r")).dataset
     assert len(dataset.validation) == 0 and len(dataset.train) == 80
+
+
+@pytest.mark.parametrize("command", ["export", "publish", "promote"])
+@pytest.mark.parametrize(
+    "setting", ["optim.epochs=3", "data.cache=/x", "variants.frozen.init=random"]
+)
+def test_settings_of_training_are_refused_for_a_run_that_is_made(
+    command: str,
+    setting: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "config.yaml").write_text(tiny_config().to_yaml())
+    arguments = [command, str(tmp_path), "--set", "export.images=5", "--set", setting]
+    monkeypatch.setattr(sys, "argv", ["jobs", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"--set {setting}: the run is made; export, promotion, storage can still be set" in said
+
+
+def test_settings_of_what_is_done_with_it_are_not() -> None:
+    settings = ["export.images=5", "promotion.channel=staging", "storage.uri=s3://bucket/p"]
+    applied = apply(tiny_config(), settings)
+    assert (applied.export.images, applied.promotion.channel) == (5, "staging")
