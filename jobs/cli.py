@@ -267,7 +267,8 @@ def _nothing_to_do(config: "Config", folder: "RunFolder") -> bool:
         return False
     with folder.open(config):
         packed = folder.archive(config.export.name) in folder.manifest()["files"]
-    if packed or not config.export.enabled:
+        won = folder.comparison()["winner"] is not None
+    if won and (packed or not config.export.enabled):
         from jobs.progress import log
 
         log(f"{folder.path} is finished; --run-id NAME starts another")
