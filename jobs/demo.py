@@ -233,6 +233,7 @@ class ObjectStore:
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={identities}"),
             *(f"-{name}={port}" for name, port in zip(names, self.ports, strict=True)),
             *("-admin.ui=false", "-webdav=false", "-s3.iam=false", "-s3.autoCreateBucket=false"),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # else two servers fight for one port
         ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
