@@ -6,8 +6,8 @@ ARGS ?=
 export IMAGES_DIR ?= /var/tmp/inception-transfer-images
 export CLUSTER_DIR ?= /var/tmp/inception-transfer-cluster
 BIN := $(VENV)/bin
-# Two at a time, each on a core: twice as fast as one after the other on both cores. Tests that
-# share what takes long to make stay together, and the longest start first.
+# Two tests at a time, each on one of two cores: little of what they do gains by a second core. Those
+# that share what takes long to make stay together, and the longest start first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

@@ -1,6 +1,8 @@
 """The command line: exit codes, and what one command leaves for the next."""
 
 import json
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,13 @@ def test_doctor_says_whether_a_configuration_can_run_here(tiny_yaml: Path) -> No
     bad = job("doctor", "--config", tiny_yaml, "--set", "weights.source=/nowhere.safetensors")
     assert bad.returncode == 3
     assert "NO  weights" in bad.stdout and "cannot run here yet: weights" in bad.stderr
+
+
+def test_the_cache_of_whoever_runs_the_tests_is_left_alone() -> None:
+    real = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    shown = job("doctor", "--config", "quickstart").stdout
+    assert str(Path.home() / ".cache" / "inception-transfer") in shown
+    assert real != Path.home() and str(real / ".cache") not in shown
 
 
 def test_a_second_call_of_a_finished_run_does_nothing_more(compared: RunFolder) -> None:
