@@ -65,7 +65,8 @@ def train(average_decay: float) -> dict[str, list[Tensor]]:
 
 
 def work(rank: int, port: int, folder: Path) -> None:
-    group = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
+    group: dict[str, str | int] = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    group |= {"RANK": rank, "LOCAL_RANK": rank}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in group.items()})
     with distributed.joined() as first:
