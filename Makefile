@@ -8,7 +8,7 @@ export CLUSTER_DIR ?= /var/tmp/inception-transfer-cluster
 BIN := $(VENV)/bin
 # Two tests at a time, each on one of two cores: little of what they do gains by a second core. Those
 # that share what takes long to make stay together, and the longest start first (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo check test test-all test-images test-cluster lint format lock clean clean-images

@@ -235,28 +235,41 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.meta_path.insert(0, WithoutTorch())
 
 
+# What takes longest is begun first, so that no worker waits at the end. All that asks a shared
+# service goes to one worker, so that it is started once.
+ASK_A_SERVICE = ("test_gateway", "test_page", "test_predict", "test_service")
 LONGEST_FIRST = (
     *("test_real", "test_benchmarks", "test_quickstart", "service", "test_training"),
     *("test_storage", "test_distributed", "test_failures", "test_interrupted", "test_readme"),
-    *("test_cli", "test_demo", "test_export", "test_promotion"),
+    *("test_cli", "test_demo", "test_supervisor", "test_export", "test_promotion"),
 )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Which tests go to the same worker: those of a file, which share its fixtures, and all that
-    ask a shared service. What takes longest is begun first, so that no worker waits at the end.
-    """
-    groups = {item: _group(item) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+def group_of(nodeid: str) -> str:
+    """What goes to the same worker as a test: its file, which has fixtures of its own, or more."""
+    name = Path(nodeid.partition("::")[0]).stem
+    return "service" if name in ASK_A_SERVICE else name
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-randomly, which leaves the tests of a file together
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         ranks = {group: rank for rank, group in enumerate(LONGEST_FIRST)}
-        items.sort(key=lambda item: ranks.get(groups[item], len(ranks)))
+        items.sort(key=lambda item: ranks.get(group_of(item.nodeid), len(ranks)))
 
 
-def _group(item: pytest.Item) -> str:
-    asks = {"service", "locked"} & set(getattr(item, "fixturenames", ()))
-    return "service" if asks else item.path.stem
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out whole groups in the order above. (`--dist loadgroup` would, but does not see the
+    groups with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
 
 
 def classes_of(run: RunFolder) -> list[str]:

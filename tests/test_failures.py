@@ -1,8 +1,6 @@
 """When parts of the service are full, killed or broken: what clients see, and what it says."""
 
 import os
-import signal
-import subprocess
 import time
 import zipfile
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 import pytest
 from command import job
 from conftest import pictures, predictions
-from service import Service, get, load, running, start, stop
+from service import get, load, running, start, stop
 
 from jobs.runs import RunFolder
 
@@ -28,39 +26,6 @@ def test_a_full_queue_says_so_and_the_service_stays_ready(
             assert get(f"{service.address}/readyz")[0] == 200
             time.sleep(0.2)
     assert set(statuses) == {200, 503}, statuses
-
-
-def workers_of(service: Service) -> list[int]:
-    """Process numbers of TorchServe's workers."""
-    state = str(service.log.parent)
-    found = subprocess.run(
-        ["pgrep", "-f", f"model_service_worker.py.*{state}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [int(line) for line in found.stdout.split()]
-
-
-def test_a_killed_worker_costs_its_batch_and_comes_back(
-    service: Service, exported: RunFolder
-) -> None:
-    """… so that the shared service is what it was."""
-    file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
-    while len(before := workers_of(service)) < 2:
-        time.sleep(0.1)
-    with load(service, file, label, clients=4) as statuses:
-        while statuses[200] < 20:
-            time.sleep(0.05)
-        os.kill(before[0], signal.SIGKILL)
-        killed = time.monotonic()
-        while not set(workers_of(service)) - set(before):
-            assert time.monotonic() < killed + 120
-            time.sleep(0.1)
-    print(f"a new worker after {time.monotonic() - killed:.1f} s; clients saw {statuses}")
-    assert set(statuses) <= {200, 503}
-    assert statuses[503] <= 2, "no more than the batch that it held"
-    assert get(f"{service.address}/readyz")[0] == 200
 
 
 def broken(archive: Path, folder: Path) -> Path:

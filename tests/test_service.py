@@ -93,6 +93,39 @@ def test_live_ready_and_metrics(service: Service) -> None:
         assert b"ts_inference_requests_total" in response.read()
 
 
+def workers_of(service: Service) -> list[int]:
+    """Process numbers of TorchServe's workers."""
+    state = str(service.log.parent)
+    found = subprocess.run(
+        ["pgrep", "-f", f"model_service_worker.py.*{state}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [int(line) for line in found.stdout.split()]
+
+
+def test_a_killed_worker_costs_its_batch_and_comes_back(
+    service: Service, exported: RunFolder
+) -> None:
+    """… so that the shared service is what it was."""
+    file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    while len(before := workers_of(service)) < 2:
+        time.sleep(0.1)
+    with load(service, file, label, clients=4) as statuses:
+        while statuses[200] < 20:
+            time.sleep(0.05)
+        os.kill(before[0], signal.SIGKILL)
+        killed = time.monotonic()
+        while not set(workers_of(service)) - set(before):
+            assert time.monotonic() < killed + 120
+            time.sleep(0.1)
+    print(f"a new worker after {time.monotonic() - killed:.1f} s; clients saw {statuses}")
+    assert set(statuses) <= {200, 503}
+    assert statuses[503] <= 2, "no more than the batch that it held"
+    assert get(f"{service.address}/readyz")[0] == 200
+
+
 def test_sigterm_under_load_fails_no_request(
     archive: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
