@@ -83,7 +83,8 @@ def run(
         return
     from jobs.progress import log
 
-    log(f"{folder.path}: loading PyTorch")
+    if os.environ.get("RANK", "0") == "0":
+        log(f"{folder.path}: loading PyTorch")
     from jobs import distributed, pipeline
     from jobs.interruption import graceful
 

@@ -36,7 +36,7 @@ def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
     pairs = [_pair(folder, config, done[a], done[b]) for a, b in combinations(ranked, 2)]
     for pair, p_value in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
         pair["p_value_holm"] = p_value
-        pair["sentence"] = sentence(pair["a"], pair["b"], pair)
+        pair["sentence"] = sentence(pair["a"], pair["b"], pair, p_value)
     result = {
         "run_id": folder.run_id,
         "time": now(),
@@ -123,8 +123,9 @@ def right_answers(predictions: Path) -> NDArray[np.bool_]:
     return right
 
 
-def sentence(a: str, b: str, difference: Mapping[str, float]) -> str:
-    """A paired difference in words, by its corrected p-value."""
+def sentence(a: str, b: str, difference: Mapping[str, float], p_value: float) -> str:
+    """A paired difference in words; of several that are looked at together, `p_value` is the
+    corrected one."""
     if difference["difference"] < 0:
         a, b = b, a
         low, high = -difference["high"], -difference["low"]
@@ -132,7 +133,6 @@ def sentence(a: str, b: str, difference: Mapping[str, float]) -> str:
         low, high = difference["low"], difference["high"]
     points = abs(difference["difference"]) * 100
     interval = f"{_signed(low)} to {_signed(high)}"
-    p_value = difference["p_value_holm"]
     p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
     if p_value < SURE:
         return f"{a} beats {b} by {points:.1f} points ({interval}), {p}"

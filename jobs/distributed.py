@@ -96,9 +96,12 @@ def parallel(network: nn.Module, batch_size: int) -> nn.Module:
     network.dropout = WholeBatchDropout(network.dropout.p, batch_size)
     if next(network.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    parallel = DistributedDataParallel(network, gradient_as_bucket_view=True)
     # Buffers are batch norm's: sent from the first process at every step, as is the default, they
-    # would be its share's alone on CPUs, and what every process has already on GPUs.
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
+    # would be its share's alone on CPUs, and what every process has already on GPUs. As an argument
+    # it is deprecated from torch 2.13 on, for one that earlier versions do not have.
+    parallel.broadcast_buffers = False
+    return parallel
 
 
 class WholeBatchDropout(nn.Dropout):

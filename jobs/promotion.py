@@ -183,7 +183,7 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
         file = Path(folder) / PREDICTIONS
         registry.fetch(champion, file, PREDICTIONS)
         difference = paired_difference(promoted.right, comparison.right_answers(file))
-    log(comparison.sentence(promoted.version, champion, difference))
+    log(comparison.sentence(promoted.version, champion, difference, difference["p_value"]))
     points = -difference["difference"] * 100
     if points > allowed:
         return f"{points:.2f} points worse than {champion}, which serves; {allowed:g} are allowed"

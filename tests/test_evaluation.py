@@ -92,12 +92,12 @@ def test_seeds_that_agree_to_the_picture_are_not_certainty() -> None:
 
 
 def test_the_words_follow_the_figures() -> None:
-    clear = {"difference": 0.129, "low": 0.118, "high": 0.141, "p_value_holm": 1e-9}
+    clear = {"difference": 0.129, "low": 0.118, "high": 0.141}
     expected = "finetune beats scratch by 12.9 points (+11.8 to +14.1), p < 0.001"
-    assert sentence("finetune", "scratch", clear) == expected
-    turned = {"difference": -0.129, "low": -0.141, "high": -0.118, "p_value_holm": 1e-9}
-    assert sentence("scratch", "finetune", turned) == expected
-    unclear = {"difference": 0.005, "low": -0.01, "high": 0.02, "p_value_holm": 0.43}
-    assert sentence("finetune", "frozen", unclear) == (
+    assert sentence("finetune", "scratch", clear, 1e-9) == expected
+    turned = {"difference": -0.129, "low": -0.141, "high": -0.118}
+    assert sentence("scratch", "finetune", turned, 1e-9) == expected
+    unclear = {"difference": 0.005, "low": -0.01, "high": 0.02}
+    assert sentence("finetune", "frozen", unclear, 0.43) == (
         "finetune and frozen cannot be told apart: 0.5 points (−1.0 to +2.0), p = 0.43"
     )
