@@ -41,7 +41,8 @@ def test_it_is_the_rate_of_the_epochs_last_step(schedule: str) -> None:
     trainer.optimizer.register_step_pre_hook(
         lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"])
     )
-    store, scored = Nowhere(), {"validation": images()}
+    store = Nowhere()
+    scored: dict[str, data.Examples] = {"validation": images()}
     training.fit(trainer, images(), scored, config.Evaluation(keep="last"), store)
     logged = [row["learning_rate"] for row in store.rows if row["split"] == "train"]
     assert logged == used[2::3]
