@@ -65,9 +65,9 @@ def train(average_decay: float) -> dict[str, list[Tensor]]:
 
 
 def work(rank: int, port: int, folder: Path) -> None:
-    group: dict[str, str | int] = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    group |= {"RANK": rank, "LOCAL_RANK": rank}
-    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
+    group["MASTER_PORT"] = port
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
     os.environ.update({key: str(value) for key, value in group.items()})
     with distributed.joined() as first:
         for average_decay in DECAYS:
