@@ -83,8 +83,13 @@ def run(
         return
     from jobs.progress import log
 
-    if os.environ.get("RANK", "0") == "0":
-        log(f"{folder.path}: loading PyTorch")
+    first_of_all = os.environ.get("RANK", "0") == "0"
+    if first_of_all:
+        log(f"{folder.path}: loading PyTorch")  # which takes ten seconds the first time
+    import torch  # noqa: F401
+
+    if first_of_all:
+        log(f"{folder.path}: loading the job")
     from jobs import distributed, pipeline
     from jobs.interruption import graceful
 

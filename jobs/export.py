@@ -175,11 +175,12 @@ def _write_networks(
     import openvino
 
     runtimes.core()  # before the cores of the next steps, which are freed
-    log("export: the network as a program for GPUs, and converted for CPUs")
+    log("export: the network as a program for GPUs")
     program = _program(served, train)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No complete tensor found")
         torch.export.save(program, stage / runtimes.PROGRAM)
+    log("export: converted for CPUs")
     model = openvino.convert_model(program)
     openvino.save_model(model, stage / "float.xml")
 

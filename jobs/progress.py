@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
 SECONDS_BETWEEN_LINES = 8
+SHARE_THAT_TELLS = 0.05  # of a task; before it is done, the rate may be that of a slow start
 _last_line = [0.0]  # when one was printed
 
 
@@ -65,8 +66,10 @@ def _lines(label: str, total: float, unit: str) -> Callable[[float], None]:
         note(line)
 
     def line() -> str:
+        so_far = f"{label}: {done:.0f}/{total:.0f} {unit}"
+        if done < SHARE_THAT_TELLS * total:
+            return so_far
         rate = done / (time.perf_counter() - start)
-        left = (total - done) / rate
-        return f"{label}: {done:.0f}/{total:.0f} {unit} · {rate:.1f}/s · {left:.0f} s left"
+        return f"{so_far} · {rate:.1f}/s · {(total - done) / rate:.0f} s left"
 
     return advance
