@@ -25,10 +25,10 @@ demo: $(VENV)/.demo ## all of it here: S3, training, promotion, service, an answ
 check: lint ## for in between: lint, and the tests that need no torch, in under a minute
 	$(BIN)/python -m pytest -q tests/unit $(ARGS)
 
-test: $(VENV)/.test ## the tests, in some 6 minutes on 2 cores (10 without bf16 instructions)
+test: $(VENV)/.test ## the tests, in some 6 minutes on 2 cores
 	$(PYTEST) -m "not slow and not containers and not cluster" $(ARGS)
 
-test-all: $(VENV)/.test ## those and the slow ones, a training at the real size among them: 25 minutes
+test-all: $(VENV)/.test ## those and the slow ones, a training at the real size among them: 17 minutes
 	$(PYTEST) -m "not containers and not cluster" $(ARGS)
 
 test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 55 GB of disk, 30 of them kept, some 20 minutes)

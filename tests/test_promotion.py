@@ -208,6 +208,7 @@ def rivals(settings: config.Storage, registry: Registry, tmp_path: Path) -> None
         registry.add(candidate.version, {"model.mar": candidate.archive}, candidate.facts)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rivals")
 def test_of_promotions_at_once_in_threads_exactly_one_wins(
     settings: config.Storage, registry: Registry

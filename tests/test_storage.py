@@ -339,6 +339,7 @@ def publish_in_a_process(path: Path, settings: config.Storage) -> None:
     publish(Storage(settings), RunFolder(path))
 
 
+@pytest.mark.slow
 def test_a_publisher_killed_anywhere_is_finished_by_the_next(
     store: ObjectStore, proxy: Proxy, settings: config.Storage, tmp_path: Path
 ) -> None:
