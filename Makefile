@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo check test test-all test-images test-cluster lint format lock clean clean-images
+.PHONY: help run demo check unit test test-all test-images test-cluster lint format lock clean clean-images
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,10 @@ run: $(VENV)/.run ## the whole job on this machine, on handwritten digits, no ne
 demo: $(VENV)/.demo ## all of it here: S3, training, promotion, service, an answer; until Ctrl-C
 	$(BIN)/python -m jobs demo $(ARGS)
 
-check: lint ## for in between: lint, and the tests that need no torch, in under a minute
+check: $(VENV)/.test ## for in between: lint, and the tests that need no torch, in under a minute
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
+
+unit: $(VENV)/.test
 	$(BIN)/python -m pytest -q tests/unit $(ARGS)
 
 test: $(VENV)/.test ## the tests, in some 6 minutes on 2 cores

@@ -27,11 +27,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 @pytest.mark.slow
 def test_fine_tuning_is_far_ahead_of_a_random_start(run: tuple[Path, str, str]) -> None:
     result = RunFolder(run[0]).comparison()
-    assert result["winner"] == "finetune"
-    assert "printed characters, a stand-in for ImageNet" in result["weights"]
-    assert result["variants"]["finetune"]["test"]["images"] >= 500
-    [pair] = [p for p in result["pairs"] if {p["a"], p["b"]} == {"finetune", "scratch"}]
-    assert pair["a"] == "finetune" and pair["difference"] > 0.15 and pair["p_value"] < 0.001
+    assert result.winner == "finetune"
+    assert "printed characters, a stand-in for ImageNet" in result.weights
+    assert result.done["finetune"].test.images >= 500
+    [pair] = [p for p in result.pairs if {p.a, p.b} == {"finetune", "scratch"}]
+    assert pair.a == "finetune" and pair.difference > 0.15 and pair.p_value < 0.001
 
 
 def shape(text: str) -> list[str]:
@@ -45,8 +45,15 @@ def test_the_readme_shows_what_it_prints_in_the_same_order(run: tuple[Path, str,
     printed = shape(run[1].partition("\n\n")[0])
     [shown] = [block for block in README.split("```") if block.lstrip().startswith("data: hand")]
     assert printed[:6] == shape(shown)[:6], "the table"
-    words = [re.sub(r"cannot be told apart.*|beats.*", "", line) for line in shape(shown)[6:]]
-    assert len(printed) == len(shape(shown)) and len(words) == 4
+    # Whether two of them can be told apart depends on the machine's arithmetic, and so does the
+    # order in a sentence that says that they cannot.
+    said, written = (
+        [re.sub(r" (beats|cannot be told apart).*", "", line) for line in lines]
+        for lines in (printed[6:], shape(shown)[6:])
+    )
+    assert said[0] == written[0], "who wins, and how that was chosen"
+    assert len(said) == len(written) == 4
+    assert said[1:3] == written[1:3] == ["finetune", "finetune"]
 
 
 @pytest.mark.slow
@@ -74,10 +81,10 @@ def test_stand_in_weights_are_trained_once_and_kept_for_other_runs(tmp_path: Pat
     )
     resolved = resolved.model_copy(update={"variants": resolved.variants[1:]})
     first, second = RunFolder(tmp_path / "first"), RunFolder(tmp_path / "second")
-    results = [pipeline.run(resolved, folder)["variants"] for folder in (first, second)]
+    results = [pipeline.run(resolved, folder).done for folder in (first, second)]
     rows = [[row["variant"] for row in folder.metrics()] for folder in (first, second)]
     assert "stand-in" in rows[0] and "stand-in" not in rows[1]
-    losses = [[result[name]["test"]["loss"] for name in result] for result in results]
+    losses = [[variant.test.loss for variant in result.values()] for result in results]
     assert losses[0] == losses[1]
 
     [kept] = (tmp_path / "cache").glob("stand-in-*.safetensors")
@@ -86,6 +93,11 @@ def test_stand_in_weights_are_trained_once_and_kept_for_other_runs(tmp_path: Pat
     )
     job_of_another_seed = pipeline.Job(other, second)
     assert job_of_another_seed._kept_stand_in != kept, "other pictures make other weights"
+    scoring = resolved.evaluation.model_copy(update={"batch_size": 7, "select_on": "test"})
+    job_that_scores_otherwise = pipeline.Job(
+        resolved.model_copy(update={"evaluation": scoring}), second
+    )
+    assert job_that_scores_otherwise._kept_stand_in == kept, "they are never scored"
 
 
 def test_a_finished_run_is_shown_without_loading_torch(exported: RunFolder) -> None:
