@@ -63,7 +63,6 @@ def run_apart(
 
 def run_raw(
     folder: Path,
-    size: tuple[int, int],
     pictures: Sequence[bytes],
     processes: int,
     seconds: float,
@@ -73,7 +72,7 @@ def run_raw(
     """Images per second of so many processes of one thread that start together."""
     barrier = spawn.Barrier(processes)
     with spawn.Pool(processes, initializer=_meet_at, initargs=(barrier,)) as pool:
-        jobs = [(folder, size, pictures, seconds, decoding)] * processes
+        jobs = [(folder, pictures, seconds, decoding)] * processes
         return sum(pool.starmap(_run_network, jobs, chunksize=1))
 
 
@@ -85,20 +84,17 @@ def _meet_at(barrier: Barrier) -> None:
     _barrier = barrier
 
 
-def _run_network(
-    folder: Path, size: tuple[int, int], pictures: Sequence[bytes], seconds: float, decoding: bool
-) -> float:
+def _run_network(folder: Path, pictures: Sequence[bytes], seconds: float, decoding: bool) -> float:
     """Images per second, one at a time, with the service's own code."""
-    from serving.images import decode, to_pixels
-    from serving.runtimes import IR, load_ir
+    from serving import Predictor
 
-    predict = load_ir(folder / IR)
-    pixels = [to_pixels(decode(picture), size)[None] for picture in pictures]
-    predict(pixels[0])
+    predictor = Predictor.open(folder, threads=1)
+    pixels = [predictor.pixels(picture)[None] for picture in pictures]
+    predictor.logits(pixels[0])
     _barrier.wait()
     start, count = time.monotonic(), 0
     while (now := time.monotonic()) < start + seconds:
         which = count % len(pictures)
-        predict(to_pixels(decode(pictures[which]), size)[None] if decoding else pixels[which])
+        predictor.logits(predictor.pixels(pictures[which])[None] if decoding else pixels[which])
         count += 1
     return count / (now - start)

@@ -4,10 +4,10 @@
 
 FOLDER has train/<class>/ and test/<class>/, such as CIFAR-10 as JPEG files. Two processes: one
 trains a single batch; the other does so too, after all that the job does with its data: decoding,
-splits, inputs at full size for every picture as it is and mirrored, and the frozen variant's
-features. The trunk is replaced there by an average over each picture, which takes no time; the
-features are as many as the trunk's. Inputs come in batches of 50, as the configuration for CPUs,
-cifar10-small, scores them. The claim is on the difference of the two peaks.
+splits, inputs at full size for every stored version of each picture, and the frozen variant's
+features of them. The trunk is replaced there by an average over each picture, which takes no time;
+the features are as many as the trunk's. Inputs come in batches as a CPU scores them. The claim is
+on the difference of the two peaks.
 """
 
 import argparse
@@ -24,13 +24,12 @@ from torch import Tensor, nn
 
 from benchmarks import record
 from jobs import config, data, devices, generated, models
-from jobs.data import Images
+from jobs.data import Draws, Images
 from jobs.features import Features, extract
 from jobs.training import Trainer, train_epoch
 
 LIMIT = 2e9  # bytes
 FEATURES = 2048
-BATCH = config.load("cifar10-small").evaluation.batch_size
 
 
 class Cheap(nn.Module):
@@ -61,11 +60,13 @@ def all_data(folder: str, size: int) -> tuple[int, list[Features]]:
         settings = config.Data(source="folder", root=folder, cache=cache, input_size=size)
         dataset = data.load(settings)
     device = devices.choose(config.Runtime(device="cpu"))
-    splits = (dataset.train, True), (dataset.validation, False), (dataset.test, False)
+    batch_size = device.scored_at_once(config.Evaluation())
+    train, stored = dataset.train, settings.stored_epochs(config.Optim().epochs)
+    splits = [(train, [train.draws(0, epoch) for epoch in range(stored)])]
+    splits += [(s, [Draws.none(len(s))]) for s in (dataset.validation, dataset.test) if len(s)]
     features = [
-        extract(Cheap(), images, BATCH, device, mirrored=mirrored, advance=lambda _: None)  # type: ignore[arg-type]
-        for images, mirrored in splits
-        if len(images)
+        extract(Cheap(), images, batch_size, device, versions=versions, advance=lambda _: None)  # type: ignore[arg-type]
+        for images, versions in splits
     ]
     return sum(map(len, features)), features
 

@@ -189,9 +189,11 @@ def _variant(
     def epochs() -> None:
         learnt, scored = train, test
         if cached:
+            stored = train.settings.stored_epochs(optim.epochs)
+            drawn = [train.draws(0, epoch) for epoch in range(stored)]
             learnt, scored = (  # type: ignore[assignment]
-                extract(whole, images, 50, device, mirrored=mirrored, advance=lambda _: None)
-                for images, mirrored in ((train, True), (test, False))
+                extract(whole, images, 50, device, versions=versions, advance=lambda _: None)
+                for images, versions in ((train, drawn), (test, [Draws.none(len(test))]))
             )
         for _ in range(optim.epochs):
             train_epoch(trainer, learnt, lambda: None, lambda _: None)

@@ -202,7 +202,7 @@ def models(config: ConfigOption = "default", settings: SetOption = None) -> None
 
     resolved = configuration.load(config, settings or ())
     registry = Registry(Storage(resolved.storage), resolved.export.name)
-    table.show_models(registry.manifests(), registry.channels())
+    table.show_models(registry.whole(), registry.channels())
 
 
 @app.command()
@@ -273,7 +273,7 @@ def _nothing_to_do(config: "Config", folder: "RunFolder") -> bool:
         return False
     with folder.open(config):
         packed = folder.archive(config.export.name) in folder.manifest()["files"]
-        won = folder.comparison()["winner"] is not None
+        won = folder.comparison().winner is not None
     if won and (packed or not config.export.enabled):
         from jobs.progress import log
 

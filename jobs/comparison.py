@@ -1,11 +1,10 @@
 """Which variant wins, by how much, and how sure that is."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +12,14 @@ from numpy.typing import NDArray
 from jobs.config import Config, Variant
 from jobs.errors import UnavailableError
 from jobs.evaluation import holm, mean_over_seeds, paired_difference
-from jobs.runs import RunFolder, now, read_arrays, write_json
+from jobs.results import Comparison, Difference, Diverged, Done, Pair, Summary
+from jobs.runs import RunFolder, now, read_arrays, write
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
 SURE = 0.05  # below this p-value a difference is called one
 
 
-def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
+def compare(folder: RunFolder, config: Config) -> Comparison:
     """Reads the variants' results and writes comparison.json.
 
     The winner has the best accuracy on the split that selects, averaged over seeds; the test set
@@ -31,30 +31,34 @@ def compare(folder: RunFolder, config: Config) -> dict[str, Any]:
         UnavailableError: a variant has no result yet.
     """
     summaries = {v.name: _summary(folder, config, v) for v in config.variants}
-    done = {name: s for name, s in summaries.items() if s["status"] == "done"}
-    ranked = sorted(done, key=lambda name: -done[name]["selection_accuracy"])
-    pairs = [_pair(folder, config, done[a], done[b]) for a, b in combinations(ranked, 2)]
-    for pair, p_value in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
-        pair["p_value_holm"] = p_value
-        pair["sentence"] = sentence(pair["a"], pair["b"], pair, p_value)
-    result = {
-        "run_id": folder.run_id,
-        "time": now(),
-        "data": json.loads((folder.path / "data.json").read_text()),
-        "weights": config.weights.description,
-        "selected_on": config.evaluation.select_on,
-        "winner": ranked[0] if ranked else None,
-        "sentences": [_winner_sentence(config, done, ranked)] + [p["sentence"] for p in pairs],
-        "seeds": len(config.runtime.seeds),
-        "thresholds": sorted({t for s in done.values() for t in s["seconds_to_accuracy"]}),
-        "variants": summaries,
-        "pairs": pairs,
-    }
-    write_json(folder.path / "comparison.json", result)
+    done = {name: s for name, s in summaries.items() if isinstance(s, Summary)}
+    ranked = sorted(done, key=lambda name: -done[name].selection_accuracy)
+    winner = done[ranked[0]] if ranked else None
+    pairs = _pairs(folder, config, [done[name] for name in ranked])
+    result = Comparison(
+        run_id=folder.run_id,
+        time=now(),
+        data=folder.facts(),
+        weights=config.weights.description,
+        selected_on=config.evaluation.select_on,
+        winner=winner.variant if winner else None,
+        winner_seed=best_seed(winner, config.runtime.seeds) if winner else None,
+        sentences=(_winner_sentence(config, winner), *(pair.sentence for pair in pairs)),
+        seeds=len(config.runtime.seeds),
+        thresholds=tuple(sorted({t for s in done.values() for t in s.seconds_to_accuracy})),
+        variants=summaries,
+        pairs=tuple(pairs),
+    )
+    write(folder.path / "comparison.json", result.to_json())
     return result
 
 
-def _summary(folder: RunFolder, config: Config, variant: Variant) -> dict[str, Any]:
+def best_seed(winner: Summary, seeds: Sequence[int]) -> int:
+    """The seed whose weights were best on the split that selects; the earlier one of two."""
+    return max(zip(winner.selection_by_seed, seeds, strict=True), key=itemgetter(0))[1]
+
+
+def _summary(folder: RunFolder, config: Config, variant: Variant) -> Summary | Diverged:
     """One variant over its seeds: the first seed's result, and mean, interval and spread of all."""
     results = [folder.variant(variant.name, seed).result() for seed in config.runtime.seeds]
     finished = [r for r in results if r is not None]
@@ -62,26 +66,28 @@ def _summary(folder: RunFolder, config: Config, variant: Variant) -> dict[str, A
         raise UnavailableError(
             f"{folder.path}: {variant.name} is unfinished; `run` goes on with it"
         )
-    done = [r for r in finished if r["status"] == "done"]
-    if len(done) < len(finished):
-        return next(r for r in finished if r["status"] != "done")
-    accuracies = [r["test"]["accuracy"] for r in done]
+    if diverged := [r for r in finished if isinstance(r, Diverged)]:
+        return diverged[0]
+    done = [r for r in finished if isinstance(r, Done)]
+    accuracies = [r.test.accuracy for r in done]
     several = len(accuracies) > 1
-    first = done[0]["test"]
-    low, high = first["accuracy_low"], first["accuracy_high"]
+    first = done[0].test
+    low, high = first.accuracy_low, first.accuracy_high
     if several:
-        over_seeds = mean_over_seeds(accuracies, first["images"])
-        low, high = max(0.0, over_seeds["low"]), min(1.0, over_seeds["high"])
-    return {
-        **done[0],
-        "selection_accuracy": fmean(r["selection_accuracy"] for r in done),
-        "accuracy_by_seed": accuracies,
-        "accuracy_mean": fmean(accuracies),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "accuracy_spread": stdev(accuracies) if several else None,
-        "seconds_to_accuracy": _seconds_to_accuracy(folder, config, variant),
-    }
+        over_seeds = mean_over_seeds(accuracies, first.images)
+        low, high = max(0.0, over_seeds.low), min(1.0, over_seeds.high)
+    selection = [r.selection_accuracy for r in done]
+    of_first = {name: getattr(done[0], name) for name in Done.model_fields}
+    return Summary(
+        **{**of_first, "selection_accuracy": fmean(selection)},
+        selection_by_seed=tuple(selection),
+        accuracy_by_seed=tuple(accuracies),
+        accuracy_mean=fmean(accuracies),
+        accuracy_low=low,
+        accuracy_high=high,
+        accuracy_spread=stdev(accuracies) if several else None,
+        seconds_to_accuracy=_seconds_to_accuracy(folder, config, variant),
+    )
 
 
 def _seconds_to_accuracy(folder: RunFolder, config: Config, variant: Variant) -> dict[str, float]:
@@ -100,20 +106,30 @@ def _seconds_to_accuracy(folder: RunFolder, config: Config, variant: Variant) ->
     return reached
 
 
-def _pair(
-    folder: RunFolder, config: Config, a: dict[str, Any], b: dict[str, Any]
-) -> dict[str, Any]:
-    names, seeds = (a["variant"], b["variant"]), config.runtime.seeds
-    if len(seeds) > 1:
-        by_seed = zip(a["accuracy_by_seed"], b["accuracy_by_seed"], strict=True)
-        over_seeds = mean_over_seeds([one - other for one, other in by_seed], a["test"]["images"])
-        difference = {"difference": over_seeds.pop("mean"), **over_seeds}
-    else:
-        folders = [folder.variant(name, seeds[0]).path for name in names]
-        difference = paired_difference(
-            *(right_answers(f / "test_predictions.npz") for f in folders)
+def _pairs(folder: RunFolder, config: Config, ranked: Sequence[Summary]) -> list[Pair]:
+    """All pairs, the better one first."""
+    both = list(combinations(ranked, 2))
+    differences = [_difference(folder, config, a, b) for a, b in both]
+    corrected = holm([difference.p_value for difference in differences])
+    return [
+        Pair(
+            **difference.model_dump(),
+            a=a.variant,
+            b=b.variant,
+            p_value_holm=p_value,
+            sentence=sentence(a.variant, b.variant, difference, p_value),
         )
-    return {"a": names[0], "b": names[1], **difference}
+        for (a, b), difference, p_value in zip(both, differences, corrected, strict=True)
+    ]
+
+
+def _difference(folder: RunFolder, config: Config, a: Summary, b: Summary) -> Difference:
+    seeds = config.runtime.seeds
+    if len(seeds) > 1:
+        by_seed = zip(a.accuracy_by_seed, b.accuracy_by_seed, strict=True)
+        return mean_over_seeds([one - other for one, other in by_seed], a.test.images)
+    folders = [folder.variant(summary.variant, seeds[0]).path for summary in (a, b)]
+    return paired_difference(*(right_answers(f / "test_predictions.npz") for f in folders))
 
 
 def right_answers(predictions: Path) -> NDArray[np.bool_]:
@@ -123,15 +139,15 @@ def right_answers(predictions: Path) -> NDArray[np.bool_]:
     return right
 
 
-def sentence(a: str, b: str, difference: Mapping[str, float], p_value: float) -> str:
+def sentence(a: str, b: str, difference: Difference, p_value: float) -> str:
     """A paired difference in words; of several that are looked at together, `p_value` is the
     corrected one."""
-    if difference["difference"] < 0:
+    if difference.difference < 0:
         a, b = b, a
-        low, high = -difference["high"], -difference["low"]
+        low, high = -difference.high, -difference.low
     else:
-        low, high = difference["low"], difference["high"]
-    points = abs(difference["difference"]) * 100
+        low, high = difference.low, difference.high
+    points = abs(difference.difference) * 100
     interval = f"{_signed(low)} to {_signed(high)}"
     p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
     if p_value < SURE:
@@ -143,15 +159,15 @@ def _signed(share: float) -> str:
     return f"{share * 100:+.1f}".replace("-", "−")
 
 
-def _winner_sentence(config: Config, done: dict[str, dict[str, Any]], ranked: list[str]) -> str:
-    if not ranked:
+def _winner_sentence(config: Config, best: Summary | None) -> str:
+    if best is None:
         return "No variant came to a result."
-    best, split, seeds = done[ranked[0]], config.evaluation.select_on, len(config.runtime.seeds)
+    split, seeds = config.evaluation.select_on, len(config.runtime.seeds)
     mean = f", the mean of {seeds} seeds" if seeds > 1 else ""
     sentence = (
-        f"{ranked[0]} wins, chosen on the {split} set: {best['accuracy_mean']:.2%} of "
-        f"{best['test']['images']:,} test images are right{mean} "
-        f"({best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})"
+        f"{best.variant} wins, chosen on the {split} set: {best.accuracy_mean:.2%} of "
+        f"{best.test.images:,} test images are right{mean} "
+        f"({best.accuracy_low:.1%} to {best.accuracy_high:.1%})"
     )
     if split == "test":
         sentence += "; it was chosen on that same set, as the lecture did, which flatters it"

@@ -40,6 +40,9 @@ BLOCKS = (
 )
 AUX_AFTER = "Mixed_6e"  # the auxiliary head looks at this block's output
 AUX_MIN_SIZE = 299  # … and needs the 17×17 map that it has for inputs of this size
+# Epochs whose random shifts a trunk that is a fixed function runs for. More of them would take
+# 60,000 images beyond the 2 GB that benchmarks/memory.py claims; see features.py.
+STORED_EPOCHS = 4
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
@@ -72,6 +75,11 @@ class Data(Section):
     """Translate by up to this share of the side, edges repeated; 0.125 is 4 pixels of 32."""
     seed: int = 0
     """Draws subsets, the validation split and generated images; one for all `runtime.seeds`."""
+
+    def stored_epochs(self, epochs: int) -> int:
+        """Of how many epochs' draws a trunk that is a fixed function makes outputs, where so many
+        are trained: of all that differ, but of no more than `STORED_EPOCHS`."""
+        return min(epochs, STORED_EPOCHS if self.shift else 1 + self.flip)
 
 
 class Optim(Section):
@@ -134,7 +142,7 @@ class Variant(Section):
 
     @property
     def cached(self) -> bool:
-        """Whether the trunk is a fixed function, so that once per image is enough."""
+        """Whether the trunk is a fixed function, whose outputs can be stored."""
         return self.trainable == "head" and self.batch_norm != "train"
 
     @property
@@ -167,7 +175,9 @@ class Runtime(Section):
 
 
 class Evaluation(Section):
-    batch_size: Count = 500
+    batch_size: Literal["auto"] | Count = "auto"
+    """How many images are scored, or run through a frozen trunk, at once; it changes the order of
+    additions and nothing else. `auto`: 500 on a GPU, 50 on a CPU, for the sake of its memory."""
     select_on: Literal["validation", "test"] = "validation"
     """What chooses the epoch and the winner. `test` also scores the test set every epoch."""
     keep: Literal["best", "last"] = "best"
@@ -309,15 +319,30 @@ class Config(Section):
         text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
         return text
 
+    def augmentation(self, variant: Variant) -> str:
+        """What the report says of how the variant's training pictures were varied."""
+        ways = ["mirrored in every other epoch"] if self.data.flip else []
+        if self.data.shift:
+            ways.append(f"shifted by up to {self.data.shift * 100:.3g} % of the side")
+        if not ways:
+            return "as they are"
+        epochs = variant.optim.epochs
+        stored = self.data.stored_epochs(epochs)
+        if variant.cached and self.data.shift and stored < epochs:
+            ways.append(f"in {stored} stored versions of each, which {epochs} epochs take in turn")
+        return ", ".join(ways)
+
     @property
     def experiment(self) -> dict[str, Any]:
         """All that decides what is trained, and so not how it is packed or where it is sent.
 
-        Nor where and how the work is done: a device and compiled code change the order of
-        additions, as another machine does. `runtime.precision` is in, for bf16 is another result.
+        Nor where and how the work is done: a device, compiled code and the number of images scored
+        at once change the order of additions, as another machine does. `runtime.precision` is in,
+        for bf16 is another result.
         """
         dump = self.model_dump(mode="json", exclude=set(DELIVERY))
         dump["data"].pop("cache")
+        dump["evaluation"].pop("batch_size")
         for key in ("device", "compile", "checkpoint_every"):
             dump["runtime"].pop(key)
         return dump

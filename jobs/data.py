@@ -23,8 +23,11 @@ from torch import Tensor
 
 from jobs import config, digits, generated, interruption
 from jobs.errors import ConfigurationError, UnavailableError
+from jobs.preprocessing import to_input
 from jobs.progress import log, task
-from serving.images import ImageError, decode, to_input, to_pixels
+from jobs.results import Facts
+from serving.archive import Counts
+from serving.images import ImageError, decode, to_pixels
 
 TEST_SHARE = 0.2  # of a folder that has no test/
 CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
@@ -39,11 +42,18 @@ T = TypeVar("T")
 class Draws:
     """One epoch's random choices, an entry an image, the same however the epoch is batched."""
 
+    epoch: int
     flip: Tensor  # bool [N]
     shift: Tensor  # int64 [N, 2], pixels down and right
 
+    @staticmethod
+    def none(count: int) -> "Draws":
+        """Leaves `count` images as they are."""
+        flip, shift = torch.zeros(count, dtype=torch.bool), torch.zeros(count, 2, dtype=torch.int64)
+        return Draws(0, flip, shift)
+
     def to(self, device: torch.device) -> "Draws":
-        return Draws(self.flip.to(device), self.shift.to(device))
+        return Draws(self.epoch, self.flip.to(device), self.shift.to(device))
 
 
 class Examples(Protocol):
@@ -136,7 +146,7 @@ class Images:
         halves = torch.rand(count, generator=generator(seed)) < 0.5
         flip = (halves ^ bool(epoch % 2)) & self.settings.flip
         shift = torch.randint(-reach, reach + 1, (count, 2), generator=generator(seed, epoch))
-        return Draws(flip, shift).to(self.labels.device)
+        return Draws(epoch, flip, shift).to(self.labels.device)
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,7 @@ class Dataset:
     validation: Images
     test: Images
     classes: tuple[str, ...]
-    description: dict[str, Any]
+    description: Facts
 
     def to(self, device: torch.device) -> "Dataset":
         train, test = self.train.to(device), self.test.to(device)
@@ -239,14 +249,15 @@ def load(settings: config.Data) -> Dataset:
     share = round(settings.validation * len(train))
     held_out, kept = stratified(train.labels, share, settings.seed)
     validation, train = train.take(held_out), train.take(kept)
-    description = {
-        "source": source.name,
-        "classes": list(source.classes),
-        "images": {"train": len(train), "validation": len(validation), "test": len(test)},
-        "image_size": list(train.pixels.shape[-2:]),
-        "test_digest": _digest(test),
-        "skipped": source.skipped,
-    }
+    height, width = train.pixels.shape[-2:]
+    description = Facts(
+        source=source.name,
+        classes=tuple(source.classes),
+        images=Counts(train=len(train), validation=len(validation), test=len(test)),
+        image_size=(height, width),
+        test_digest=_digest(test),
+        skipped=tuple(source.skipped),
+    )
     return Dataset(train, validation, test, source.classes, description)
 
 

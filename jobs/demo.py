@@ -24,6 +24,7 @@ from jobs import config, interruption
 from jobs.errors import ConfigurationError, Interrupted, UnavailableError
 from jobs.progress import log
 from jobs.runs import RunFolder
+from serving.archive import channel_key
 from serving.processes import free_ports, script
 
 SECONDS_TO_START = 60  # for the S3 server
@@ -66,7 +67,7 @@ def run(out: Path, changes: Sequence[str] = ()) -> None:
         _train_and_promote(settings, run_folder)
         log("3/4  the service, which fetches the model from S3")
         name, channel = settings.export.name, settings.promotion.channel
-        uri = f"{settings.storage.uri}/models/{name}/channels/{channel}.json"
+        uri = f"{settings.storage.uri}/{channel_key(name, channel)}"
         with _service(uri, folder / "service.log") as (url, process):
             log("4/4  the client asks what test pictures show")
             _ask(url, _pictures(settings, run_folder, folder / "pictures"))
@@ -153,7 +154,7 @@ def _pictures(settings: config.Config, run_folder: RunFolder, target: Path) -> l
 
     from jobs import data
 
-    classes = json.loads((run_folder.path / "data.json").read_text())["classes"]
+    classes = run_folder.facts().classes
     target.mkdir(exist_ok=True)
     files = sorted(target.glob("*.png"))
     if files:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from jobs import distributed
-from jobs.config import Runtime, Variant
+from jobs.config import Evaluation, Runtime, Variant
 from jobs.errors import ConfigurationError
 from serving.processes import cores
 
@@ -42,6 +42,12 @@ class Device:
             return self.compile
         enough = variant.optim.epochs * images >= COMPILING_PAYS
         return self.device.type == "cuda" and enough and _has_c_compiler()
+
+    def scored_at_once(self, evaluation: Evaluation) -> int:
+        """How many images are scored in one batch."""
+        if evaluation.batch_size != "auto":
+            return evaluation.batch_size
+        return 500 if self.device.type == "cuda" else 50
 
     def start_measuring(self) -> None:
         if self.device.type == "cuda":

@@ -12,6 +12,8 @@ from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 from jobs import distributed
 from jobs.data import Examples
+from jobs.results import Difference
+from serving.archive import Scores
 
 CALIBRATION_BINS = 15
 RESAMPLES = 10_000
@@ -51,18 +53,12 @@ def quick_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def scores(logits: Tensor, labels: Tensor) -> Scores:
     """Everything about one set of predictions.
 
     Args:
         logits: float32 [N, C] on the CPU.
         labels: int64 [N] on the CPU.
-
-    Returns:
-        loss; accuracy with `accuracy_low` and `accuracy_high`, its 95 % Wilson score interval;
-        `per_class` accuracy, None for a class without images; `confusion`, true classes down and
-        predicted ones across; `calibration_error`, expected, over 15 equal bins (Guo et al.
-        2017); `images`.
     """
     from scipy.stats import binomtest
 
@@ -78,15 +74,15 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
             confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True
         )
     ]
-    return {
+    return Scores(
         **quick_scores(logits, labels),
-        "accuracy_low": float(interval.low),
-        "accuracy_high": float(interval.high),
-        "per_class": per_class,
-        "confusion": confusion.tolist(),
-        "calibration_error": calibration_error(logits, labels),
-        "images": total,
-    }
+        accuracy_low=float(interval.low),
+        accuracy_high=float(interval.high),
+        per_class=tuple(per_class),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        calibration_error=calibration_error(logits, labels),
+        images=total,
+    )
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
@@ -100,7 +96,7 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
 
 def paired_difference(
     right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], *, seed: int = 0
-) -> dict[str, float | int]:
+) -> Difference:
     """Compares two classifiers on the same images.
 
     Args:
@@ -108,9 +104,8 @@ def paired_difference(
         right_b: bool [N], where the second is.
 
     Returns:
-        `difference` of their accuracies with `low` and `high`, a 95 % bootstrap interval over
-        images; `p_value` of the exact McNemar test; `only_a` and `only_b`, the images that one
-        alone gets right.
+        The difference of their accuracies with a bootstrap interval over images, and the p-value
+        of the exact McNemar test.
     """
     from scipy.stats import binomtest
 
@@ -122,14 +117,14 @@ def paired_difference(
     counts = np.random.default_rng(seed).multinomial(total, shares, size=RESAMPLES)
     low, high = np.quantile((counts[:, 0] - counts[:, 1]) / total, [0.025, 0.975])
     discordant = only_a + only_b
-    return {
-        "difference": (only_a - only_b) / total,
-        "low": float(low),
-        "high": float(high),
-        "p_value": float(binomtest(only_a, discordant).pvalue) if discordant else 1.0,
-        "only_a": only_a,
-        "only_b": only_b,
-    }
+    return Difference(
+        difference=(only_a - only_b) / total,
+        low=float(low),
+        high=float(high),
+        p_value=float(binomtest(only_a, discordant).pvalue) if discordant else 1.0,
+        only_a=only_a,
+        only_b=only_b,
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -145,7 +140,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def mean_over_seeds(values: Sequence[float], images: int) -> dict[str, float]:
+def mean_over_seeds(values: Sequence[float], images: int) -> Difference:
     """What another seed would give, judged by two seeds at least.
 
     Args:
@@ -154,8 +149,7 @@ def mean_over_seeds(values: Sequence[float], images: int) -> dict[str, float]:
             their spread is taken as that of rounding to one picture, at least.
 
     Returns:
-        `mean` with `low` and `high`, its 95 % interval, and the `p_value` against a mean of zero,
-        all by Student's t over the seeds.
+        Their mean as `difference` from zero, all by Student's t over the seeds.
     """
     from scipy.stats import t as student
 
@@ -164,4 +158,4 @@ def mean_over_seeds(values: Sequence[float], images: int) -> dict[str, float]:
     error = max(stdev(values), rounding) / len(values) ** 0.5
     reach = float(student.ppf(0.975, freedom)) * error
     p_value = 2 * float(student.sf(abs(mean) / error, freedom))
-    return {"mean": mean, "low": mean - reach, "high": mean + reach, "p_value": p_value}
+    return Difference(difference=mean, low=mean - reach, high=mean + reach, p_value=p_value)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,6 +21,7 @@ from jobs import (
     devices,
     distributed,
     environment,
+    errors,
     export,
     models,
     plan,
@@ -29,21 +29,24 @@ from jobs import (
     report,
 )
 from jobs.config import Config, Variant
-from jobs.data import Dataset, Examples, Images
-from jobs.errors import ConfigurationError, Diverged, JobError, UnavailableError
+from jobs.data import Dataset, Draws, Examples, Images
+from jobs.errors import ConfigurationError, JobError, UnavailableError
 from jobs.evaluation import predict, scores
 from jobs.features import extract
 from jobs.progress import log, task
+from jobs.results import Comparison, Diverged, Done, Trained
 from jobs.runs import RunFolder, VariantFolder, write, write_arrays, write_json
 from jobs.storage import Storage
 from jobs.training import Trainer, fit
+from serving.archive import Scores
 
+COARSE = 2  # times as large as the pictures: an input for which that is remarked upon
 MISTAKES = 24  # pictures kept for the report
 MISTAKE_SIDE = 96  # pixels
 STAND_IN_VERSION = 1  # to be raised when its pictures or its training change
 
 
-def run(config: Config, folder: RunFolder) -> dict[str, Any]:
+def run(config: Config, folder: RunFolder) -> Comparison:
     """Trains, tests, compares and reports; goes on where an earlier call stopped.
 
     Returns:
@@ -59,14 +62,14 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
         else:
             with distributed.held_once(publishing.following(folder, config.storage)):
                 result = _work(config, folder)
-    if result["winner"] is None:
+    if result.winner is None:
         raise JobError(f"no variant came to a result, see {folder.path}/comparison.json")
     distributed.once(lambda: _export(config, folder))
     distributed.once(lambda: _publish(config, folder))
     return result
 
 
-def _work(config: Config, folder: RunFolder) -> dict[str, Any]:
+def _work(config: Config, folder: RunFolder) -> Comparison:
     job = Job(config, folder)
     job.announce()
     for seed in config.runtime.seeds:
@@ -75,7 +78,7 @@ def _work(config: Config, folder: RunFolder) -> dict[str, Any]:
     return distributed.once(lambda: _conclude(config, folder))
 
 
-def _conclude(config: Config, folder: RunFolder) -> dict[str, Any]:
+def _conclude(config: Config, folder: RunFolder) -> Comparison:
     result = comparison.compare(folder, config)
     report.write_report(folder)
     folder.write_manifest()
@@ -102,7 +105,7 @@ def _publish(config: Config, folder: RunFolder) -> None:
             log(f"not published: {error}; `publish {folder.path}` sends it later")
 
 
-def report_again(folder: RunFolder) -> dict[str, Any]:
+def report_again(folder: RunFolder) -> Comparison:
     """Draws the report of a run whose variants have results, and lists it in the manifest."""
     config = folder.config()
     with folder.open(config):
@@ -113,7 +116,7 @@ def report_again(folder: RunFolder) -> dict[str, Any]:
         return result
 
 
-def train(config: Config, folder: RunFolder, name: str) -> list[dict[str, Any]]:
+def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]:
     """Trains one variant of the configuration, with every seed; `run` later does the rest."""
     variant = next(variant for variant in config.variants if variant.name == name)
     with (
@@ -142,12 +145,18 @@ class Job:
                 "images is none, and evaluation.select_on validation chooses by them"
             )
         distributed.once(lambda: self._describe(dataset))
-        splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description["images"].items())
-        log(f"data: {dataset.description['source']}: {splits}")
+        splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description.images)
+        log(f"data: {dataset.description.source}: {splits}")
+        height, width = dataset.description.image_size
+        if COARSE * max(height, width) <= self.config.data.input_size:
+            log(
+                f"data: pictures are stored at {width}×{height}: whoever serves this model, larger "
+                "pictures are shrunk to that first"
+            )
         return dataset.to(self.device.device)
 
     def _describe(self, dataset: Dataset) -> None:
-        write_json(self.folder.path / "data.json", dataset.description)
+        write(self.folder.path / "data.json", dataset.description.to_json())
         architecture = models.describe(len(dataset.classes), self.config.data.input_size)
         write_json(self.folder.path / "architecture.json", architecture)
 
@@ -160,7 +169,7 @@ class Job:
                 variant
                 for seed in self.config.runtime.seeds
                 for variant in self.config.variants
-                if self.folder.variant(variant.name, seed).result() is None
+                if not self.folder.variant(variant.name, seed).finished
             ]
             if remaining:
                 stand_in = self._stand_in if self._needs_stand_in(remaining) else None
@@ -174,7 +183,7 @@ class Job:
 
     def _needs_stand_in(self, variants: Sequence[Variant]) -> bool:
         wanted = any(variant.init == "pretrained" for variant in variants)
-        there = self._kept_stand_in.is_file() or self.folder.stand_in().result() is not None
+        there = self._kept_stand_in.is_file() or self.folder.stand_in().finished
         return wanted and self.config.weights.source == "stand-in" and not there
 
     @cached_property
@@ -185,18 +194,18 @@ class Job:
         if source != "stand-in":
             return distributed.in_turns(lambda: models.load_pretrained(source))
         folder = self.folder.stand_in()
-        if distributed.once(lambda: _take_stand_in(folder, self._kept_stand_in)) is None:
+        if not distributed.once(lambda: _take_stand_in(folder, self._kept_stand_in)):
             self._train_stand_in(folder)
         return models.check_fit(_best(folder), source)
 
     @property
     def _kept_stand_in(self) -> Path:
         """Where the next run finds the weights, named after all that they depend on."""
-        data, device = self.config.data, self.device
+        data, evaluation, device = self.config.data, self.config.evaluation, self.device
         parts = [
             STAND_IN_VERSION,
             self.config.weights.stand_in.model_dump(),
-            self.config.evaluation.model_dump(),
+            [evaluation.keep, evaluation.batch_norm_images],
             [data.input_size, data.normalization, data.flip, data.shift, data.seed],
             [device.device.type, str(device.dtype), distributed.size(), torch.__version__],
         ]
@@ -210,30 +219,29 @@ class Job:
         network.to(self.device.device)
         trainer = Trainer(network, variant, len(images), self.device, seed=0)
         self._fit(trainer, images, {}, folder)
-        outcome = {"status": "done", "seconds": trainer.seconds}
+        outcome = Trained(seconds=trainer.seconds)
         distributed.once(lambda: write(self._kept_stand_in, folder.best.read_bytes()))
         distributed.once(lambda: folder.save_result(outcome))
 
-    def train(self, variant: Variant, seed: int) -> dict[str, Any]:
+    def train(self, variant: Variant, seed: int) -> Done | Diverged:
         """Trains and tests one variant, or gives the result that the run already has."""
         folder = distributed.once(lambda: self.folder.variant(variant.name, seed))
-        result = distributed.once(folder.result)
+        result: Done | Diverged | None = distributed.once(folder.result)
         if result is None:
             try:
                 result = self._train(variant, seed, folder)
-            except Diverged as error:
+            except errors.Diverged as error:
                 log(f"{variant.name}: stopped: {error}; the other variants go on")
-                result = {"status": "diverged", "reason": str(error)}
+                result = Diverged(variant=variant.name, seed=seed, reason=str(error))
             except torch.OutOfMemoryError as error:
                 raise ConfigurationError(
                     f"{variant.name}: the GPU's memory is too small; smaller optim.batch_size or "
                     f"evaluation.batch_size may fit ({str(error).splitlines()[0]})"
                 ) from None
-            result = {"variant": variant.name, "seed": seed, **result}
             distributed.once(functools.partial(folder.save_result, result))
         return result
 
-    def _train(self, variant: Variant, seed: int, folder: VariantFolder) -> dict[str, Any]:
+    def _train(self, variant: Variant, seed: int, folder: VariantFolder) -> Done:
         dataset, select_on = self.dataset, self.config.evaluation.select_on
         pretrained = self.pretrained if variant.init == "pretrained" else None
         log(f"{variant.name}: {variant.init} start, trains {variant.trainable}, on {self.device}")
@@ -244,7 +252,7 @@ class Job:
         parameters = models.count_parameters(whole)
 
         start = time.perf_counter()
-        train = self._examples(variant, whole, dataset.train, augmented=True)
+        train = self._examples(variant, whole, dataset.train, seed)
         feature_seconds = time.perf_counter() - start
         scored = {}
         if len(dataset.validation):
@@ -261,31 +269,36 @@ class Job:
         test = scored.get("test") or self._examples(variant, whole, dataset.test)
         after = models.first_kernels(whole)
         distributed.once(lambda: _write_kernels(folder, before, after))
-        return {
-            "status": "done",
-            "parameters": parameters.total,
-            "trainable_parameters": parameters.trainable,
-            "epochs": variant.optim.epochs,
-            "best_epoch": trainer.best_epoch,
-            "selected_on": select_on,
-            "selection_accuracy": trainer.best_accuracy,
-            "seconds": trainer.seconds,
-            "images_per_second": variant.optim.epochs * len(train) / trainer.seconds,
-            "test": self._test(trainer, network, test, folder),
-            "peak_memory_bytes": self.device.peak_memory(),
-        }
+        return Done(
+            variant=variant.name,
+            seed=seed,
+            parameters=parameters.total,
+            trainable_parameters=parameters.trainable,
+            epochs=variant.optim.epochs,
+            best_epoch=trainer.best_epoch,
+            selected_on=select_on,
+            selection_accuracy=trainer.best_accuracy,
+            seconds=trainer.seconds,
+            images_per_second=variant.optim.epochs * len(train) / trainer.seconds,
+            test=self._test(trainer, network, test, folder),
+            peak_memory_bytes=self.device.peak_memory(),
+        )
 
     def _examples(
-        self, variant: Variant, whole: Inception3, images: Images, *, augmented: bool = False
+        self, variant: Variant, whole: Inception3, images: Images, seed: int | None = None
     ) -> Examples:
-        """The images themselves, or their features where the trunk is a fixed function."""
+        """The images themselves, or their features where the trunk is a fixed function: of what
+        epochs draw with `seed`, or of the images as they are."""
         if not variant.cached:
             return images
-        mirrored = augmented and self.config.data.flip
-        with task(f"{variant.name}, features", len(images) * (1 + mirrored)) as advance:
-            batch_size = self.config.evaluation.batch_size
+        versions = [Draws.none(len(images))]
+        if seed is not None:
+            epochs = self.config.data.stored_epochs(variant.optim.epochs)
+            versions = [images.draws(seed, epoch) for epoch in range(epochs)]
+        with task(f"{variant.name}, features", len(images) * len(versions)) as advance:
+            batch_size = self.device.scored_at_once(self.config.evaluation)
             return extract(
-                whole, images, batch_size, self.device, mirrored=mirrored, advance=advance
+                whole, images, batch_size, self.device, versions=versions, advance=advance
             )
 
     def _fit(
@@ -300,38 +313,36 @@ class Job:
 
     def _test(
         self, trainer: Trainer, network: nn.Module, test: Examples, folder: VariantFolder
-    ) -> dict[str, Any]:
+    ) -> Scores:
         """Scores the weights that were kept on the test set and stores its predictions."""
         name = trainer.variant.name
         with task(f"{name}, test", len(test)) as advance:
-            batch_size = self.config.evaluation.batch_size
+            batch_size = self.device.scored_at_once(self.config.evaluation)
             logits = predict(network, test, batch_size, self.device.autocast, advance)
         return distributed.once(lambda: self._record(trainer, logits, test.labels.cpu(), folder))
 
     def _record(
         self, trainer: Trainer, logits: Tensor, labels: Tensor, folder: VariantFolder
-    ) -> dict[str, Any]:
+    ) -> Scores:
         name = trainer.variant.name
         arrays = {"logits": logits.numpy(), "labels": labels.numpy()}
         write_arrays(folder.path / "test_predictions.npz", arrays)
         _write_mistakes(folder, self.dataset.test, logits, labels)
         result = scores(logits, labels)
         row = {"variant": name, "seed": trainer.seed, "epoch": trainer.best_epoch, "split": "test"}
-        row |= {"loss": result["loss"], "accuracy": result["accuracy"], "seconds": trainer.seconds}
+        row |= {"loss": result.loss, "accuracy": result.accuracy, "seconds": trainer.seconds}
         folder.append([row])
-        log(f"{name}: {result['accuracy']:.2%} of {len(labels):,} test images")
+        log(f"{name}: {result.accuracy:.2%} of {len(labels):,} test images")
         return result
 
 
-def _take_stand_in(folder: VariantFolder, kept: Path) -> dict[str, Any] | None:
-    """The stand-in's result, if this run has trained it or an earlier one has kept it."""
-    result = folder.result()
-    if result is None and kept.is_file() and not folder.checkpoint.is_file():
+def _take_stand_in(folder: VariantFolder, kept: Path) -> bool:
+    """Whether the stand-in is there, as this run has trained it or an earlier one has kept it."""
+    if not folder.finished and kept.is_file() and not folder.checkpoint.is_file():
         log(f"stand-in: trained before, from {kept}")
-        result = {"status": "done", "seconds": 0.0}
         write(folder.best, kept.read_bytes())
-        folder.save_result(result)
-    return result
+        folder.save_result(Trained(seconds=0.0))
+    return folder.finished
 
 
 def _best(folder: VariantFolder) -> models.State:

@@ -48,9 +48,10 @@ def _pictures(config: Config, dataset: Dataset, variant: Variant) -> float:
     """What a variant costs, in pictures trained on."""
     train, validation = len(dataset.train), len(dataset.validation)
     scored = float(len(dataset.test))
-    if variant.cached:
-        return (scored + train * (1 + config.data.flip) + validation) * FORWARD_SHARE
     epochs, size = variant.optim.epochs, variant.optim.batch_size
+    if variant.cached:
+        versions = config.data.stored_epochs(epochs)
+        return (scored + train * versions + validation) * FORWARD_SHARE
     scored += epochs * (validation + config.evaluation.batch_norm_images)
     return epochs * (train // size * size) + scored * FORWARD_SHARE
 

@@ -1,22 +1,34 @@
 """What production serves changes here and nowhere else: through a gate, and back by one command."""
 
-import json
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from jobs import comparison, config, interruption, publishing
 from jobs.config import Config
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
 from jobs.progress import log
-from jobs.registry import ARCHIVE, CHANNELS, PREDICTIONS, Channel, Registry
-from jobs.runs import RunFolder, sha256
+from jobs.registry import Channel, Registry
+from jobs.runs import RunFolder
 from jobs.storage import Conflict, Storage
+from serving.archive import (
+    ARCHIVE,
+    CHANNELS,
+    PREDICTIONS,
+    Description,
+    Version,
+    digest_of,
+    in_one_line,
+    open_model,
+)
 
 LATENCY_CALLS = 20  # after as many that do not count
 
@@ -25,34 +37,23 @@ LATENCY_CALLS = 20  # after as many that do not count
 class Candidate:
     """An exported run's winner, as the gate sees it."""
 
-    version: str
-    archive: Path
-    predictions: Path
-    description: dict[str, Any]
-    """What export says of the archive: classes, test scores, parity."""
+    files: Mapping[str, Path]
+    """By their names in the registry."""
+    whole: Version
+    """What export says of them."""
 
     @property
+    def version(self) -> str:
+        return self.description.version
+
+    @property
+    def description(self) -> Description:
+        return self.whole.description
+
+    @cached_property
     def right(self) -> NDArray[Any]:
-        return comparison.right_answers(self.predictions)
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.right.mean())
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """For the version's manifest."""
-        described = self.description
-        return {
-            "run_id": self.version,
-            "accuracy": self.accuracy,
-            "variant": described["variant"],
-            "weights": described["weights"],
-            "test_images": len(self.right),
-            "test_digest": described["data"]["test_digest"],
-            "form": described["forms"]["shipped"],
-            "parity": described["parity"],
-        }
+        """Bool [N], which test images the archive gets right."""
+        return comparison.right_answers(self.files[PREDICTIONS])
 
 
 def candidate(folder: RunFolder, name: str) -> Candidate:
@@ -61,17 +62,21 @@ def candidate(folder: RunFolder, name: str) -> Candidate:
         UnavailableError: the run is unfinished, or has not been exported under this name.
         ConfigurationError: its id cannot be a version.
     """
-    files = folder.manifest()["files"]
-    archive = folder.path / "model" / f"{name}.mar"
+    archive = folder.path / folder.archive(name)
+    files = {ARCHIVE: archive, PREDICTIONS: archive.with_suffix(".npz")}
     beside = archive.with_suffix(".json")
-    if not all(path.relative_to(folder.path).as_posix() in files for path in (archive, beside)):
-        raise UnavailableError(f"{folder.path}: has no {archive.name}; `export {folder.path}` it")
+    listed = folder.manifest()["files"]
+    for path in (*files.values(), beside):
+        if path.relative_to(folder.path).as_posix() not in listed:
+            raise UnavailableError(f"{folder.path}: has no {path.name}; `export {folder.path}` it")
     if folder.run_id == CHANNELS:
         raise ConfigurationError(f"{folder.run_id}: cannot be a version's name")
-    description = json.loads(beside.read_text())
-    seed = folder.config().runtime.seeds[0]
-    variant = folder.variant(description["variant"], seed)
-    return Candidate(folder.run_id, archive, variant.path / PREDICTIONS, description)
+    try:
+        return Candidate(files, Version.model_validate_json(beside.read_bytes()))
+    except ValidationError as error:
+        raise UnavailableError(
+            f"{beside}: {in_one_line(error)}; `export {folder.path}` writes it anew"
+        ) from None
 
 
 def promote(folder: RunFolder, settings: Config) -> str:
@@ -97,9 +102,8 @@ def promote(folder: RunFolder, settings: Config) -> str:
         return registry.uri(promoted.version)
     if reasons := objections(promoted, champion, registry, gate):
         raise NotPromoted(f"{promoted.version} is published and not promoted: {'; '.join(reasons)}")
-    files = {ARCHIVE: promoted.archive, PREDICTIONS: promoted.predictions}
     with folder.open(settings):
-        registry.add(promoted.version, files, promoted.facts)
+        registry.add(promoted.files, promoted.whole)
     _swap(registry, gate.channel, promoted.version, champion)
     before = f", {champion.version} before" if champion else ""
     log(f"{gate.channel} serves {promoted.version} now{before}")
@@ -147,7 +151,7 @@ def objections(
     promoted: Candidate, champion: Channel | None, registry: Registry, gate: config.Promotion
 ) -> list[str]:
     """Why a model may not serve; nothing when it may."""
-    found = [_parity(promoted), _floor(promoted, gate)]
+    found = [_unchecked(promoted), _floor(promoted, gate)]
     if champion and gate.tolerance is not None:
         found.append(_worse(promoted, champion.version, registry, gate.tolerance))
     if gate.max_latency_ms is not None and not any(found):
@@ -155,26 +159,27 @@ def objections(
     return [reason for reason in found if reason]
 
 
-def _parity(promoted: Candidate) -> str | None:
-    """Export writes the check's result beside the archive that passed it."""
-    if promoted.description.get("sha256") != sha256(promoted.archive):
-        return f"{promoted.archive.name} is not the archive that passed the parity check"
+def _unchecked(promoted: Candidate) -> str | None:
+    """Export notes the files that it has checked."""
+    for name, path in promoted.files.items():
+        if promoted.whole.files[name].sha256 != digest_of(path):
+            return f"{path.name} is not the file that export has checked"
     return None
 
 
 def _floor(promoted: Candidate, gate: config.Promotion) -> str | None:
-    percent = promoted.accuracy * 100
+    percent = float(promoted.right.mean()) * 100
     if percent < gate.min_accuracy:
         return f"{percent:.2f} % of the test images are right, {gate.min_accuracy:g} % are needed"
     return None
 
 
 def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: float) -> str | None:
-    """Compares both models' stored predictions of the same test images."""
+    """Compares what both archives answered to the same test images."""
     from jobs.evaluation import paired_difference
 
-    digest = promoted.description["data"]["test_digest"]
-    if registry.manifest(champion)["test_digest"] != digest:
+    digest = promoted.description.data.test_digest
+    if registry.version(champion).description.data.test_digest != digest:
         return (
             f"{champion}, which serves, was tested on other images; "
             "promotion.tolerance=null leaves the comparison out"
@@ -183,28 +188,29 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
         file = Path(folder) / PREDICTIONS
         registry.fetch(champion, file, PREDICTIONS)
         difference = paired_difference(promoted.right, comparison.right_answers(file))
-    log(comparison.sentence(promoted.version, champion, difference, difference["p_value"]))
-    points = -difference["difference"] * 100
+    log(comparison.sentence(promoted.version, champion, difference, difference.p_value))
+    points = -difference.difference * 100
     if points > allowed:
         return f"{points:.2f} points worse than {champion}, which serves; {allowed:g} are allowed"
     return None
 
 
 def _slow(promoted: Candidate, allowed_ms: float) -> str | None:
-    from jobs.export import GOLDEN, unpacked
+    from serving.predictor import Predictor
 
-    with unpacked(promoted.archive) as (folder, handle):
-        picture = (folder / GOLDEN).read_bytes()
-        seconds = []
-        for _ in range(2 * LATENCY_CALLS):
-            interruption.check()
-            start = time.perf_counter()
-            handle([{"body": picture}])
-            seconds.append(time.perf_counter() - start)
+    archive = promoted.files[ARCHIVE]
+    predictor = Predictor.open(archive, threads=1)  # as one of the service's workers
+    picture = open_model(archive).golden[0].picture
+    seconds = []
+    for _ in range(2 * LATENCY_CALLS):
+        interruption.check()
+        start = time.perf_counter()
+        predictor(picture)
+        seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds[LATENCY_CALLS:]) * 1000
-    log(f"{promoted.version}: {median:.1f} ms for a picture on this machine")
+    log(f"{promoted.version}: {median:.1f} ms for a picture on one core of this machine")
     if median > allowed_ms:
-        return f"{median:.1f} ms for a picture on this machine, {allowed_ms:g} are allowed"
+        return f"{median:.1f} ms for a picture on one core, {allowed_ms:g} are allowed"
     return None
 
 
@@ -216,8 +222,7 @@ def _pointed_to(registry: Registry, channel: str) -> Channel:
 
 
 def _same_archive(registry: Registry, promoted: Candidate) -> None:
-    served = registry.manifest(promoted.version)["files"][ARCHIVE]["sha256"]
-    if served != sha256(promoted.archive):
+    if registry.version(promoted.version).files != promoted.whole.files:
         raise registry.taken(promoted.version)
 
 

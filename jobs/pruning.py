@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 from jobs import interruption
-from jobs.registry import CHANNELS, Registry
+from jobs.registry import Registry
 from jobs.runs import MANIFEST
 from jobs.storage import Entry, Storage
+from serving.archive import CHANNELS, MODELS, VERSION
 
 UNTOUCHED = timedelta(days=1)  # what is younger may be under way right now
 
@@ -68,7 +69,7 @@ def prune(
 
 def protected(storage: Storage) -> set[str]:
     """All versions, and so run ids, that a channel points to or remembers."""
-    registries = [Registry(storage, name) for name in storage.folders("models/")]
+    registries = [Registry(storage, name) for name in storage.folders(f"{MODELS}/")]
     channels = [channel for registry in registries for channel in registry.channels().values()]
     return {version for channel in channels for version in channel.versions}
 
@@ -76,9 +77,9 @@ def protected(storage: Storage) -> set[str]:
 def _groups(storage: Storage) -> Iterator[list[Item]]:
     """The runs, then each model's versions."""
     yield _items(storage.entries("runs/"))
-    for name in storage.folders("models/"):
-        entries = storage.entries(f"models/{name}/")
-        channels = f"models/{name}/{CHANNELS}/"
+    for name in storage.folders(f"{MODELS}/"):
+        entries = storage.entries(f"{MODELS}/{name}/")
+        channels = f"{MODELS}/{name}/{CHANNELS}/"
         yield _items([e for e in entries if not e.key.startswith(channels)])
 
 
@@ -92,8 +93,8 @@ def _items(entries: list[Entry]) -> list[Item]:
 
 
 def _delete(storage: Storage, item: Item) -> None:
-    """The manifest first: from then on nobody takes the rest for whole."""
-    manifest = f"{item.prefix}{MANIFEST}"
+    """First what makes it whole: from then on nobody takes the rest for that."""
+    last = {f"{item.prefix}{name}" for name in (MANIFEST, VERSION)}
     keys = [entry.key for entry in item.entries]
-    storage.delete([manifest] if manifest in keys else [])
-    storage.delete([key for key in keys if key != manifest])
+    storage.delete([key for key in keys if key in last])
+    storage.delete([key for key in keys if key not in last])

@@ -12,8 +12,9 @@ from typing import Any
 from jobs import config, interruption
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.progress import log, task
-from jobs.runs import MANIFEST, RunFolder, sha256
+from jobs.runs import MANIFEST, RunFolder
 from jobs.storage import Conflict, Storage
+from serving.archive import digest_of
 
 LIVE = ("config.yaml", "environment.json", "metrics.jsonl")  # sent while a run trains
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -85,7 +86,7 @@ def _send_files(storage: Storage, folder: RunFolder, manifest: dict[str, Any]) -
     with task(f"publish {folder.run_id}", size, "MiB") as advance:
         for name, entry in missing.items():
             interruption.check()
-            if sha256(folder.path / name) != entry["sha256"]:
+            if digest_of(folder.path / name) != entry["sha256"]:
                 raise UnavailableError(
                     f"{folder.path / name}: changed since the manifest was written; "
                     f"`report {folder.path}` writes it anew"

@@ -1,26 +1,35 @@
 """Models in S3: versions that are written once, and channels that say which one serves.
 
-models/<name>/<version>/{model.mar, test_predictions.npz, manifest.json}    the manifest last
-models/<name>/channels/<channel>.json    swapped as a whole, in place of the one that was read
+serving/archive.py has the layout. A version's description goes last; a channel's pointer is swapped
+as a whole, in place of the one that was read.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.progress import task
-from jobs.runs import MANIFEST, now, sha256
+from jobs.runs import now
 from jobs.storage import THREADS, Advance, Conflict, Storage
+from serving.archive import (
+    ARCHIVE,
+    CHANNELS,
+    MODELS,
+    Earlier,
+    Pointer,
+    Version,
+    channel_key,
+    digest_of,
+    in_one_line,
+    version_key,
+)
 
-ARCHIVE = "model.mar"
-PREDICTIONS = "test_predictions.npz"
-CHANNELS = "channels"
 HISTORY = 20  # earlier versions that a channel remembers, and that `prune` spares for it
 
 
@@ -28,26 +37,26 @@ HISTORY = 20  # earlier versions that a channel remembers, and that `prune` spar
 class Channel:
     """A channel as it was read; `etag` stands for exactly that content."""
 
-    content: Mapping[str, Any]
+    pointer: Pointer
     etag: str
 
     @property
     def version(self) -> str:
-        return str(self.content["version"])
+        return self.pointer.version
 
     @property
     def versions(self) -> set[str]:
         """The version that it points to and the earlier ones that it remembers."""
-        return {self.version, *(entry["version"] for entry in self.content["history"])}
+        return {self.version, *(earlier.version for earlier in self.pointer.history)}
 
     def previous(self) -> str | None:
         """The version to go back to: the latest earlier one that nobody went back from."""
         left = {self.version}
-        for entry in self.content["history"]:
-            if entry.get("rolled_back"):
-                left.add(entry["version"])
-            elif entry["version"] not in left:
-                return str(entry["version"])
+        for earlier in self.pointer.history:
+            if earlier.rolled_back:
+                left.add(earlier.version)
+            elif earlier.version not in left:
+                return earlier.version
         return None
 
 
@@ -55,14 +64,20 @@ class Registry:
     """The versions and channels of one model name."""
 
     def __init__(self, storage: Storage, name: str) -> None:
-        self.storage, self.name, self.root = storage, name, f"models/{name}"
+        self.storage, self.name, self.root = storage, name, f"{MODELS}/{name}"
 
     def uri(self, version: str) -> str:
         return f"{self.storage.uri}/{self.root}/{version}/"
 
     def channel(self, channel: str) -> Channel | None:
-        found = self.storage.get(self._channel_key(channel))
-        return Channel(json.loads(found.body), found.etag) if found else None
+        key = channel_key(self.name, channel)
+        found = self.storage.get(key)
+        if found is None:
+            return None
+        try:
+            return Channel(Pointer.model_validate_json(found.body), found.etag)
+        except ValidationError as error:
+            raise UnavailableError(f"{self.storage.uri}/{key}: {in_one_line(error)}") from None
 
     def channels(self) -> dict[str, Channel]:
         prefix = f"{self.root}/{CHANNELS}/"
@@ -82,81 +97,80 @@ class Registry:
             Conflict: it is not.
             UnavailableError: there is no such version.
         """
-        content = {
-            "name": self.name,
-            "version": version,
-            "sha256": self.manifest(version)["files"][ARCHIVE]["sha256"],
-            "time": now(),
-            "history": _history(current, rolled_back=rolled_back),
-        }
+        pointer = Pointer(
+            name=self.name,
+            version=version,
+            sha256=self.version(version).files[ARCHIVE].sha256,
+            time=now(),
+            history=_history(current, rolled_back=rolled_back),
+        )
         etag = current.etag if current else None
-        self.storage.put(self._channel_key(channel), _json(content), replacing=etag)
+        self.storage.put(channel_key(self.name, channel), pointer.to_json(), replacing=etag)
 
-    def manifest(self, version: str) -> dict[str, Any]:
+    def version(self, version: str) -> Version:
         """
         Raises:
             UnavailableError: there is no such version, or it is not whole.
         """
-        found = self.storage.get(f"{self.root}/{version}/{MANIFEST}")
+        found = self._version(version)
         if found is None:
             raise UnavailableError(f"{self.uri(version)}: no such version; `models` lists them")
-        manifest: dict[str, Any] = json.loads(found.body)
-        return manifest
+        return found
 
-    def manifests(self) -> list[dict[str, Any]]:
-        """Of all versions that are whole, the newest first."""
+    def _version(self, version: str) -> Version | None:
+        found = self.storage.get(version_key(self.name, version))
+        try:
+            return Version.model_validate_json(found.body) if found else None
+        except ValidationError as error:
+            raise UnavailableError(f"{self.uri(version)}: {in_one_line(error)}") from None
 
-        def read(version: str) -> dict[str, Any] | None:
-            found = self.storage.get(f"{self.root}/{version}/{MANIFEST}")
-            return json.loads(found.body) if found else None
-
+    def whole(self) -> list[Version]:
+        """All versions that are whole, the newest first."""
         with ThreadPoolExecutor(THREADS) as threads:
-            found = [manifest for manifest in threads.map(read, self.versions()) if manifest]
-        return sorted(found, key=lambda manifest: str(manifest["time"]), reverse=True)
+            found = [v for v in threads.map(self._version, self.versions()) if v]
+        return sorted(found, key=lambda version: version.time, reverse=True)
 
     def versions(self) -> list[str]:
         folders = self.storage.folders(f"{self.root}/")
         return [version for version in folders if version != CHANNELS]
 
-    def add(self, version: str, files: Mapping[str, Path], facts: Mapping[str, Any]) -> None:
-        """Writes a version, its manifest last; the same one again changes nothing.
+    def add(self, files: Mapping[str, Path], whole: Version) -> None:
+        """Writes a version, its version.json last; the same one again changes nothing.
+
+        Args:
+            files: by their names there.
+            whole: what version.json is to say.
 
         Raises:
             ConfigurationError: another one is there under this name.
         """
-        entries: dict[str, dict[str, Any]] = {
-            name: {"size": path.stat().st_size, "sha256": sha256(path)}
-            for name, path in files.items()
-        }
-        root = f"{self.root}/{version}"
-        self.storage.abort_uploads(f"{root}/")
-        size = sum(entry["size"] for entry in entries.values()) / 2**20
+        version = whole.description.version
+        self.storage.abort_uploads(version_key(self.name, version, ""))
+        size = sum(entry.size for entry in whole.files.values()) / 2**20
         with task(f"version {version}", size, "MiB") as advance:
             for name, path in files.items():
-                digest = entries[name]["sha256"]
-                if not self._write_once(path, f"{root}/{name}", digest, advance):
+                key = version_key(self.name, version, name)
+                if not self._write_once(path, key, whole.files[name].sha256, advance):
                     raise self.taken(version)
-        manifest = {"name": self.name, "version": version, "time": now(), **facts}
         try:
-            body = _json({**manifest, "files": entries})
-            self.storage.put(f"{root}/{MANIFEST}", body, replacing=None)
+            self.storage.put(version_key(self.name, version), whole.to_json(), replacing=None)
         except Conflict:
-            if self.manifest(version)["files"] != entries:
+            if self.version(version).files != whole.files:
                 raise self.taken(version) from None
 
     def fetch(self, version: str, path: Path, name: str = ARCHIVE) -> None:
         """Downloads a version's archive, or another of its files, whole or not at all.
 
         Raises:
-            UnavailableError: it is not there, or not what its manifest says.
+            UnavailableError: it is not there, or not what its version.json says.
         """
-        expected = self.manifest(version)["files"][name]
+        expected = self.version(version).files[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with task(f"fetch {version}", expected["size"] / 2**20, "MiB") as advance:
-                self.storage.fetch(f"{self.root}/{version}/{name}", part, advance)
-            if sha256(part) != expected["sha256"]:
+            with task(f"fetch {version}", expected.size / 2**20, "MiB") as advance:
+                self.storage.fetch(version_key(self.name, version, name), part, advance)
+            if digest_of(part) != expected.sha256:
                 raise UnavailableError(f"{self.uri(version)}: {name} is damaged there")
             part.replace(path)
         finally:
@@ -175,19 +189,13 @@ class Registry:
             "train under another --run-id"
         )
 
-    def _channel_key(self, channel: str) -> str:
-        return f"{self.root}/{CHANNELS}/{channel}.json"
 
-
-def _history(current: Channel | None, *, rolled_back: bool) -> list[dict[str, Any]]:
+def _history(current: Channel | None, *, rolled_back: bool) -> tuple[Earlier, ...]:
     """What a channel remembers once something else takes the place of `current`."""
     if current is None:
-        return []
-    entry = {key: current.content[key] for key in ("version", "sha256", "time")}
-    if rolled_back:
-        entry["rolled_back"] = True
-    return [entry, *current.content["history"]][:HISTORY]
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+        return ()
+    last = current.pointer
+    earlier = Earlier(
+        version=last.version, sha256=last.sha256, time=last.time, rolled_back=rolled_back
+    )
+    return (earlier, *last.history)[:HISTORY]

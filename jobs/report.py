@@ -5,12 +5,13 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from jobs import plots
+from jobs.config import Config
+from jobs.results import Comparison
 from jobs.runs import RunFolder, read_arrays, write
 
 # Lecture 44 of IIT Kharagpur's deep-learning course: test accuracy after five epochs; all three
@@ -34,43 +35,48 @@ def write_report(folder: RunFolder) -> None:
     write(target / "index.html", _page(folder, comparison, pictures))
 
 
-def _figures(folder: RunFolder, comparison: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
-    done = {n: v for n, v in comparison["variants"].items() if v["status"] == "done"}
+def _figures(folder: RunFolder, comparison: Comparison) -> Iterator[tuple[str, Figure]]:
+    done = comparison.done
     if not done:
         return
-    classes = comparison["data"]["classes"]
+    classes = comparison.data.classes
     palette = plots.colours(list(done))
     first_seed = folder.config().runtime.seeds[0]
     rows = [row for row in folder.metrics() if row["seed"] == first_seed]
     yield "curves", plots.curves(rows, palette)
-    yield "time", plots.accuracy_by_time(rows, comparison["selected_on"], palette)
-    accuracies = {name: variant["test"]["per_class"] for name, variant in done.items()}
+    yield "time", plots.accuracy_by_time(rows, comparison.selected_on, palette)
+    accuracies = {name: variant.test.per_class for name, variant in done.items()}
     yield "classes", plots.per_class(accuracies, classes, palette)
     for name, variant in done.items():
         path = folder.variant(name, first_seed).path
         yield f"{name}-curves", plots.curves(rows, {name: palette[name]})
-        yield f"{name}-confusion", plots.confusion(variant["test"]["confusion"], classes, name)
+        yield f"{name}-confusion", plots.confusion(variant.test.confusion, classes, name)
         yield f"{name}-mistakes", plots.mistakes(read_arrays(path / "mistakes.npz"), classes)
         arrays = read_arrays(path / "kernels.npz")
         for layer in LAYERS:
             yield f"{name}-{layer}", plots.kernels(arrays, layer)
 
 
-def _page(folder: RunFolder, comparison: dict[str, Any], pictures: dict[str, str]) -> str:
+def _augmentations(config: Config) -> list[str]:
+    return [f"{variant.name}: {config.augmentation(variant)}" for variant in config.variants]
+
+
+def _page(folder: RunFolder, comparison: Comparison, pictures: dict[str, str]) -> str:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    lecture = LECTURE if comparison["data"]["source"] == "CIFAR-10" else {}
+    lecture = LECTURE if comparison.data.source == "CIFAR-10" else {}
     return templates.get_template("report.html").render(
         comparison=comparison,
-        data=comparison["data"],
-        variants=comparison["variants"],
+        data=comparison.data,
+        variants=comparison.variants,
         pictures=pictures,
         layers=LAYERS,
-        palette=plots.colours([n for n, v in comparison["variants"].items()]),
+        palette=plots.colours(list(comparison.variants)),
         lecture=lecture,
         lecture_minutes=round(LECTURE_SECONDS / 60),
         architecture=json.loads((folder.path / "architecture.json").read_text()),
         environments=json.loads((folder.path / "environment.json").read_text()),
+        augmentations=_augmentations(folder.config()),
         config=(folder.path / "config.yaml").read_text(),
     )

@@ -11,7 +11,6 @@
 """
 
 import fcntl
-import hashlib
 import io
 import json
 import os
@@ -26,9 +25,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from jobs import config
+from jobs import config, results
 from jobs.config import Config
 from jobs.errors import ConfigurationError, UnavailableError
+from jobs.results import Comparison, Diverged, Done, Facts, Trained
+from serving.archive import digest_of
 
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, ".lock"}
@@ -88,14 +89,24 @@ class VariantFolder:
     def best(self) -> Path:
         return self.path / "best.safetensors"
 
-    def result(self) -> dict[str, Any] | None:
-        """What came of the variant; None while it is unfinished."""
-        path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+    @property
+    def finished(self) -> bool:
+        return (self.path / "result.json").is_file()
 
-    def save_result(self, result: dict[str, Any]) -> None:
+    def result(self) -> Done | Diverged | None:
+        """The variant's outcome; None while it is unfinished.
+
+        Raises:
+            UnavailableError: result.json is not what it should be.
+        """
+        if not self.finished:
+            return None
+        result: Done | Diverged = results.read(self.path / "result.json", results.Result)
+        return result
+
+    def save_result(self, result: Trained | Diverged) -> None:
         """Marks the variant as finished, after which its checkpoint is of no more use."""
-        write_json(self.path / "result.json", result)
+        write(self.path / "result.json", result.to_json())
         self.checkpoint.unlink(missing_ok=True)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -177,7 +188,8 @@ class RunFolder:
                 f"{self.path}: this run has another configuration ({', '.join(differences)}); "
                 "take another --run-id"
             )
-        moved = found.model_copy(update={"data": wanted.data, "runtime": wanted.runtime})
+        sections = ("data", "runtime", "evaluation")
+        moved = found.model_copy(update={name: getattr(wanted, name) for name in sections})
         if moved != found and not self.finished:  # its archive will look for the data there
             write(file, moved.to_yaml())
 
@@ -211,9 +223,18 @@ class RunFolder:
         """Where in a run folder its winner is packed."""
         return f"model/{name}.mar"
 
-    def comparison(self) -> dict[str, Any]:
-        """Who won, as written to comparison.json."""
-        comparison: dict[str, Any] = json.loads((self.path / "comparison.json").read_text())
+    def facts(self) -> Facts:
+        """What it is trained and tested on, as written to data.json."""
+        facts: Facts = results.read(self.path / "data.json", Facts)
+        return facts
+
+    def comparison(self) -> Comparison:
+        """Who won, as written to comparison.json.
+
+        Raises:
+            UnavailableError: it is not there, or not what it should be.
+        """
+        comparison: Comparison = results.read(self.path / "comparison.json", Comparison)
         return comparison
 
     def add_environment(self, environment: dict[str, Any]) -> None:
@@ -249,17 +270,12 @@ class RunFolder:
         entries = {
             path.relative_to(self.path).as_posix(): {
                 "size": path.stat().st_size,
-                "sha256": sha256(path),
+                "sha256": digest_of(path),
             }
             for path in files
         }
         manifest = {"run_id": self.run_id, "started": self.started, "time": now(), "files": entries}
         write_json(self.path / MANIFEST, manifest)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

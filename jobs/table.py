@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -10,65 +10,66 @@ from rich.table import Table
 if TYPE_CHECKING:
     from jobs.pruning import Item
     from jobs.registry import Channel
+    from jobs.results import Comparison, Diverged, Summary
+    from serving.archive import Version
 
 
-def show(comparison: dict[str, Any]) -> None:
+def show(comparison: "Comparison") -> None:
     """Prints the variants side by side, then what the comparison says in words."""
     console = _console()
-    console.print(f"data: {comparison['data']['source']}", markup=False)
-    console.print(f"pretrained: {comparison['weights']}", markup=False)
+    console.print(f"data: {comparison.data.source}", markup=False)
+    console.print(f"pretrained: {comparison.weights}", markup=False)
     table = Table(box=None, pad_edge=False)
     columns = ("variant", "test %", "95 %", "loss", "ECE", "trained", "seconds", "img/s", "memory")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
-    for name, variant in comparison["variants"].items():
-        table.add_row(name, *_cells(variant), style="bold" * (name == comparison["winner"]))
+    for name, variant in comparison.variants.items():
+        table.add_row(name, *_cells(variant), style="bold" * (name == comparison.winner))
     console.print(table)
-    for sentence in comparison["sentences"]:
+    for sentence in comparison.sentences:
         console.print(sentence, markup=False)
 
 
-def _cells(variant: dict[str, Any]) -> list[str]:
-    if variant["status"] != "done":
-        return [variant["status"]]
-    test = variant["test"]
-    accuracy = f"{variant['accuracy_mean'] * 100:.2f}"
-    if variant["accuracy_spread"] is not None:
-        accuracy += f" ± {variant['accuracy_spread'] * 100:.2f}"
+def _cells(variant: "Summary | Diverged") -> list[str]:
+    if variant.status == "diverged":
+        return [variant.status]
+    accuracy = f"{variant.accuracy_mean * 100:.2f}"
+    if variant.accuracy_spread is not None:
+        accuracy += f" ± {variant.accuracy_spread * 100:.2f}"
     return [
         accuracy,
-        f"{variant['accuracy_low'] * 100:.1f}–{variant['accuracy_high'] * 100:.1f}",
-        f"{test['loss']:.3f}",
-        f"{test['calibration_error']:.3f}",
-        f"{variant['trainable_parameters']:,}",
-        f"{variant['seconds']:.0f}",
-        f"{variant['images_per_second']:,.0f}",
-        f"{variant['peak_memory_bytes'] / 2**30:.1f} GiB",
+        f"{variant.accuracy_low * 100:.1f}–{variant.accuracy_high * 100:.1f}",
+        f"{variant.test.loss:.3f}",
+        f"{variant.test.calibration_error:.3f}",
+        f"{variant.trainable_parameters:,}",
+        f"{variant.seconds:.0f}",
+        f"{variant.images_per_second:,.0f}",
+        f"{variant.peak_memory_bytes / 2**30:.1f} GiB",
     ]
 
 
-def show_models(manifests: Sequence[dict[str, Any]], channels: Mapping[str, "Channel"]) -> None:
+def show_models(versions: Sequence["Version"], channels: Mapping[str, "Channel"]) -> None:
     """Prints a model's versions, the newest first, and which channels point to each."""
-    from jobs.registry import ARCHIVE
+    from serving.archive import ARCHIVE
 
     table = Table(box=None)
     for column in ("version", "variant", "test %", "images", "age", "MiB", "channel"):
         right = column in ("test %", "images", "age", "MiB")
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
-    for manifest in manifests:
-        version, size = manifest["version"], manifest["files"][ARCHIVE]["size"]
-        pointing = [name for name, channel in channels.items() if channel.version == version]
+    for version in versions:
+        model = version.description
+        pointing = [name for name, at in channels.items() if at.version == model.version]
         table.add_row(
-            version,
-            manifest["variant"],
-            f"{manifest['accuracy'] * 100:.2f}",
-            f"{manifest['test_images']:,}",
-            _age(datetime.fromisoformat(manifest["time"])),
-            f"{size / 2**20:.1f}",
+            model.version,
+            model.variant,
+            f"{model.test.accuracy * 100:.2f}" if model.test else "",
+            f"{model.data.images.test:,}",
+            _age(datetime.fromisoformat(version.time)),
+            f"{version.files[ARCHIVE].size / 2**20:.1f}",
             ", ".join(pointing),
             style="bold" * bool(pointing),
         )
-    _console().print(table if manifests else "no versions yet")
+    _console().print(table if versions else "no versions yet")
 
 
 def show_pruned(items: Sequence["Item"], *, dry_run: bool) -> None:

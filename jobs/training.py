@@ -25,6 +25,10 @@ from jobs.progress import log, note, task
 Row = dict[str, Any]
 
 SECONDS_BETWEEN_CHECKPOINTS = 20  # at the ends of short epochs; writing one takes up to a second
+# Images, at most, of which batch-norm statistics are re-estimated together. More than in a small
+# training batch, because a variance within few images misses what they differ by among batches;
+# no more than a CPU's memory bears. A constant, because it decides weights.
+NORMALISED_TOGETHER = 50
 
 
 class Store(Protocol):
@@ -244,6 +248,7 @@ def fit(
         Interrupted: asked to stop; the state is saved.
     """
     optim = trainer.variant.optim
+    scored_at_once = trainer.device.scored_at_once(evaluation)
     saved = time.monotonic()
     unwritten: dict[str, Tensor] = {}  # the best weights, until the next checkpoint
 
@@ -275,8 +280,8 @@ def fit(
                 train_epoch(trainer, train, checkpoint, advance)
                 totals = read_totals(trainer)
             rows = [training_row(trainer, totals)]
-            recalibrate(trainer, train, evaluation)
-            rows += [score(trainer, *split, evaluation.batch_size) for split in scored.items()]
+            recalibrate(trainer, train, evaluation.batch_norm_images)
+            rows += [score(trainer, *split, scored_at_once) for split in scored.items()]
             distributed.once(functools.partial(store.append, rows))
             accuracy = rows[-1]["accuracy"]
             note(functools.partial(_epoch_line, label, rows[-1]))
@@ -354,8 +359,8 @@ def _row(trainer: Trainer, split: str, **values: float | None) -> Row:
 
 
 @torch.no_grad()
-def recalibrate(trainer: Trainer, train: Examples, evaluation: config.Evaluation) -> None:
-    """Takes batch-norm statistics anew from training images, where the variant moves them.
+def recalibrate(trainer: Trainer, train: Examples, images: int) -> None:
+    """Takes batch-norm statistics anew from so many training images, where the variant moves them.
 
     After few steps the running averages still remember their start; a plain mean over some
     hundred images is what they would converge to.
@@ -364,7 +369,7 @@ def recalibrate(trainer: Trainer, train: Examples, evaluation: config.Evaluation
     norms = moving_norms(network, trainer.variant)
     network.eval()  # dropout stays off: it would draw random numbers
     trainer.share_statistics()
-    if not evaluation.batch_norm_images or not norms:
+    if not images or not norms:
         return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -372,8 +377,8 @@ def recalibrate(trainer: Trainer, train: Examples, evaluation: config.Evaluation
         norm.momentum = None  # a cumulative average
         norm.train()
     order = torch.randperm(len(train), generator=generator(trainer.seed, "batch norm"))
-    order = order[: evaluation.batch_norm_images].to(train.labels.device)
-    for inputs, _ in train.batches(order.chunk(math.ceil(len(order) / evaluation.batch_size))):
+    order = order[:images].to(train.labels.device)
+    for inputs, _ in train.batches(order.chunk(math.ceil(len(order) / NORMALISED_TOGETHER))):
         distributed.check()
         with trainer.device.autocast():
             network.forward(inputs)  # not compiled: a plain mean breaks the graph at every layer

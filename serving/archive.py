@@ -1,41 +1,266 @@
-"""The archive that is to be served: whole, one of ours, and what it says of itself."""
+"""What an archive is: its files, what it says of itself, and where its versions lie in S3.
+
+An archive is a TorchServe `.mar`, a zip file of
+
+    model.json                what it is (:class:`Description`)
+    network.pt2               the network as a `torch.export` program, which a GPU runs
+    float.xml float.bin       the same for OpenVINO, which a CPU runs
+    int8.xml int8.bin         … in 8-bit integers, where they are accurate enough
+    golden/00.png …           pictures, and the probabilities that the trained network gave them in
+    golden/probabilities.json float32: what every copy of the archive has to answer
+    handler.py serving/…      the code that runs it
+
+In S3, below a prefix,
+
+    models/<name>/<version>/{model.mar, test_predictions.npz, version.json}    the last one last
+    models/<name>/channels/<channel>.json
+
+`version.json` is a :class:`Version`, a channel's file a :class:`Pointer`. Nothing here imports
+torch, NumPy or Pillow.
+"""
 
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+FORMAT: Literal[2] = 2
 DESCRIPTION = "model.json"
-GOLDEN = "golden.png"
+GOLDEN = "golden"  # a folder
+PROBABILITIES = f"{GOLDEN}/probabilities.json"
+
+MODELS, CHANNELS = "models", "channels"
+ARCHIVE, PREDICTIONS, VERSION = "model.mar", "test_predictions.npz", "version.json"
+
+Form = Literal["program", "float", "int8"]
+FILES: Mapping[Form, tuple[str, ...]] = {
+    "program": ("network.pt2",),
+    "float": ("float.xml", "float.bin"),
+    "int8": ("int8.xml", "int8.bin"),
+}
+"""A form's files; the first is the one that is loaded."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a form's answers may be from the trained network's; see :class:`Check`. Measured:
+    docs/performance.md."""
+
+    agreement: float
+    logit_error: float
+    probability_error: float
+
+
+TOLERANCES: Mapping[Form, Tolerance] = {
+    "program": Tolerance(agreement=0.99, logit_error=0.001, probability_error=0.001),
+    "float": Tolerance(agreement=0.95, logit_error=0.05, probability_error=0.05),
+    "int8": Tolerance(agreement=0.9, logit_error=0.2, probability_error=0.15),
+}
 
 
 class ModelError(RuntimeError):
-    """The archive cannot be had or is not what it should be; one line that says which."""
+    """The archive is not available or is not what it should be; one line that says which."""
+
+
+class Record(BaseModel):
+    """A typed JSON object; what a later version of this project adds to it is passed over."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    def to_json(self) -> bytes:
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
+
+class Scores(Record):
+    """How good one set of predictions is; `jobs.evaluation.scores` makes it."""
+
+    images: int
+    loss: float
+    """Mean cross-entropy, in nats."""
+    accuracy: float
+    """A share, as all accuracies here."""
+    accuracy_low: float
+    accuracy_high: float
+    """Its 95 % interval (Wilson)."""
+    per_class: tuple[float | None, ...]
+    """Accuracy of each class; None for one without images."""
+    confusion: tuple[tuple[int, ...], ...]
+    """True classes down, predicted ones across."""
+    calibration_error: float
+    """Expected, over 15 equal bins (Guo et al. 2017)."""
+
+
+class Counts(Record):
+    """Numbers of images."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class Data(Record):
+    """What a model was trained and tested on."""
+
+    source: str
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    """Height and width in which pictures are stored, and so enter the network."""
+    images: Counts
+    test_digest: str
+    """SHA-256 over the test images and their labels."""
+
+
+class Check(Record):
+    """How far a form's answers are from those of the trained network, on the same pictures."""
+
+    images: int
+    accuracy: float
+    agreement: float
+    """Share of equal labels."""
+    logit_error: float
+    """Root mean square of the differences of all logits, as a share of the trained network's own
+    spread over these pictures: 0 for the same answers, 1 or more for a constant one."""
+    probability_error: float
+    """99th percentile over the pictures of the largest difference of any probability."""
+    largest_probability_error: float
+
+    def within(self, allowed: Tolerance) -> bool:
+        return (
+            self.agreement >= allowed.agreement
+            and self.logit_error <= allowed.logit_error  # not so for NaN
+            and self.probability_error <= allowed.probability_error
+        )
+
+
+class Description(Record):
+    """What an archive says of itself."""
+
+    format: Literal[2] = FORMAT
+    name: str
+    version: str
+    variant: str
+    seed: int
+    """Of several, the one that was best on the split that selects."""
+    weights: str
+    """What training started from."""
+    data: Data
+    selected_on: str
+    """The split that chose the variant, its seed and its epoch."""
+    forms: tuple[Form, ...]
+    """Those in the archive; a CPU runs the first, a GPU the program."""
+    checks: Mapping[str, Check] = Field(default_factory=dict)
+    """Of every form that was made, run from the unpacked archive, on held-out pictures. `handler`
+    are the answers of its handler to some of them, against those of the first form."""
+    test: Scores | None = None
+    """Of the first form, run from the unpacked archive, on the test set."""
+    test_check: Check | None = None
+    """Those answers against the job's own."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.classes
+
+
+class File(Record):
+    size: int
+    """In bytes."""
+    sha256: str
+
+
+class Version(Record):
+    """version.json: a version is whole once this is there, and never changes."""
+
+    time: str
+    """ISO 8601, in UTC."""
+    files: Mapping[str, File]
+    description: Description
+
+
+class Earlier(Record):
+    """What a channel pointed to before."""
+
+    version: str
+    sha256: str
+    time: str
+    rolled_back: bool = False
+
+
+class Pointer(Record):
+    """channels/<channel>.json: which version serves, and which did before, the latest first."""
+
+    name: str
+    version: str
+    sha256: str
+    """Of its archive."""
+    time: str
+    history: tuple[Earlier, ...] = ()
+
+
+def version_key(name: str, version: str, file: str = VERSION) -> str:
+    return f"{MODELS}/{name}/{version}/{file}"
+
+
+def channel_key(name: str, channel: str) -> str:
+    return f"{MODELS}/{name}/{CHANNELS}/{channel}.json"
+
+
+def is_channel(key: str) -> bool:
+    return PurePosixPath(key).parent.name == CHANNELS
+
+
+def beside_channel(key: str, version: str) -> str:
+    """The folder of a version whose channel's key is given."""
+    return f"{PurePosixPath(key).parents[1]}/{version}"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A picture and the answer that the trained network gave to it."""
+
+    picture: bytes
+    probabilities: Sequence[float]
+    """One for each class."""
 
 
 @dataclass(frozen=True)
 class Model:
     """An archive that has been looked into."""
 
-    archive: Path
-    name: str
-    version: str
-    classes: Sequence[str]
-    golden: bytes
-    """A picture …"""
-    expected: dict[str, Any]
-    """… and the answer to it: label, probability, tolerance."""
+    path: Path
+    description: Description
+    golden: Sequence[Golden]
+
+    @property
+    def name(self) -> str:
+        return self.description.name
+
+    @property
+    def version(self) -> str:
+        return self.description.version
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.description.classes
 
 
 def open_model(path: Path, sha256: str | None = None) -> Model:
-    """Checks the archive's digest, that it is whole, and that it is one of ours.
+    """Looks into an archive, or into the folder that one was unpacked to.
+
+    Args:
+        sha256: the archive's digest, if it is known.
 
     Raises:
-        ModelError: it is not.
+        ModelError: it is another archive, damaged, or none of ours.
     """
+    if path.is_dir():
+        return _look(path, lambda name: (path / name).read_bytes())
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     check_digest(path, sha256)
@@ -44,34 +269,96 @@ def open_model(path: Path, sha256: str | None = None) -> Model:
             if (damaged := archive.testzip()) is not None:
                 raise ModelError(f"{path}: damaged at {damaged}")
             _refuse_outside(path, archive.namelist())
-            description = json.loads(archive.read(DESCRIPTION))
-            golden = archive.read(GOLDEN)
-            return Model(
-                path.resolve(),
-                description["name"],
-                description["version"],
-                description["classes"],
-                golden,
-                description["golden"],
-            )
-    except (zipfile.BadZipFile, NotImplementedError, KeyError, ValueError) as error:
+            return _look(path, archive.read)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
         raise ModelError(f"{path}: not a model archive: {error}") from None
+
+
+def _look(path: Path, read: Any) -> Model:
+    try:
+        description = describe(path, read(DESCRIPTION))
+        probabilities = json.loads(read(PROBABILITIES))
+        golden = [Golden(read(golden_file(i)), row) for i, row in enumerate(probabilities)]
+        return Model(path.resolve(), description, golden)
+    except (KeyError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a model archive: {error}") from None
+
+
+def describe(path: Path | str, content: bytes) -> Description:
+    """Reads a model.json.
+
+    Raises:
+        ModelError: it is not one, or one of another format.
+    """
+    try:
+        found = json.loads(content)
+        if found.get("format", 1) != FORMAT:
+            raise ModelError(
+                f"{path}: an archive of format {found.get('format', 1)}, and this reads format "
+                f"{FORMAT}; `python -m jobs export RUN` makes a new one"
+            )
+        return Description.model_validate(found)
+    except (AttributeError, ValueError) as error:
+        raise ModelError(f"{path}: {DESCRIPTION}: {in_one_line(error)}") from None
+
+
+def in_one_line(error: Exception) -> str:
+    """What is wrong with a typed JSON object: the first of it."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return " ".join(str(error).split())
+
+
+def write_description(folder: Path, description: Description) -> None:
+    (folder / DESCRIPTION).write_bytes(description.to_json())
+
+
+def describe_file(path: Path) -> File:
+    return File(size=path.stat().st_size, sha256=digest_of(path))
+
+
+def golden_file(index: int) -> str:
+    return f"{GOLDEN}/{index:02}.png"
+
+
+@contextmanager
+def unpacked(archive: Path) -> Iterator[Path]:
+    """The archive's files in a temporary folder.
+
+    Raises:
+        ModelError: it is not an archive.
+    """
+    with TemporaryDirectory() as folder:
+        unpack(archive, Path(folder))
+        yield Path(folder)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            _refuse_outside(archive, file.namelist())
+            file.extractall(folder)
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ModelError(f"{archive}: not a model archive: {error}") from None
 
 
 def check_digest(path: Path, sha256: str | None) -> None:
     """Raises:
     ModelError: the file's SHA-256 is another one.
     """
-    if sha256 is None:
-        return
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != sha256:
+    if sha256 is not None and (digest := digest_of(path)) != sha256:
         raise ModelError(f"{path}: its SHA-256 is {digest}, not {sha256}")
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _refuse_outside(path: Path, names: Sequence[str]) -> None:
-    """TorchServe unpacks it; nothing may land beside the folder that it unpacks to."""
+    """It is unpacked, by TorchServe and here; nothing may land beside the folder for that."""
     for name in names:
         if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts:
             raise ModelError(f"{path}: {name} would be unpacked outside of its folder")

@@ -12,10 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
-from rich.table import Table
 
 from serving.client import URL, Client, ClientError, Prediction
 
@@ -97,6 +93,11 @@ def _exit_code(answer: Answer) -> int:
 
 
 def _print_table(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import track
+    from rich.table import Table
+
     progress = track(answers, "predicting", len(files), transient=True)
     table = Table("file", "label", "probability", box=None)
     table.columns[2].justify = "right"

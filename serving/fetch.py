@@ -1,28 +1,29 @@
 """From MODEL_URI to an archive on this machine that is the right one.
 
     a path                               used where it lies
-    s3://…/models/NAME/VERSION/          that version; the digest is in its manifest
+    s3://…/models/NAME/VERSION/          that version; the digest is in its version.json
     s3://…/models/NAME/channels/X.json   the version that the channel points to; digest likewise
     http(s)://… or s3://….mar            needs the digest from elsewhere: SERVING_MODEL_SHA256
 
 S3's endpoint, region and credentials come from boto3's own chain (AWS_ENDPOINT_URL and so on).
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
 
-from serving.archive import ModelError, check_digest
+from serving import archive
+from serving.archive import ModelError, Pointer, Record, Version, check_digest
 
 CHUNK = 1 << 20
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 15, 30, 3
+Found = TypeVar("Found", bound=Record)
 
 
 def is_local(uri: str) -> bool:
@@ -42,7 +43,9 @@ def fetch(uri: str, sha256: str | None, target: Path) -> Path:
         if digest is None and not is_local(uri):
             raise ModelError(f"{uri}: its digest is needed, as SERVING_MODEL_SHA256")
         if sha256 is not None and digest != sha256:
-            raise ModelError(f"{uri}: its SHA-256 should be {digest} by its manifest, not {sha256}")
+            raise ModelError(
+                f"{uri}: its SHA-256 should be {digest} by its version.json, not {sha256}"
+            )
         check_digest(part, digest)
         part.replace(target)
     except OSError as error:
@@ -89,24 +92,24 @@ def _download_http(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
 
 def _download_s3(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
     parts = urlsplit(uri)
-    bucket, key, client = parts.netloc, parts.path.lstrip("/"), _client()
+    bucket, key, client = parts.netloc, parts.path.strip("/"), _client()
     if key.endswith(".mar"):
         digest = sha256
-    elif key.endswith(".json"):  # NAME/channels/X.json
-        pointer = _read_json(client, bucket, key)
-        digest = pointer["sha256"]
-        key = f"{key.rpartition('/channels/')[0]}/{pointer['version']}/model.mar"
+    elif archive.is_channel(key):
+        pointer = _read(client, bucket, key, Pointer)
+        digest = pointer.sha256
+        key = f"{archive.beside_channel(key, pointer.version)}/{archive.ARCHIVE}"
     else:
-        manifest = _read_json(client, bucket, f"{key.rstrip('/')}/manifest.json")
-        digest = manifest["files"]["model.mar"]["sha256"]
-        key = f"{key.rstrip('/')}/model.mar"
+        version = _read(client, bucket, f"{key}/{archive.VERSION}", Version)
+        digest = version.files[archive.ARCHIVE].sha256
+        key = f"{key}/{archive.ARCHIVE}"
     if digest is not None:
         client.download_fileobj(bucket, key, file)
     return digest
 
 
-def _read_json(client: Any, bucket: str, key: str) -> Any:
-    return json.load(client.get_object(Bucket=bucket, Key=key)["Body"])
+def _read(client: Any, bucket: str, key: str, kind: type[Found]) -> Found:
+    return kind.model_validate_json(client.get_object(Bucket=bucket, Key=key)["Body"].read())
 
 
 def _client() -> Any:
@@ -141,5 +144,5 @@ def _explained(uri: str) -> Iterator[None]:
         raise ModelError(f"{uri}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{uri}: no manifest or channel as promotion writes them: {error}"
+            f"{uri}: no version or channel as promotion writes them: {archive.in_one_line(error)}"
         ) from None

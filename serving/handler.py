@@ -3,7 +3,6 @@
 Everything it needs lies beside it in the archive, this package's modules included.
 """
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from serving import runtimes
-from serving.images import ImageError, decode, to_pixels
-from serving.messages import Picture, Request, RequestError, answer, failure, parse, softmax
+from serving.images import ImageError
+from serving.messages import Request, RequestError, answer, failure, parse
 from serving.metrics import Meter, seconds_since
+from serving.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 Read = tuple[Request, list[NDArray[np.uint8]]]
@@ -27,17 +25,15 @@ class Handler:
     a bad picture spoils no answer but its own."""
 
     def initialize(self, context: Any) -> None:
-        """Loads the network; `context` is TorchServe's, for this worker."""
-        folder = Path(context.system_properties["model_dir"])
-        description = json.loads((folder / "model.json").read_text())
-        self.classes: list[str] = description["classes"]
-        self.size: tuple[int, int] = tuple(description["image_size"])
-        self.model = {key: description[key] for key in ("name", "version")}
-        self.predict = runtimes.load(folder, context.system_properties.get("gpu_id"), self.size)
+        """Loads the network; `context` is TorchServe's, for this worker, of which there is one for
+        each core."""
+        properties = context.system_properties
+        folder, gpu = Path(properties["model_dir"]), properties.get("gpu_id")
+        self.predictor = Predictor.open(folder, gpu=gpu, threads=1)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """An answer for every row; a status of 400 or 500 goes with those that are none."""
-        meter = Meter(context.metrics, self.model["name"])
+        meter = Meter(context.metrics, self.predictor.description.name)
         try:
             return self._handle(rows, context, meter)
         except Exception as error:
@@ -63,7 +59,9 @@ class Handler:
                 request, pixels = item
                 its_own = probabilities[done : done + len(pixels)]
                 done += len(pixels)
-                answers.append(answer(request, its_own, self.classes, self.model))
+                answers.append(
+                    answer(request, its_own, self.predictor.classes, self.predictor.model)
+                )
         return answers
 
     def _read(
@@ -72,30 +70,24 @@ class Handler:
         start = time.perf_counter()
         try:
             request = parse(row, top)
-            return request, [self._pixels(picture) for picture in request.pictures]
+            return request, [self.predictor.pixels(picture) for picture in request.pictures]
         except (ImageError, RequestError) as error:
             return error
         finally:
             meter.observe("decode_seconds", time.perf_counter() - start)
 
-    def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
-        if isinstance(picture, bytes):
-            return to_pixels(decode(picture), self.size)
-        if picture.shape[1:] == self.size:
-            return picture
-        return to_pixels(Image.fromarray(picture.transpose(1, 2, 0)), self.size)
-
     def _infer(self, arrays: list[NDArray[np.uint8]], meter: Meter) -> NDArray[np.float32]:
         """Probabilities, float32 [N, C], of pictures uint8 [3, H, W]."""
+        classes = self.predictor.classes
         if not arrays:
-            return np.zeros((0, len(self.classes)), np.float32)
+            return np.zeros((0, len(classes)), np.float32)
         start = time.perf_counter()
-        probabilities = softmax(self.predict(np.stack(arrays)))
+        probabilities = self.predictor.probabilities(np.stack(arrays))
         meter.observe("inference_seconds", time.perf_counter() - start)
         meter.observe("batch_size", len(arrays))
         for row in probabilities:
             meter.observe("confidence", float(row.max()))
-            meter.count("predictions_total", self.classes[int(row.argmax())])
+            meter.count("predictions_total", classes[int(row.argmax())])
         return probabilities
 
 

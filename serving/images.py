@@ -1,12 +1,10 @@
-"""From the bytes of a picture to what the network sees; training and serving share this code."""
+"""From the bytes of a picture to its pixels; training and serving share this code."""
 
 import io
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 25_000_000
@@ -60,27 +58,3 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
-
-
-def to_input(images: Tensor, size: int, normalization: str = "inception") -> Tensor:
-    """Scales pictures to the network's input.
-
-    Args:
-        images: uint8 or float [N, 3, H, W] with values 0 to 255.
-        size: side of the result in pixels.
-        normalization: `inception` for values in [-1, 1], which is what Inception-v3's published
-            weights were trained with; `unit` for [0, 1].
-
-    Returns:
-        float32 [N, 3, size, size], bilinear, antialiased when it shrinks.
-    """
-    x_NCHW = images.float()
-    height, width = x_NCHW.shape[-2:]
-    if (height, width) != (size, size):
-        shrinks = height > size or width > size
-        x_NCHW = F.interpolate(
-            x_NCHW, (size, size), mode="bilinear", align_corners=False, antialias=shrinks
-        )
-    if normalization == "unit":
-        return x_NCHW / 255
-    return x_NCHW / 127.5 - 1

@@ -162,13 +162,14 @@ def answer(
     """The answer to a request from its pictures' probabilities, float32 [N, C]."""
     if request.form is Form.V2:
         return _answer_v2(request, probabilities, classes, model)
-    answers = [_prediction(row, classes, model, request.top) for row in probabilities]
+    answers = [prediction(row, classes, model, request.top) for row in probabilities]
     return {"predictions": answers} if request.form is Form.V1 else answers[0]
 
 
-def _prediction(
+def prediction(
     probabilities: NDArray[np.float32], classes: Sequence[str], model: Mapping[str, str], top: int
 ) -> dict[str, Any]:
+    """The answer to one picture from its probabilities, float32 [C]."""
     order = np.argsort(-probabilities, kind="stable")[:top]
     entries = [{"label": classes[i], "probability": float(probabilities[i])} for i in order]
     return {**entries[0], "top": entries, "model": dict(model)}

@@ -16,21 +16,23 @@ if TYPE_CHECKING:
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """From pictures uint8 [N, 3, H, W], N any number, to logits float32 [N, C]."""
 
-PROGRAM = "network.pt2"  # torch.export; the reference, and what a GPU runs
-IR = "network.xml"  # OpenVINO; what a CPU runs
 CHUNK = 32  # pictures that the network takes at once
 
 
-def load(folder: Path, gpu: int | None, size: tuple[int, int]) -> Predict:
-    """The network of an unpacked archive, ready for batches of any size.
+def load(path: Path, gpu: int | None, size: tuple[int, int], threads: int | None = None) -> Predict:
+    """A form of the network, ready for batches of any size.
 
     Args:
+        path: a program (.pt2) or an IR (.xml); a GPU runs a program.
         gpu: its number, or None for the CPU.
-        size: height and width of the pictures that will come.
+        size: height and width of the images that will come.
+        threads: of the CPU; by default one for each core.
     """
-    if gpu is None:
-        return in_chunks(load_ir(folder / IR), CHUNK)
-    return in_chunks(load_compiled(folder / PROGRAM, f"cuda:{gpu}", size), CHUNK)
+    if gpu is not None:
+        return in_chunks(load_compiled(path, f"cuda:{gpu}", size), CHUNK)
+    if path.suffix == ".pt2":
+        return in_chunks(load_program(path), CHUNK)
+    return in_chunks(load_ir(path, threads), CHUNK)
 
 
 def in_chunks(predict: Predict, size: int) -> Predict:
@@ -41,6 +43,20 @@ def in_chunks(predict: Predict, size: int) -> Predict:
         return np.concatenate(chunks)
 
     return predict_all
+
+
+def load_program(path: Path) -> Predict:
+    """The exported program as it is, in float32 on the CPU."""
+    import torch
+
+    network = torch.export.load(path).module()
+
+    @torch.inference_mode()
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
+        return logits
+
+    return predict
 
 
 def load_compiled(path: Path, device: str, size: tuple[int, int], chunk: int = CHUNK) -> Predict:
@@ -88,17 +104,15 @@ def core() -> Any:
     return openvino.Core()
 
 
-def load_ir(path: Path, threads: int = 1) -> Predict:
-    """The IR on so many threads.
+def load_ir(path: Path, threads: int | None = None) -> Predict:
+    """The IR on so many threads, by default one for each core.
 
     Pinning is off: two workers would otherwise pin to the same core (measured: 31 instead of 55
     images/s with two single-thread workers on two cores).
     """
-    settings: dict[str, Any] = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,
-    }
+    settings: dict[str, Any] = {"NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
     if "ONEDNN_MAX_CPU_ISA" in os.environ:
         # OpenVINO would take bf16 if the hardware has it, and find no kernels that are allowed.
         settings["INFERENCE_PRECISION_HINT"] = "f32"

@@ -1,6 +1,7 @@
 """How TorchServe is started: on loopback, without its files, its doors and its tokens."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from serving.settings import Settings
 
 METRICS = Path(__file__).parent / "metrics.yaml"
 LOGGING = Path(__file__).parent / "gateway" / "log4j2.xml"
+WITHOUT_TORCH = Path(__file__).parent / "without_torch"
 PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 
 
@@ -28,7 +30,7 @@ def start(
     """
     store = state / "store"
     store.mkdir()
-    (store / f"{model.name}.mar").symlink_to(model.archive)
+    (store / f"{model.name}.mar").symlink_to(model.path)
     config = state / "config.properties"
     lines = [
         f"{key}={value}\n" for key, value in _properties(model, settings, store, ports).items()
@@ -44,6 +46,9 @@ def start(
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
     }
+    if not processes.gpus():
+        found = os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{WITHOUT_TORCH}:{found}" if found else str(WITHOUT_TORCH)
     command = [processes.script("torchserve"), "--start", "--foreground", "--ncs"]
     command += ["--ts-config", str(config), "--log-config", str(LOGGING)]
     return processes.spawn(command, state, environment, subprocess.PIPE)

@@ -13,7 +13,16 @@ from conftest import free_port, tiny_config
 
 from jobs import config
 from jobs.demo import ObjectStore, identity
-from jobs.runs import RunFolder, write, write_arrays
+from jobs.runs import RunFolder, now, write, write_arrays
+from serving.archive import (
+    ARCHIVE,
+    PREDICTIONS,
+    Counts,
+    Data,
+    Description,
+    Version,
+    describe_file,
+)
 
 KEY, SECRET, BUCKET = "test-key", "test-secret", "runs-of-tests"
 READER = {"aws_access_key_id": "reader", "aws_secret_access_key": "reader-secret"}
@@ -146,27 +155,39 @@ def exported_run(
 ) -> RunFolder:
     """A run as `export` leaves it, of a model that gets the first `right` test images right."""
     import numpy as np
+    import torch
 
-    from jobs.runs import sha256, write_json
+    from jobs.evaluation import scores
 
     folder = finished_run(path, 1000)
     labels = np.arange(images) % 10
     predicted = np.where(np.arange(images) < right, labels, (labels + 1) % 10)
     logits = np.eye(10, dtype=np.float32)[predicted]
-    write_arrays(
-        folder.path / "variants" / "frozen" / "test_predictions.npz",
-        {"logits": logits, "labels": labels},
+    model = folder.path / "model" / name
+    write_arrays(model.with_suffix(".npz"), {"logits": logits, "labels": labels})
+    write(model.with_suffix(".mar"), os.urandom(5000))
+    description = Description(
+        name=name,
+        version=folder.run_id,
+        variant="frozen",
+        seed=0,
+        weights="random weights",
+        data=Data(
+            source="generated",
+            classes=tuple("abcdefghij"),
+            image_size=(32, 32),
+            images=Counts(train=80, validation=20, test=images),
+            test_digest=digest,
+        ),
+        selected_on="validation",
+        forms=("int8", "float", "program"),
+        test=scores(torch.from_numpy(logits), torch.from_numpy(labels)),
     )
-    archive = folder.path / "model" / f"{name}.mar"
-    write(archive, os.urandom(5000))
-    beside = {
-        "variant": "frozen",
-        "weights": "random weights",
-        "data": {"test_digest": digest},
-        "forms": {"shipped": "int8"},
-        "sha256": sha256(archive),
-        "parity": {"images": 10, "agreement": 1.0, "probability_error": 0.0, "margin": 0.0},
+    files = {
+        ARCHIVE: describe_file(model.with_suffix(".mar")),
+        PREDICTIONS: describe_file(model.with_suffix(".npz")),
     }
-    write_json(archive.with_suffix(".json"), beside)
+    whole = Version(time=now(), files=files, description=description)
+    write(model.with_suffix(".json"), whole.to_json())
     folder.write_manifest()
     return folder

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs import config, data, generated
+from jobs import config, data, generated, pipeline
 from jobs.errors import ConfigurationError, UnavailableError
+from jobs.runs import RunFolder
+from serving.archive import Counts
 
 
 def settings(**changes: object) -> config.Data:
@@ -42,8 +44,8 @@ def test_generated_pictures_depend_on_the_seed_alone() -> None:
     other = data.load(settings(seed=1))
     assert torch.equal(first.train.pixels, again.train.pixels)
     assert not torch.equal(first.train.pixels, other.train.pixels)
-    assert first.description["test_digest"] == again.description["test_digest"]
-    assert first.description["test_digest"] != other.description["test_digest"]
+    assert first.description.test_digest == again.description.test_digest
+    assert first.description.test_digest != other.description.test_digest
 
 
 def test_the_source_task_and_the_target_task_share_no_picture_and_no_hue() -> None:
@@ -104,6 +106,22 @@ def test_a_folder_of_mixed_sizes_is_scaled_to_the_input(photos: Path) -> None:
     assert data.load(folder(photos)).train.pixels.shape == (21, 3, 75, 75)
 
 
+@pytest.mark.parametrize(("side", "remarked"), [(37, True), (38, False)])
+def test_pictures_much_smaller_than_the_input_are_remarked_upon(
+    side: int, remarked: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Because a service shrinks what it is sent to that size. The input has 75 pixels here."""
+    make_photos(tmp_path / "photos", size=(side, 20))
+    stored = tiny_config().model_copy(update={"data": folder(tmp_path / "photos")})
+    assert pipeline.Job(stored, RunFolder(tmp_path / "r")).dataset
+    said = [line for line in capsys.readouterr().err.splitlines() if "stored at" in line]
+    expected = (
+        f"data: pictures are stored at {side}×20: whoever serves this model, larger pictures are "
+        "shrunk to that first"
+    )
+    assert said == [expected] * remarked
+
+
 def test_the_second_time_nothing_is_decoded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = data.load(folder(photos))
     monkeypatch.setattr(data, "decode", lambda *_: pytest.fail("decoded again"))
@@ -120,9 +138,9 @@ def test_grey_and_transparent_pictures_are_read_and_damaged_ones_listed(photos: 
     (photos / "train" / "dog" / "notes.txt").write_text("no picture")
     (photos / "test" / "dog" / "3.png").write_bytes(b"\x89PNG\r\n")
     dataset = data.load(folder(photos))
-    assert dataset.description["images"] == {"train": 16, "validation": 6, "test": 7}
+    assert dataset.description.images == Counts(train=16, validation=6, test=7)
     assert len(dataset.train) + len(dataset.validation) == 22
-    names = [Path(line.split(": ")[0]).name for line in dataset.description["skipped"]]
+    names = [Path(line.split(": ")[0]).name for line in dataset.description.skipped]
     assert names == ["notes.txt", "3.png"]
 
 
@@ -242,9 +260,9 @@ def test_cifar10_of_sixty_thousand_jpegs_is_decoded_once(
         validation=0.1,
     )
     dataset = data.load(asked)
-    assert dataset.description["images"] == {"train": 45_000, "validation": 5_000, "test": 10_000}
+    assert dataset.description.images == Counts(train=45_000, validation=5_000, test=10_000)
     assert dataset.train.pixels.shape == (50_000, 3, 32, 32)
     assert dataset.validation.labels.bincount().tolist() == [500] * 10
-    assert dataset.description["skipped"] == []
+    assert dataset.description.skipped == ()
     monkeypatch.setattr(data, "decode", lambda *_: pytest.fail("decoded again"))
     assert data.load(asked).description == dataset.description

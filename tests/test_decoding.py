@@ -57,10 +57,10 @@ def test_the_test_set_is_hashed_once_and_to_the_same_value(
     photos: config.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = data.load(photos)
-    assert first.description["test_digest"] == data._computed_digest(first.test)
+    assert first.description.test_digest == data._computed_digest(first.test)
     fewer = data.load(photos.model_copy(update={"test_images": 10}))
-    assert fewer.description["test_digest"] == data._computed_digest(fewer.test)
-    assert fewer.description["test_digest"] != first.description["test_digest"]
+    assert fewer.description.test_digest == data._computed_digest(fewer.test)
+    assert fewer.description.test_digest != first.description.test_digest
 
     def fail(images: data.Images) -> str:
         raise AssertionError("hashed anew")

@@ -11,6 +11,7 @@ from scipy.stats import ttest_1samp
 
 from jobs.comparison import sentence
 from jobs.evaluation import calibration_error, mean_over_seeds, paired_difference, scores
+from jobs.results import Difference
 
 
 def logits_of(predicted: list[int], classes: int = 3) -> torch.Tensor:
@@ -20,10 +21,10 @@ def logits_of(predicted: list[int], classes: int = 3) -> torch.Tensor:
 def test_scores_of_a_known_confusion() -> None:
     labels = torch.tensor([0, 0, 1, 1, 1, 0])
     result = scores(logits_of([0, 1, 1, 1, 2, 0]), labels)
-    assert result["accuracy"] == pytest.approx(4 / 6)
-    assert result["confusion"] == [[2, 1, 0], [0, 2, 1], [0, 0, 0]]
-    assert result["per_class"] == [pytest.approx(2 / 3), pytest.approx(2 / 3), None]
-    assert result["images"] == 6
+    assert result.accuracy == pytest.approx(4 / 6)
+    assert result.confusion == ((2, 1, 0), (0, 2, 1), (0, 0, 0))
+    assert list(result.per_class) == [pytest.approx(2 / 3), pytest.approx(2 / 3), None]
+    assert result.images == 6
 
 
 def test_the_interval_is_wilsons() -> None:
@@ -33,8 +34,8 @@ def test_the_interval_is_wilsons() -> None:
     share = right / total
     middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     spread = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    assert result["accuracy_low"] == pytest.approx(middle - spread, abs=1e-6)
-    assert result["accuracy_high"] == pytest.approx(middle + spread, abs=1e-6)
+    assert result.accuracy_low == pytest.approx(middle - spread, abs=1e-6)
+    assert result.accuracy_high == pytest.approx(middle + spread, abs=1e-6)
 
 
 def test_calibration_error_is_confidence_less_accuracy() -> None:
@@ -49,19 +50,19 @@ def test_a_paired_difference_is_exact() -> None:
     right_a = np.array([True] * 8 + [False] * 2 + [True] * 10)
     right_b = np.array([False] * 8 + [True] * 2 + [True] * 10)
     result = paired_difference(right_a, right_b)
-    assert (result["only_a"], result["only_b"]) == (8, 2)
-    assert result["difference"] == pytest.approx(0.3)
+    assert (result.only_a, result.only_b) == (8, 2)
+    assert result.difference == pytest.approx(0.3)
     both_tails = 2 * sum(math.comb(10, k) for k in range(3)) / 2**10
-    assert result["p_value"] == pytest.approx(both_tails)
+    assert result.p_value == pytest.approx(both_tails)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_a_paired_difference_turns_round_with_its_sides(answers: list[tuple[bool, bool]]) -> None:
     a, b = (np.array(side) for side in zip(*answers, strict=True))
     one, other = paired_difference(a, b), paired_difference(b, a)
-    assert one["difference"] == -other["difference"]
-    assert one["p_value"] == pytest.approx(other["p_value"])
-    assert one["low"] <= one["difference"] <= one["high"]
+    assert one.difference == -other.difference
+    assert one.p_value == pytest.approx(other.p_value)
+    assert one.low <= one.difference <= one.high
 
 
 def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -70,7 +71,7 @@ def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
     for _ in range(200):
         a, b = rng.random(300) < 0.8, rng.random(300) < 0.7
         result = paired_difference(a, b)
-        covered += result["low"] <= 0.1 <= result["high"]
+        covered += result.low <= 0.1 <= result.high
     assert 0.90 <= covered / 200 <= 0.99
 
 
@@ -79,25 +80,25 @@ def test_a_mean_over_seeds_is_judged_by_students_t() -> None:
     result = mean_over_seeds(differences, images=200)
     expected = ttest_1samp(differences, 0.0)
     interval = expected.confidence_interval(0.95)
-    assert result["mean"] == pytest.approx(0.048)
-    assert (result["low"], result["high"]) == pytest.approx((interval.low, interval.high))
-    assert result["p_value"] == pytest.approx(expected.pvalue)
+    assert result.difference == pytest.approx(0.048)
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+    assert result.p_value == pytest.approx(expected.pvalue)
 
 
 def test_seeds_that_agree_to_the_picture_are_not_certainty() -> None:
     two, five = (mean_over_seeds([0.025] * seeds, images=40) for seeds in (2, 5))
-    assert two["p_value"] > 0.05 > five["p_value"] > 0
-    assert two["low"] < 0 < five["low"] < 0.025 < five["high"]
-    assert mean_over_seeds([0.0, 0.0], images=40)["p_value"] == 1
+    assert two.p_value > 0.05 > five.p_value > 0
+    assert two.low < 0 < five.low < 0.025 < five.high
+    assert mean_over_seeds([0.0, 0.0], images=40).p_value == 1
 
 
 def test_the_words_follow_the_figures() -> None:
-    clear = {"difference": 0.129, "low": 0.118, "high": 0.141}
+    clear = Difference(difference=0.129, low=0.118, high=0.141, p_value=1e-9)
     expected = "finetune beats scratch by 12.9 points (+11.8 to +14.1), p < 0.001"
     assert sentence("finetune", "scratch", clear, 1e-9) == expected
-    turned = {"difference": -0.129, "low": -0.141, "high": -0.118}
+    turned = Difference(difference=-0.129, low=-0.141, high=-0.118, p_value=1e-9)
     assert sentence("scratch", "finetune", turned, 1e-9) == expected
-    unclear = {"difference": 0.005, "low": -0.01, "high": 0.02}
+    unclear = Difference(difference=0.005, low=-0.01, high=0.02, p_value=0.43)
     assert sentence("finetune", "frozen", unclear, 0.43) == (
         "finetune and frozen cannot be told apart: 0.5 points (−1.0 to +2.0), p = 0.43"
     )

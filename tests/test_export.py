@@ -1,7 +1,8 @@
-"""The archive says what the job said, whole and without pickles; test_service.py serves it."""
+"""The archive answers what the job's network did, from its own files; test_service.py serves it."""
 
 import ctypes
-import json
+import subprocess
+import sys
 import zipfile
 from base64 import b64encode
 from functools import partial
@@ -12,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, classes_of, copy_of, pictures, predictions, tiny_config
+from conftest import MODEL, copy_of, pictures, predictions, tiny_config
 
-from jobs import data, export
+from jobs import data, export, parity
 from jobs.config import Export
 from jobs.errors import UnavailableError
-from jobs.runs import RunFolder, sha256
-from serving import runtimes
+from jobs.parity import ExportError, asked, compare
+from jobs.runs import RunFolder
+from serving import Predictor, archive, runtimes
+from serving.archive import FILES, TOLERANCES, Check, ModelError, Version, digest_of
 from serving.handler import Handler
 from serving.messages import softmax
 
@@ -26,37 +29,151 @@ from serving.messages import softmax
 @pytest.fixture(scope="module")
 def unpacked(exported: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archive")
-    with zipfile.ZipFile(exported.path / "model" / f"{MODEL}.mar") as archive:
-        archive.extractall(folder)
+    archive.unpack(exported.path / "model" / f"{MODEL}.mar", folder)
     return folder
 
 
 def test_the_archive_is_whole_and_holds_no_pickle(exported: RunFolder, unpacked: Path) -> None:
     names = {p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*") if p.is_file()}
+    model = archive.open_model(exported.path / "model" / f"{MODEL}.mar")
+    description = model.description
     assert names == {
         "MAR-INF/MANIFEST.json",
         "handler.py",
         "model.json",
-        "golden.png",
-        "network.pt2",
-        "network.xml",
-        "network.bin",
+        "golden/probabilities.json",
+        *(archive.golden_file(i) for i in range(len(model.golden))),
+        *(file for form in description.forms for file in FILES[form]),
         *(f"serving/{module}.py" for module in export.MODULES),
     }
-    with zipfile.ZipFile(unpacked / "network.pt2") as program:
+    with zipfile.ZipFile(unpacked / FILES["program"][0]) as program:
         assert not [name for name in program.namelist() if name.endswith(".pkl")]
-    described = json.loads((unpacked / "model.json").read_text())
-    assert described["version"] == exported.run_id and len(described["classes"]) == 10
-    assert described["forms"]["shipped"] in ("int8", "float")
-    assert "random weights" in described["weights"]
+    assert description.version == exported.run_id and len(description.classes) == 10
+    assert description.forms[-2:] == ("float", "program")
+    assert "random weights" in description.weights
+
+
+def test_what_is_said_of_the_archive_was_measured_on_the_archive(exported: RunFolder) -> None:
+    """model.json, the record beside it and the stored predictions are about the same answers."""
+    model = exported.path / "model" / f"{MODEL}.mar"
+    whole = Version.model_validate_json(model.with_suffix(".json").read_bytes())
+    assert whole.description == archive.open_model(model).description
+    assert whole.files["model.mar"].sha256 == digest_of(model)
+    with np.load(model.with_suffix(".npz")) as arrays:
+        logits, labels = arrays["logits"], arrays["labels"]
+    test = whole.description.test
+    assert test is not None and test.accuracy == (logits.argmax(1) == labels).mean()
+    with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
+        assert whole.description.test_check == compare(logits, arrays["logits"], labels)
+    for form, check in whole.description.checks.items():
+        allowed = TOLERANCES.get(form, TOLERANCES[whole.description.forms[0]])  # type: ignore[call-overload]
+        assert check.within(allowed) or form == "int8"
+    assert set(whole.description.checks) == {"reference", "int8", "float", "program", "handler"}
 
 
 def test_the_manifest_lists_the_archive_and_its_card(exported: RunFolder) -> None:
     files = exported.manifest()["files"]
-    for name in (f"model/{MODEL}.mar", "MODEL_CARD.md"):
-        assert files[name]["sha256"] == sha256(exported.path / name)
+    names = [f"model/{MODEL}.{suffix}" for suffix in ("mar", "json", "npz")]
+    for name in (*names, "MODEL_CARD.md"):
+        assert files[name]["sha256"] == digest_of(exported.path / name)
     card = (exported.path / "MODEL_CARD.md").read_text()
-    assert "A CPU runs **" in card and "random weights" in card
+    assert "which a CPU runs, from this very archive" in card and "random weights" in card
+    assert "is shrunk first" not in card, "its pictures are as large as the input"
+
+
+def test_the_card_of_small_pictures_says_that_larger_ones_are_shrunk(exported: RunFolder) -> None:
+    description = archive.open_model(exported.path / "model" / f"{MODEL}.mar").description
+    small = description.data.model_copy(update={"image_size": (24, 32)})
+    described = description.model_copy(update={"data": small})
+    card = export._model_card(described, input_size=75)
+    assert "**A larger picture is shrunk first**, to the 32×24 pixels" in card
+
+
+# A notebook's way in
+
+
+def test_a_predictor_answers_as_the_job_did(exported: RunFolder, tmp_path: Path) -> None:
+    predictor = Predictor.open(exported.path / "model" / f"{MODEL}.mar")
+    files = []
+    for index, picture in enumerate(pictures(exported, 4)):
+        files.append(tmp_path / f"{index}.png")
+        files[-1].write_bytes(picture)
+    answers = [predictor(str(file)) for file in files]
+    assert [answer["label"] for answer in answers] == predictions(exported, 4)
+    assert answers[0] == predictor(files[0].read_bytes())
+    assert answers[0]["model"] == {"name": MODEL, "version": exported.run_id}
+    with pytest.raises(ModelError, match="not a model archive"):
+        Predictor.open(files[0])
+
+
+def test_a_predictor_of_a_cpu_imports_neither_torch_nor_torchserve(unpacked: Path) -> None:
+    """The folder of the archive is first on the path, so these are the archive's modules."""
+    code = (
+        "import sys; from serving import Predictor; p = Predictor.open('.');"
+        "print(p(open('golden/00.png', 'rb').read())['label']);"
+        "print(*{'torch', 'ts', 'jobs'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=unpacked, capture_output=True, text=True, check=True
+    )
+    label, *imported = done.stdout.split()
+    model = archive.open_model(unpacked)
+    best = int(np.argmax(model.golden[0].probabilities))
+    assert label == model.classes[best].split()[0] and imported == model.classes[best].split()[1:]
+
+
+# What is checked
+
+
+def copy_without(unpacked: Path, folder: Path, missing: str = "") -> Path:
+    """An unpacked archive that a test may change, less the files of one name."""
+    for source in unpacked.rglob("*"):
+        if source.is_file() and source.name != missing:
+            target = folder / source.relative_to(unpacked)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.hardlink_to(source)
+    description = (unpacked / archive.DESCRIPTION).read_bytes()
+    (folder / archive.DESCRIPTION).unlink()
+    (folder / archive.DESCRIPTION).write_bytes(description)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["float", "program", "handler"])
+@pytest.mark.parametrize("missing", ["messages.py", "images.py"])
+def test_a_file_that_the_archive_lacks_is_noticed(
+    unpacked: Path, tmp_path: Path, form: str, missing: str
+) -> None:
+    """Also where the checkout, from which this runs, has it."""
+    copy = copy_without(unpacked, tmp_path / "copy", missing)
+    module = missing.removesuffix(".py")
+    image = np.zeros((1, 3, 8, 8), np.uint8)
+    with (
+        pytest.raises(ExportError, match=f"No module named 'serving.{module}'"),
+        asked(copy, form) as network,
+    ):
+        network(image)
+
+
+def logits_of(*rows: list[float]) -> Any:
+    return np.array(rows, np.float32)
+
+
+SURE = logits_of([9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 0, 0])
+UNSURE = SURE / 30
+LABELS = np.array([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize("reference", [SURE, UNSURE], ids=["sure", "unsure"])
+@pytest.mark.parametrize("form", ["program", "float", "int8"])
+def test_a_constant_answer_is_no_form_of_a_model(form: Any, reference: Any) -> None:
+    """However unsure the model is of itself."""
+    constant = np.broadcast_to(reference.mean(axis=0), reference.shape)
+    assert not compare(constant, reference, LABELS).within(TOLERANCES[form])
+    assert not compare(reference[::-1], reference, LABELS).within(TOLERANCES[form])
+    assert compare(reference, reference, LABELS).within(TOLERANCES[form])
+    shifted = reference + np.float32(3)  # which changes no probability
+    assert compare(shifted, reference, LABELS).within(TOLERANCES[form])
+    assert not compare(reference * np.float32("nan"), reference, LABELS).within(TOLERANCES[form])
 
 
 class SignalStack(ctypes.Structure):
@@ -81,34 +198,62 @@ def test_an_unfinished_run_is_not_exported(tmp_path: Path) -> None:
         export.export(folder, Export())
 
 
-def test_int8_ships_only_within_the_allowed_drop(
+def check(accuracy: float, **changes: float) -> Check:
+    figures = {"agreement": 1.0, "logit_error": 0.01, "probability_error": 0.01}
+    return Check(
+        images=100, accuracy=accuracy, largest_probability_error=0.02, **{**figures, **changes}
+    )
+
+
+def test_int8_ships_only_within_the_allowed_drop_and_deviation() -> None:
+    reference = check(0.9)
+    for int8, serves, reason in (
+        (check(0.898), True, "in 8-bit integers, which is faster: 89.8% of 100"),
+        (check(0.896), False, "(0.4 points are lost, 0.3 may be)"),
+        (check(0.9, agreement=0.7), False, "(too far off in its probabilities)"),
+        (check(0.9, logit_error=0.5), False, "(too far off in its probabilities)"),
+    ):
+        checks = {"reference": reference, "int8": int8}
+        assert export.int8_serves(checks, 0.3) is serves
+        assert reason in export.verdict(checks, 0.3)
+
+
+@pytest.mark.slow
+def test_int8_that_loses_too_much_stays_out_of_the_archive(
     exported: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An int8 network that is made to lose half of its accuracy stays out of the archive."""
-    copy = copy_of(exported, tmp_path)
-    real = export.compare
+    """The real int8 network, whose answers are turned round on their way here."""
+    copy, real = copy_of(exported, tmp_path), parity.predict
 
-    def losing(logits: Any, reference: Any, labels: Any) -> dict[str, float]:
-        figures = real(logits, reference, labels)
-        return {**figures, "accuracy": figures["accuracy"] - (logits is not reference) * 0.5}
+    def turned(label: str, network: Any, images: Any) -> Any:
+        answers = real(label, network, images)
+        return answers[:, ::-1].copy() if label == "int8" else answers
 
-    monkeypatch.setattr(export, "compare", losing)
-    monkeypatch.setattr(
-        export,
-        "check_parity",
-        lambda *_: {"images": 0, "agreement": 1, "probability_error": 0, "margin": 0},
-    )
-    export.export(copy, Export(calibration_images=2, images=4))
-    assert "A CPU runs **float**" in (copy.path / "MODEL_CARD.md").read_text()
+    monkeypatch.setattr(export, "predict", turned)
+    target = export.export(copy, Export(calibration_images=2, images=4))
+    description = archive.open_model(target).description
+    assert description.forms == ("float", "program")
+    assert description.checks["int8"].agreement < 1
+    with zipfile.ZipFile(target) as packed:
+        assert not [name for name in packed.namelist() if "int8" in name]
+    assert "int8 was not accurate enough" in (copy.path / "MODEL_CARD.md").read_text()
 
 
-def test_an_archive_of_another_network_is_found_out(exported: RunFolder) -> None:
+def test_an_archive_of_another_network_is_found_out(
+    exported: RunFolder, unpacked: Path, tmp_path: Path
+) -> None:
+    copy = copy_without(unpacked, tmp_path / "copy")
+    description = archive.open_model(copy).description
     judged = data.load(exported.config().data).test.take(torch.arange(4))
-    other = np.eye(10, dtype=np.float32)[[9, 9, 9, 9]] * 20
-    with pytest.raises(export.ExportError, match="does not give the job's predictions"):
-        export.check_parity(
-            exported.path / "model" / f"{MODEL}.mar", classes_of(exported), judged, other
-        )
+    with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
+        another = np.roll(arrays["logits"][:4], 1, axis=1)
+    with pytest.raises(ExportError, match="does not give the job's predictions"):
+        export._check(description, copy, judged, another, Export(max_accuracy_drop=100))
+
+
+def test_the_golden_set_has_the_surest_images_of_every_class() -> None:
+    probabilities = logits_of([0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.95, 0.05])
+    assert export.surest(probabilities).tolist() == [4, 2, 0, 3, 1]
 
 
 class Context(SimpleNamespace):
@@ -164,8 +309,8 @@ def test_bad_requests_touch_no_neighbour_in_their_batch(
 
 def test_the_program_runs_on_the_device_it_is_moved_to(unpacked: Path) -> None:
     """It was traced on the CPU, and on a GPU would refuse pictures that are not there."""
-    program = torch.export.load(unpacked / runtimes.PROGRAM)
-    size = json.loads((unpacked / "model.json").read_text())["image_size"]
+    program = torch.export.load(unpacked / FILES["program"][0])
+    size = archive.open_model(unpacked).description.data.image_size
     network = runtimes.on_device(program, "meta")
     assert network(torch.empty(3, 3, *size, dtype=torch.uint8, device="meta")).is_meta
     nodes: Any = network.graph.nodes  # type: ignore[union-attr]
@@ -178,8 +323,8 @@ def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
 ) -> None:
     """On the CPU, and traced but not compiled: the code path, not its speed."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    size = json.loads((unpacked / "model.json").read_text())["image_size"]
-    predict = runtimes.load_compiled(unpacked / runtimes.PROGRAM, "cpu", tuple(size), chunk=2)
+    size = archive.open_model(unpacked).description.data.image_size
+    predict = runtimes.load_compiled(unpacked / FILES["program"][0], "cpu", size, chunk=2)
     images = data.load(exported.config().data).test.raw(torch.arange(5)).numpy()
     logits = runtimes.in_chunks(predict, 2)(images)
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:

@@ -13,8 +13,7 @@ from object_store import BUCKET, exported_run
 from jobs import config
 from jobs.demo import ObjectStore
 from jobs.promotion import promote
-from jobs.runs import sha256
-from serving.archive import ModelError
+from serving.archive import ModelError, digest_of
 from serving.fetch import fetch
 
 
@@ -38,7 +37,7 @@ def web(tmp_path: Path) -> Iterator[str]:
 
 def test_an_archive_comes_over_http_with_its_digest(web: str, tmp_path: Path) -> None:
     source, target = tmp_path / "www" / "m.mar", tmp_path / "got.mar"
-    assert fetch(f"{web}/m.mar", sha256(source), target) == target
+    assert fetch(f"{web}/m.mar", digest_of(source), target) == target
     assert target.read_bytes() == source.read_bytes()
 
 
@@ -88,9 +87,9 @@ def test_a_version_and_a_channel_lead_to_the_archive_in_s3(
     for uri in (f"{root}/run-1/", f"{root}/run-1", f"{root}/channels/production.json"):
         assert fetch(uri, None, target).read_bytes() == archive.read_bytes()
         target.unlink()
-    assert fetch(f"{root}/run-1/model.mar", sha256(archive), target) == target
+    assert fetch(f"{root}/run-1/model.mar", digest_of(archive), target) == target
     for uri, digest, complaint in (
-        (f"{root}/run-1/", "0" * 64, "by its manifest"),
+        (f"{root}/run-1/", "0" * 64, "by its version.json"),
         (f"{root}/run-1/model.mar", None, "its digest is needed"),
         (f"{root}/run-2/", None, "NoSuchKey"),
         (f"{root}/channels/next.json", None, "NoSuchKey"),

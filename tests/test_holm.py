@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_config
+from conftest import copy_of, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import comparison
 from jobs.evaluation import holm
+from jobs.results import Difference
 from jobs.runs import RunFolder
 
 P_VALUES = st.lists(st.floats(0, 1), max_size=8)
@@ -30,23 +31,17 @@ def test_it_lies_between_no_correction_and_bonferronis(p_values: list[float]) ->
 
 
 def test_a_difference_that_would_pass_alone_is_not_called_one_among_three(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compared: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     p_values = iter([0.02, 0.03, 0.9])
 
-    def summary(_folder: Any, _config: Any, variant: Any) -> dict[str, Any]:
-        accuracy = {"test": {"images": 100}, "accuracy_mean": 0.5, "selection_accuracy": 0.5}
-        interval = {"accuracy_low": 0.4, "accuracy_high": 0.6, "seconds_to_accuracy": {}}
-        return {"variant": variant.name, "status": "done", **accuracy, **interval}
+    def difference(*_: Any) -> Difference:
+        return Difference(difference=0.1, low=0.01, high=0.2, p_value=next(p_values))
 
-    def pair(_folder: Any, _config: Any, a: Any, b: Any) -> dict[str, Any]:
-        interval = {"difference": 0.1, "low": 0.01, "high": 0.2, "p_value": next(p_values)}
-        return {"a": a["variant"], "b": b["variant"], **interval}
-
-    monkeypatch.setattr(comparison, "_summary", summary)
-    monkeypatch.setattr(comparison, "_pair", pair)
-    (tmp_path / "data.json").write_text("{}")
-    comparison.compare(RunFolder(tmp_path), tiny_config())
+    monkeypatch.setattr(comparison, "_difference", difference)
+    once = tiny_config(runtime={"seeds": [0, 1]}, optim={"epochs": 1})
+    comparison.compare(copy_of(compared, tmp_path), once)
+    tmp_path /= compared.run_id
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert [pair["p_value"] for pair in written["pairs"]] == [0.02, 0.03, 0.9]
     assert [pair["p_value_holm"] for pair in written["pairs"]] == pytest.approx([0.06, 0.06, 0.9])

@@ -15,6 +15,7 @@ ELSEWHERE: list[dict[str, dict[str, Any]]] = [
     {"runtime": {"device": "auto"}},
     {"runtime": {"compile": False}},
     {"runtime": {"checkpoint_every": 7}},
+    {"evaluation": {"batch_size": 9}},
     {"storage": {"uri": "s3://bucket/prefix"}},
 ]
 ANOTHER: list[dict[str, dict[str, Any]]] = [
@@ -22,6 +23,7 @@ ANOTHER: list[dict[str, dict[str, Any]]] = [
     {"runtime": {"precision": "bf16"}},
     {"runtime": {"seeds": [1]}},
     {"optim": {"epochs": 3}},
+    {"evaluation": {"batch_norm_images": 10}},
 ]
 
 
@@ -35,6 +37,7 @@ def test_a_run_goes_on_elsewhere_under_the_same_name(
     with folder.open(moved):
         assert folder.config().data == moved.data, "its export reads the data where it is now"
         assert folder.config().runtime == moved.runtime
+        assert folder.config().evaluation == moved.evaluation
     assert moved.digest == tiny_config().digest
 
 

@@ -8,7 +8,8 @@ import torch
 from drawings import bomb
 from PIL import Image
 
-from serving.images import ImageError, decode, to_input
+from jobs.preprocessing import to_input
+from serving.images import ImageError, decode
 
 RED = (200, 30, 40)
 

@@ -9,7 +9,8 @@ import torch
 from command import job
 from safetensors.torch import load_file
 
-from jobs.runs import RunFolder, sha256
+from jobs.runs import RunFolder
+from serving.archive import digest_of
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ def test_every_file_is_listed_with_its_digest(run: tuple[RunFolder, list[str]]) 
     there = {p.relative_to(folder.path).as_posix() for p in folder.path.rglob("*") if p.is_file()}
     assert there - {"manifest.json", ".lock"} == set(manifest["files"])
     for name, entry in manifest["files"].items():
-        assert sha256(folder.path / name) == entry["sha256"], name
+        assert digest_of(folder.path / name) == entry["sha256"], name
 
 
 def test_the_frozen_trunk_did_not_move_and_the_others_did(

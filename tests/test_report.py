@@ -11,7 +11,9 @@ from conftest import copy_of, tiny_config
 
 from jobs import comparison, pipeline, plots, report
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.runs import RunFolder, sha256
+from jobs.results import Done
+from jobs.runs import RunFolder, write
+from serving.archive import digest_of
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
     assert there == expected | {"manifest.json", ".lock"}
     for name, entry in manifest["files"].items():
         path = run.path / name
-        assert entry == {"size": path.stat().st_size, "sha256": sha256(path)}
+        assert entry == {"size": path.stat().st_size, "sha256": digest_of(path)}
 
 
 class Page(HTMLParser):
@@ -72,43 +74,82 @@ def test_the_page_needs_no_network_and_describes_its_pictures(run: RunFolder) ->
 def test_the_page_says_what_the_comparison_says(run: RunFolder) -> None:
     text = (run.path / "report" / "index.html").read_text()
     result = run.comparison()
-    for sentence in result["sentences"]:
+    for sentence in result.sentences:
         assert sentence.replace("'", "&#39;") in text.replace("&lt;", "<")
-    assert result["weights"] in text
-    for variant in result["variants"].values():
-        assert f"{variant['accuracy_mean'] * 100:.2f} %" in text
-        assert f"± {variant['accuracy_spread'] * 100:.2f}" in text
+    assert result.weights in text
+    varied = "mirrored in every other epoch, shifted by up to 12.5 % of the side"
+    assert f"of finetune: {varied}; of frozen: {varied}." in text, "of a single epoch"
+    assert len(result.done) == 3
+    for variant in result.done.values():
+        assert f"{variant.accuracy_mean * 100:.2f} %" in text
+        assert f"± {variant.accuracy_spread * 100:.2f}" in text  # type: ignore[operator]
+    assert f"the exported weights are of seed {result.winner_seed}" in text
 
 
 def test_the_comparison_is_what_the_predictions_give(run: RunFolder) -> None:
     result = run.comparison()
     right = {}
-    for name, variant in result["variants"].items():
+    for name, variant in result.done.items():
         with np.load(run.path / "variants" / name / "test_predictions.npz") as arrays:
             right[name] = arrays["logits"].argmax(1) == arrays["labels"]
-        assert variant["test"]["accuracy"] == pytest.approx(right[name].mean())
-        assert variant["accuracy_by_seed"][0] == variant["test"]["accuracy"]
-        assert len(variant["accuracy_by_seed"]) == 2
-        assert variant["accuracy_low"] <= variant["accuracy_mean"] <= variant["accuracy_high"]
-    for pair in result["pairs"]:
-        a, b = (result["variants"][pair[side]]["accuracy_by_seed"] for side in "ab")
-        assert pair["difference"] == pytest.approx(np.subtract(a, b).mean())
-        assert pair["low"] <= pair["difference"] <= pair["high"]
-    best = max(result["variants"].values(), key=lambda v: v["selection_accuracy"])
-    assert result["winner"] == best["variant"]
+        assert variant.test.accuracy == pytest.approx(right[name].mean())
+        assert variant.accuracy_by_seed[0] == variant.test.accuracy
+        assert len(variant.accuracy_by_seed) == 2
+        assert variant.accuracy_low <= variant.accuracy_mean <= variant.accuracy_high
+    for pair in result.pairs:
+        a, b = (result.done[name].accuracy_by_seed for name in (pair.a, pair.b))
+        assert pair.difference == pytest.approx(np.subtract(a, b).mean())
+        assert pair.low <= pair.difference <= pair.high
+    best = max(result.done.values(), key=lambda v: v.selection_accuracy)
+    assert result.winner == best.variant
+
+
+def test_of_several_seeds_the_best_on_the_validation_set_is_exported(run: RunFolder) -> None:
+    result = run.comparison()
+    assert result.winner is not None
+    winner = result.done[result.winner]
+    by_seed = {}
+    for seed in (0, 1):
+        outcome = run.variant(result.winner, seed).result()
+        assert isinstance(outcome, Done)
+        by_seed[seed] = outcome.selection_accuracy
+    assert by_seed[result.winner_seed or 0] == max(by_seed.values())
+    assert winner.selection_accuracy == pytest.approx(np.mean(list(by_seed.values())))
+    for accuracies, seed in (((0.5, 0.7), 8), ((0.7, 0.5), 4), ((0.6, 0.6), 4)):
+        changed = winner.model_copy(update={"selection_by_seed": accuracies})
+        assert comparison.best_seed(changed, (4, 8)) == seed
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("variants/frozen/result.json", b'{"status": "done"}', "result.json: done.seconds: Field"),
+        ("variants/frozen/result.json", b"{", "result.json: .*Invalid JSON"),
+        ("data.json", b"[]", "data.json: "),
+    ],
+)
+def test_a_result_that_is_none_gives_one_line(
+    run: RunFolder, tmp_path: Path, name: str, content: bytes, complaint: str
+) -> None:
+    copy = copy_of(run, tmp_path)
+    write(copy.path / name, content)
+    with pytest.raises(UnavailableError, match=complaint) as caught:
+        pipeline.report_again(copy)
+    assert "\n" not in str(caught.value)
 
 
 def test_one_seed_is_compared_on_its_test_pictures(run: RunFolder, tmp_path: Path) -> None:
     folder = copy_of(run, tmp_path)
     result = comparison.compare(folder, tiny_config(runtime={"seeds": [0]}, optim={"epochs": 1}))
-    images = result["data"]["images"]["test"]
-    for pair in result["pairs"]:
-        a, b = (result["variants"][pair[side]]["test"]["accuracy"] for side in "ab")
-        assert pair["difference"] == pytest.approx(a - b)
-        assert pair["difference"] * images == pytest.approx(pair["only_a"] - pair["only_b"])
-    for variant in result["variants"].values():
-        assert variant["accuracy_low"] == variant["test"]["accuracy_low"]
-    assert "seeds" not in result["sentences"][0]
+    images = result.data.images.test
+    for pair in result.pairs:
+        a, b = (result.done[name].test.accuracy for name in (pair.a, pair.b))
+        assert pair.difference == pytest.approx(a - b)
+        assert pair.only_a is not None and pair.only_b is not None
+        assert pair.difference * images == pytest.approx(pair.only_a - pair.only_b)
+    for variant in result.done.values():
+        assert variant.accuracy_low == variant.test.accuracy_low
+    assert "seeds" not in result.sentences[0]
 
 
 def test_metrics_have_a_row_for_every_epoch_and_split(run: RunFolder) -> None:
@@ -129,7 +170,7 @@ def test_the_report_is_drawn_again_the_same(run: RunFolder, tmp_path: Path) -> N
     assert {p.name: p.read_bytes() for p in (run.path / "report").glob("*.png")} == before
     manifest = json.loads((run.path / "manifest.json").read_text())
     page = run.path / "report" / "index.html"
-    assert manifest["files"]["report/index.html"]["sha256"] == sha256(page)
+    assert manifest["files"]["report/index.html"]["sha256"] == digest_of(page)
 
 
 def test_a_run_with_another_configuration_is_refused(run: RunFolder) -> None:

@@ -19,8 +19,8 @@ from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
 from service import Service, get, load, run_all, running
 
-from jobs.runs import RunFolder, sha256
-from serving.archive import ModelError, open_model
+from jobs.runs import RunFolder
+from serving.archive import ModelError, digest_of, open_model
 
 
 def test_it_answers_with_the_jobs_predictions(service: Service, exported: RunFolder) -> None:
@@ -178,7 +178,7 @@ def test_archives_that_are_not_what_they_should_be_are_refused(
     for name, complaint in cases.items():
         with pytest.raises(ModelError, match=complaint):
             open_model(tmp_path / name)
-    assert open_model(archive, sha256(archive)).name == MODEL
+    assert open_model(archive, digest_of(archive)).name == MODEL
     with pytest.raises(ModelError, match="its SHA-256 is"):
         open_model(archive, "0" * 64)
 

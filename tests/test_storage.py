@@ -35,8 +35,9 @@ from jobs import storage as storages
 from jobs.demo import ObjectStore
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.publishing import following, publish, run_key
-from jobs.runs import RunFolder, sha256, write
+from jobs.runs import RunFolder, write
 from jobs.storage import Storage
+from serving.archive import digest_of
 
 MIB = 2**20
 DAY = "2026-01-31"  # on which `finished_run` started
@@ -544,14 +545,14 @@ def test_a_job_finishes_without_storage_and_is_published_later(
     assert done.stderr.count("not published: ") == 1
     assert done.stderr.count("warning: ") <= 1
     folder = RunFolder(tmp_path / "r")
-    before = sha256(folder.path / "manifest.json")
+    before = digest_of(folder.path / "manifest.json")
 
     failed = job("publish", folder.path, *away)
     assert failed.returncode == 3 and "Could not connect" in failed.stderr
     sent = job("publish", folder.path, "--set", f"storage.endpoint_url={settings.endpoint_url}")
     assert sent.returncode == 0, sent.stderr
     assert f"{len(folder.manifest()['files']) + 1} files sent" in sent.stdout
-    assert sha256(folder.path / "manifest.json") == before
+    assert digest_of(folder.path / "manifest.json") == before
     for path in folder.path.rglob("*.*"):
         assert SECRET.encode() not in path.read_bytes()
     for output in (done, failed, sent):

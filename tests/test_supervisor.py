@@ -19,14 +19,29 @@ from service import Service, get, load, running
 
 from jobs.runs import RunFolder
 from serving import readiness
-from serving.archive import Model
+from serving.archive import Counts, Data, Description, Golden, Model
 from serving.readiness import Readiness
 from serving.settings import Settings
 from serving.supervisor import Supervisor
 
-EXPECTED = {"label": "cat", "probability": 0.9, "tolerance": 0.05}
-RIGHT = {"label": "cat", "probability": 0.91}
-MODEL = Model(Path("m.mar"), "m", "1", ("cat", "dog"), b"picture", EXPECTED)
+DESCRIPTION = Description(
+    name="m",
+    version="1",
+    variant="frozen",
+    seed=0,
+    weights="random weights",
+    data=Data(
+        source="generated",
+        classes=("cat", "dog"),
+        image_size=(32, 32),
+        images=Counts(train=8, validation=2, test=2),
+        test_digest="d",
+    ),
+    selected_on="validation",
+    forms=("float", "program"),
+)
+MODEL = Model(Path("m.mar"), DESCRIPTION, [Golden(b"picture", (0.9, 0.1))])
+RIGHT = {"top": [{"label": "cat", "probability": 0.91}, {"label": "dog", "probability": 0.09}]}
 Reply = tuple[int, bytes] | float  # status and body, or seconds of silence
 
 
@@ -83,13 +98,25 @@ SILENCE = 0.5
 
 def test_the_expected_answer_is_ready_and_another_is_not(fake: Fake) -> None:
     assert fake.readiness.problem(ready=False) is None
-    fake.golden = (200, b'{"label": "dog", "probability": 0.9}')
+    fake.golden = (200, b'{"top": [{"label": "dog", "probability": 0.9}]}')
     assert fake.readiness.problem(ready=True) == "the golden picture is dog with 0.900"
+
+
+def test_one_and_the_same_answer_for_everything_is_found_out(fake: Fake) -> None:
+    golden = [Golden(b"a cat", (0.9, 0.1)), Golden(b"a dog", (0.2, 0.8))]
+    model = Model(Path("m.mar"), DESCRIPTION, golden)
+    look = Readiness(model, fake.readiness.url, fake.readiness.metrics)
+    assert look.problem(ready=False) is None
+    assert look.problem(ready=True) == "the golden picture is cat with 0.910"
 
 
 @pytest.mark.parametrize(
     "answer",
-    [b'{"label": "cat"}', b"[]", b"null", b"no JSON", b'{"label": "cat", "probability": null}'],
+    [
+        *(b'{"label": "cat"}', b"[]", b"null", b"no JSON", b'{"top": [{"label": "cat"}]}'),
+        b'{"top": [{"label": "cat", "probability": null}]}',
+        b'{"top": [{"label": "cow", "probability": 0.9}]}',
+    ],
 )
 def test_an_answer_that_is_none_is_a_problem_and_no_crash(fake: Fake, answer: bytes) -> None:
     fake.golden = (200, answer)

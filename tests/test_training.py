@@ -185,7 +185,8 @@ def test_a_step_neither_waits_for_the_device_nor_leaves_it(
     )
     scratch, frozen = variant("scratch", average_decay=0.9), variant("frozen")
     whole = models.create(frozen, len(dataset.classes), pretrained, seed=0).to("meta")
-    features = extract(whole, train, 40, meta, mirrored=True, advance=lambda _: None)
+    drawn = [train.draws(0, 0)]
+    features = extract(whole, train, 40, meta, versions=drawn, advance=lambda _: None)
     network = models.create(scratch, len(dataset.classes), pretrained, seed=0).to("meta")
     steps: list[int] = []
     for chosen, trained, examples in (
@@ -255,24 +256,29 @@ def test_a_request_to_stop_saves_and_going_on_changes_nothing(
     assert [r["loss"] for r in cut.rows] == [r["loss"] for r in whole.rows]
 
 
-@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize(
+    ("flip", "shift", "versions"), [(False, 0.0, 1), (True, 0.0, 2), (True, 0.125, 3)]
+)
 def test_training_on_cached_features_equals_training_through_the_trunk(
-    flip: bool, pretrained: models.State
+    flip: bool, shift: float, versions: int, pretrained: models.State
 ) -> None:
+    """Shifts are new in every epoch, of which there are no more here than are stored."""
     # Adam would magnify the order of additions, which hangs on the batch, where a gradient is ~0.
     chosen = variant("frozen", epochs=3, name="sgd", learning_rate=0.1)
-    dataset = data.load(tiny_config(data={"shift": 0.0, "flip": flip}).data)
+    dataset = data.load(tiny_config(data={"shift": shift, "flip": flip}).data)
     through = trainer_of(chosen, dataset, pretrained)
     store = Memory()
     fit(through, dataset, store)
 
     network = models.create(chosen, len(dataset.classes), pretrained, seed=0)
 
-    def features(images: data.Images, *, mirrored: bool = False) -> Features:
-        return extract(network, images, 40, CPU, mirrored=mirrored, advance=lambda _: None)
+    def features(images: data.Images, *versions: data.Draws) -> Features:
+        return extract(network, images, 40, CPU, versions=versions, advance=lambda _: None)
 
-    train, validation = features(dataset.train, mirrored=flip), features(dataset.validation)
-    assert train.values.shape == (1 + flip, 60, 2048)
+    assert dataset.train.settings.stored_epochs(3) == versions
+    train = features(dataset.train, *(dataset.train.draws(0, epoch) for epoch in range(versions)))
+    validation = features(dataset.validation, data.Draws.none(len(dataset.validation)))
+    assert train.values.shape == (versions, 60, 2048)
     cached = training.Trainer(models.Head(network), chosen, len(train), CPU, seed=0)
     cached_store = Memory()
     evaluation = config.Evaluation(batch_size=40, keep="last")
@@ -284,6 +290,27 @@ def test_training_on_cached_features_equals_training_through_the_trunk(
     for row, expected in zip(cached_store.rows, store.rows, strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert row["accuracy"] == expected["accuracy"]
+
+
+def test_later_epochs_take_the_stored_versions_in_turn(dataset: data.Dataset) -> None:
+    stored = dataset.train.settings.stored_epochs(7)
+    values = torch.arange(stored * 60 * 2.0).view(stored, 60, 2)
+    features = Features(values, dataset.train)
+    batch = torch.tensor([3, 1])
+    for epoch in range(7):
+        [(inputs, labels)] = features.batches([batch], features.draws(0, epoch))
+        assert torch.equal(inputs, values[epoch % 4, batch])
+        assert torch.equal(labels, dataset.train.labels[batch])
+
+
+@pytest.mark.parametrize(
+    ("flip", "shift", "epochs", "expected"),
+    [(True, 0.125, 9, 4), (False, 0.125, 2, 2), (True, 0.0, 9, 2), (True, 0.0, 1, 1)],
+)
+def test_as_many_epochs_are_stored_as_differ_but_four(
+    flip: bool, shift: float, epochs: int, expected: int
+) -> None:
+    assert config.Data(flip=flip, shift=shift).stored_epochs(epochs) == expected
 
 
 def test_the_frozen_trunk_does_not_move(dataset: data.Dataset, pretrained: models.State) -> None:
@@ -394,10 +421,20 @@ def test_recalibration_takes_the_mean_over_training_images(
     trainer = trainer_of(variant("scratch", average_decay=0.0), dataset, pretrained)
     first = trainer.network.get_submodule("Conv2d_1a_3x3")
     norm = first.get_submodule("bn")
-    evaluation = config.Evaluation(batch_size=20, batch_norm_images=60)
-    training.recalibrate(trainer, dataset.train, evaluation)
+    training.recalibrate(trainer, dataset.train, 60)
     with torch.no_grad():
         everything, _ = next(dataset.train.batches([torch.arange(60)]))
         expected = first.get_submodule("conv")(everything).mean((0, 2, 3))
     torch.testing.assert_close(norm.running_mean, expected, rtol=1e-3, atol=1e-4)
     assert norm.momentum == 0.1 and not norm.training
+
+
+def test_how_many_are_scored_at_once_decides_no_weight(
+    dataset: data.Dataset, pretrained: models.State
+) -> None:
+    stores = [Memory(), Memory()]
+    for store, batch_size in zip(stores, (20, 7), strict=True):
+        evaluation = config.Evaluation(batch_size=batch_size, batch_norm_images=60, keep="last")
+        trainer = trainer_of(variant("scratch", epochs=1), dataset, pretrained)
+        training.fit(trainer, dataset.train, {"validation": dataset.validation}, evaluation, store)
+    _assert_equal(stores[0].best, stores[1].best)

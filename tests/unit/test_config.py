@@ -111,6 +111,25 @@ def test_the_auxiliary_head_is_there_when_its_loss_reaches_a_trained_layer(
 
 
 @pytest.mark.parametrize(
+    ("name", "settings", "varied", "stored"),
+    [
+        ("default", [], "mirrored in every other epoch, shifted by up to 12.5 % of the side", 4),
+        ("default", ["optim.epochs=4"], "mirrored in every other epoch, shifted by up to", None),
+        ("default", ["data.shift=0.0"], "mirrored in every other epoch", None),
+        ("lecture", [], "as they are", None),
+    ],
+)
+def test_the_report_says_how_each_variants_pictures_were_varied(
+    name: str, settings: list[str], varied: str, stored: int | None
+) -> None:
+    resolved = config.load(name, settings)
+    scratch, _, frozen = map(resolved.augmentation, resolved.variants)
+    assert scratch.startswith(varied)
+    in_turn = f", in {stored} stored versions of each, which 5 epochs take in turn"
+    assert frozen == scratch + (in_turn if stored else "")
+
+
+@pytest.mark.parametrize(
     "setting",
     [
         "storage.access_key=XYZZY",

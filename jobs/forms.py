@@ -1,0 +1,106 @@
+"""The forms of a trained network that an archive holds: a program, and OpenVINO's float and int8.
+
+Images enter as uint8 in the size of the training images; scaling to the network's input and
+normalisation are part of every form, so serving cannot differ from training there.
+"""
+
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import Inception3
+
+from jobs import data, interruption, models
+from jobs.data import Images
+from jobs.preprocessing import to_input
+from jobs.progress import log, task
+from serving import runtimes
+from serving.archive import FILES
+
+MAX_BATCH = 1024
+
+
+class Served(nn.Module):
+    """From images as they come, uint8 [N, 3, H, W], to logits float32 [N, C]."""
+
+    def __init__(self, network: Inception3, input_size: int, normalization: str) -> None:
+        super().__init__()
+        self.network, self.input_size, self.normalization = network, input_size, normalization
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(to_input(images, self.input_size, self.normalization))
+        return logits
+
+
+def served(best: Path, classes: int, input_size: int, normalization: str) -> Served:
+    """The network with trained weights, without its auxiliary head, in eval mode on the CPU.
+
+    Args:
+        best: a safetensors file.
+    """
+    network = models.build(classes, aux=False)
+    state = {k: v for k, v in load_file(best).items() if not k.startswith("AuxLogits.")}
+    network.load_state_dict(state)
+    network.to(memory_format=torch.contiguous_format)
+    return Served(network, input_size, normalization).eval()
+
+
+def eager(network: Served) -> runtimes.Predict:
+    """The trained network as it is, in float32: what every form has to answer."""
+
+    @torch.inference_mode()
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
+        return logits
+
+    return predict
+
+
+def write(network: Served, train: Images, calibration_images: int, folder: Path) -> None:
+    """Writes all three forms, int8 with ranges from so many training images at most."""
+    import openvino
+
+    runtimes.core()  # before the cores of the next steps, which are freed
+    log("export: the network as a program for GPUs")
+    program = _program(network, train)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        torch.export.save(program, folder / FILES["program"][0])
+    log("export: converted for CPUs")
+    model = openvino.convert_model(program)
+    openvino.save_model(model, folder / FILES["float"][0])
+    openvino.save_model(_quantised(model, train, calibration_images), folder / FILES["int8"][0])
+
+
+def _program(network: Served, train: Images) -> torch.export.ExportedProgram:
+    example = train.raw(torch.arange(2))
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    with torch.no_grad():
+        return torch.export.export(network, (example,), dynamic_shapes={"images": {0: batch}})
+
+
+def _quantised(model: Any, train: Images, count: int) -> Any:
+    """The OpenVINO model in int8, its ranges taken from `count` training images at most."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime"
+    import nncf
+
+    order = torch.randperm(len(train), generator=data.generator("calibration"))[:count]
+    # Its own bars are drawn for a terminal even where there is none.
+    with task("export, ranges for int8", len(order)) as advance, redirect_stdout(io.StringIO()):
+
+        def image(batch: Tensor) -> NDArray[np.uint8]:
+            interruption.check()
+            advance(1)
+            pixels: NDArray[np.uint8] = train.raw(batch).numpy()
+            return pixels
+
+        dataset = nncf.Dataset(order.split(1), image)
+        return nncf.quantize(model, dataset, subset_size=len(order))

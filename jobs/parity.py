@@ -1,0 +1,104 @@
+"""What an archive answers, against what the job's own network did.
+
+The archive is asked in processes of its own that find nothing but its unpacked files: whatever is
+missing there is missing in the service too.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs import interruption
+from jobs.data import Images
+from jobs.errors import JobError
+from jobs.progress import task
+from serving.archive import Check
+from serving.messages import softmax
+from serving.runtimes import Predict
+
+BATCH = 8  # images at a time
+
+Logits = NDArray[np.float32]
+
+
+class ExportError(JobError):
+    """The archive does not give what the job got."""
+
+
+@contextmanager
+def asked(folder: Path, form: str) -> Iterator[Predict]:
+    """One form of an unpacked archive, or its `handler`, in a process of its own.
+
+    Raises:
+        ExportError: when asked, if it does not run; the last line that it has written says why.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    with ours, tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "serving.checking", form, str(theirs.fileno())],
+            cwd=folder,  # where -m looks first
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+        )
+        theirs.close()
+
+        def ask(images: NDArray[np.uint8]) -> Logits:
+            try:
+                ours.send_bytes(images.tobytes())
+                return np.frombuffer(ours.recv_bytes(), np.float32).reshape(len(images), -1)
+            except (EOFError, OSError):
+                child.wait()
+                said.seek(0)
+                last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+                message = f"{form} of the archive does not run: {''.join(last) or child.returncode}"
+                raise ExportError(message) from None
+
+        try:
+            yield ask
+        finally:
+            child.kill()
+            child.wait()
+
+
+def predict(label: str, network: Predict, images: Images) -> Logits:
+    """Logits float32 [N, C] of all images, in batches."""
+    outputs = []
+    with task(f"export, {label}", len(images)) as advance:
+        for batch in torch.arange(len(images)).split(BATCH):
+            interruption.check()
+            outputs.append(network(images.raw(batch).cpu().numpy()))
+            advance(len(batch))
+    return np.concatenate(outputs)
+
+
+def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Check:
+    """How far some logits float32 [N, C] are from the reference's; labels int64 [N]."""
+    off = np.abs(softmax(logits) - softmax(reference)).max(axis=1)
+    # A constant added to all logits of an image changes no answer.
+    given, expected = (x - x.mean(axis=1, keepdims=True) for x in (logits, reference))
+    spread = _rms(expected - expected.mean(axis=0))
+    error = _rms(given - expected)
+    return Check(
+        images=len(labels),
+        accuracy=float((logits.argmax(1) == labels).mean()),
+        agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
+        logit_error=error / spread if error else 0.0,
+        probability_error=float(np.quantile(off, 0.99)),
+        largest_probability_error=float(off.max()),
+    )
+
+
+def _rms(values: Logits) -> float:
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))

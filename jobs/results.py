@@ -1,0 +1,129 @@
+"""What came of training, as it lies in result.json and comparison.json; imports no torch."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from jobs.errors import UnavailableError
+from serving.archive import Data, Record, Scores, in_one_line
+
+
+class Facts(Data):
+    """data.json: what a run is trained and tested on."""
+
+    skipped: tuple[str, ...]
+    """Pictures that were left out because they are damaged, and why, one a line."""
+
+
+class Trained(Record):
+    """A network that was trained and is not tested: the stand-in for pretrained weights."""
+
+    status: Literal["done"] = "done"
+    seconds: float
+
+
+class Done(Trained):
+    """One variant with one seed, trained and tested."""
+
+    variant: str
+    seed: int
+    parameters: int
+    trainable_parameters: int
+    epochs: int
+    best_epoch: int
+    """The epoch whose weights were kept, counted from 0."""
+    selected_on: str
+    selection_accuracy: float
+    """Of those weights, on the split that chose them."""
+    images_per_second: float
+    test: Scores
+    peak_memory_bytes: int
+
+
+class Diverged(Record):
+    """One whose loss was no finite number any more."""
+
+    status: Literal["diverged"] = "diverged"
+    variant: str
+    seed: int
+    reason: str
+
+
+Result = Annotated[Done | Diverged, Field(discriminator="status")]
+"""result.json of a variant."""
+
+
+class Summary(Done):
+    """A variant over its seeds: the first seed's result, and what all of them say together."""
+
+    accuracy_by_seed: tuple[float, ...]
+    accuracy_mean: float
+    accuracy_low: float
+    accuracy_high: float
+    accuracy_spread: float | None
+    """Standard deviation over seeds; None with one seed."""
+    selection_by_seed: tuple[float, ...]
+    seconds_to_accuracy: dict[str, float]
+    """By thresholds as they are printed, as far as they were reached."""
+
+
+class Difference(Record):
+    """Of two classifiers' accuracies on the same images."""
+
+    difference: float
+    low: float
+    high: float
+    """95 % interval."""
+    p_value: float
+    only_a: int | None = None
+    only_b: int | None = None
+    """Images that one alone gets right; None where seeds were compared."""
+
+
+class Pair(Difference):
+    a: str
+    b: str
+    p_value_holm: float
+    """Corrected for the number of pairs."""
+    sentence: str
+
+
+class Comparison(Record):
+    """comparison.json."""
+
+    run_id: str
+    time: str
+    data: Facts
+    weights: str
+    selected_on: str
+    winner: str | None
+    winner_seed: int | None
+    """The winner's best seed on the split that selects, whose weights are exported."""
+    sentences: tuple[str, ...]
+    seeds: int
+    thresholds: tuple[str, ...]
+    variants: dict[str, Annotated[Summary | Diverged, Field(discriminator="status")]]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def done(self) -> dict[str, Summary]:
+        """The variants that were tested."""
+        return {name: v for name, v in self.variants.items() if isinstance(v, Summary)}
+
+
+def read(path: Path, kind: Any) -> Any:
+    """One of these records from its file.
+
+    Args:
+        kind: a record's class, or `Result`.
+
+    Raises:
+        UnavailableError: the file is not there, or not what it should be.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UnavailableError(f"{path}: no such file") from None
+    except ValidationError as error:
+        raise UnavailableError(f"{path}: {in_one_line(error)}") from None

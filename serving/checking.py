@@ -1,0 +1,72 @@
+"""What an archive answers by nothing but its own files.
+
+    python -m serving.checking FORM|handler DESCRIPTOR
+
+is run in the folder that an archive was unpacked to, in a process of its own. Through a pipe it
+gets images, uint8 [N, 3, H, W] in the archive's size, and sends back float32 [N, C]: logits, or for
+`handler`, which asks TorchServe's entry point with PNG files, the logarithms of the probabilities.
+"""
+
+import io
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from serving.predictor import Predictor
+
+Ask = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+def main(form: Any, descriptor: int) -> None:
+    asked, shape = open_form(form)
+    pipe: Connection[bytes, bytes] = Connection(descriptor)
+    with suppress(EOFError):  # nothing more is asked
+        while True:
+            images = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(-1, *shape)
+            pipe.send_bytes(asked(images).astype(np.float32).tobytes())
+
+
+def open_form(form: Any) -> tuple[Ask, tuple[int, ...]]:
+    """How to ask one form of the archive in this folder, or its handler; the shape of an image."""
+    if form != "handler":
+        predictor = Predictor.open(Path(), form=form)
+        return predictor.logits, (3, *predictor.size)
+    # The file that TorchServe loads, which lies at the top of the archive.
+    from handler import Handler  # type: ignore[import-not-found]
+
+    context = SimpleNamespace(
+        system_properties={"model_dir": ".", "gpu_id": None},
+        metrics=None,
+        get_request_header=lambda _, name: "1000" if name == "X-Top" else None,
+        set_response_status=lambda *_: None,
+        set_response_header=lambda *_: None,
+    )
+    handler = Handler()
+    handler.initialize(context)
+    classes, size = handler.predictor.classes, handler.predictor.size
+
+    def ask(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        answers = handler.handle([{"body": _png(image)} for image in images], context)
+        by_label = [{entry["label"]: entry["probability"] for entry in a["top"]} for a in answers]
+        rows = [[row[label] for label in classes] for row in by_label]
+        return np.log(np.maximum(rows, np.finfo(np.float32).tiny))
+
+    return ask, (3, *size)
+
+
+def _png(image_CHW: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image_CHW.transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
