@@ -174,13 +174,14 @@ def _check(
         with asked(unpacked, form) as network:
             answers[form] = predict(form, network, judged)
         checks[form] = compare(answers[form], reference, labels)
-    log(f"export: {verdict(checks, settings.max_accuracy_drop)}")
-    kept: Sequence[Form] = ("int8", "float", "program")
-    if not int8_serves(checks, settings.max_accuracy_drop):
-        kept = kept[1:]
+    kept = description.forms
+    if "int8" in kept:
+        log(f"export: {verdict(checks, settings.max_accuracy_drop)}")
+        if not int8_serves(checks, settings.max_accuracy_drop):
+            kept = tuple(form for form in kept if form != "int8")
     for form in kept:
         _require(checks[form], form, form)
-    description = description.model_copy(update={"forms": tuple(kept), "checks": checks})
+    description = description.model_copy(update={"forms": kept, "checks": checks})
     archive.write_description(unpacked, description)
     few = min(len(judged), GOLDEN_IMAGES)
     with asked(unpacked, "handler") as network:

@@ -146,7 +146,7 @@ def test_a_file_that_the_archive_lacks_is_noticed(
     """Also where the checkout, from which this runs, has it."""
     copy = copy_without(unpacked, tmp_path / "copy", missing)
     module = missing.removesuffix(".py")
-    image = np.zeros((1, 3, 8, 8), np.uint8)
+    image = np.zeros((1, 3, *archive.open_model(unpacked).description.data.image_size), np.uint8)
     with (
         pytest.raises(ExportError, match=f"No module named 'serving.{module}'"),
         asked(copy, form) as network,
