@@ -10,7 +10,6 @@ import sys
 import sysconfig
 import time
 import urllib.request
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from serving.archive import FILES, open_model, unpacked
 from serving.processes import free_ports, java_home
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def service(archive: Path, folder: Path) -> Contender:
     }
     return Contender(
         name="service",
-        url=f"http://127.0.0.1:{port}/predictions/{describe(archive)['name']}",
+        url=f"http://127.0.0.1:{port}/predictions/{open_model(archive).name}",
         command=[sys.executable, "-m", "serving"],
         environment=environment,
         label=lambda answer: str(answer["label"]),
@@ -112,24 +112,18 @@ def write_eager(archive: Path, folder: Path) -> None:
     """The archive's weights as a state_dict, with what eager mode wants beside it."""
     import torch
 
-    with zipfile.ZipFile(archive) as file:
-        program = torch.export.load(file.open("network.pt2"))
+    with unpacked(archive) as files:
+        program = torch.export.load(files / FILES["program"][0])
     state = {k.removeprefix("network."): v.detach() for k, v in program.state_dict.items()}
     torch.save(state, folder / "weights.pth")
-    names = dict(enumerate(describe(archive)["classes"]))
+    names = dict(enumerate(open_model(archive).classes))
     (folder / "index_to_name.json").write_text(json.dumps(names))
     shutil.copy(RIVALS / "model.py", folder)
 
 
-def describe(archive: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(archive) as file:
-        description: dict[str, Any] = json.loads(file.read("model.json"))
-    return description
-
-
 def side(archive: Path) -> int:
     """Of the network's input: 299, unless an archive for tests has a smaller one."""
-    size = max(describe(archive)["image_size"])
+    size = max(open_model(archive).description.data.image_size)
     return size if size >= 75 else 299
 
 

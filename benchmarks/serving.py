@@ -31,7 +31,6 @@ import statistics
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -53,6 +52,7 @@ from benchmarks.contenders import Contender, Server
 from jobs import generated
 from jobs.environment import commit
 from serving import processes
+from serving.archive import open_model, unpack
 
 CPUINFO = Path("/proc/cpuinfo").read_text().replace("\n", " \n")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -100,7 +100,7 @@ def measure(
 ) -> dict[str, Any]:
     """Starts the servers, takes turns, and sums up."""
     pictures = photographs()
-    description = contenders.describe(archive)
+    description = open_model(archive).description
     with ExitStack() as stack:
         servers = [start(make, archive, work, pictures[0], stack) for make in SERVERS]
         labels = [[server.label(picture) for picture in pictures] for server in servers]
@@ -110,8 +110,12 @@ def measure(
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit(),
         "machine": machine(),
-        "archive": {key: description[key] for key in ("name", "version", "image_size")}
-        | {"form": description["forms"]["shipped"]},
+        "archive": {
+            "name": description.name,
+            "version": description.version,
+            "image_size": description.data.image_size,
+            "form": description.forms[0],
+        },
         "uploads": {"pictures": len(pictures), "bytes": round(statistics.mean(map(len, pictures)))},
         "rounds": rounds,
         "seconds": seconds,
@@ -154,16 +158,14 @@ def take_turns(
     seconds: float,
     loads: Sequence[int],
 ) -> tuple[list[Round], dict[str, list[float]]]:
-    with zipfile.ZipFile(archive) as file:
-        file.extractall(work / "archive")
-    height, width = contenders.describe(archive)["image_size"]
+    unpack(archive, work / "archive")
     done: list[Round] = []
     alone: dict[str, list[float]] = {"raw": [], "network": []}
     for number in range(rounds):
         for count in loads:
             done += [ask(server, pictures, count, seconds) for server in servers]
         for name, rates in alone.items():
-            job = (work / "archive", (height, width), pictures, CORES, seconds)
+            job = (work / "archive", pictures, CORES, seconds)
             rates.append(load.run_raw(*job, decoding=name == "raw"))
         note(f"round {number + 1} of {rounds} is done")
     return done, alone
