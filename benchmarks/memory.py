@@ -23,10 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import record
-from jobs import config, data, devices, generated, models
-from jobs.data import Draws, Images
-from jobs.features import Features, extract
-from jobs.training import Trainer, train_epoch
+from jobs import config, devices
+from jobs.data.dataset import load
+from jobs.data.images import Draws, Images
+from jobs.data.sources import generated
+from jobs.train import models
+from jobs.train.features import Features, extract
+from jobs.train.training import Trainer, train_epoch
 
 LIMIT = 2e9  # bytes
 FEATURES = 2048
@@ -58,7 +61,7 @@ def all_data(folder: str, size: int) -> tuple[int, list[Features]]:
     """Holds what the job holds; gives the number of images."""
     with tempfile.TemporaryDirectory() as cache:
         settings = config.Data(source="folder", root=folder, cache=cache, input_size=size)
-        dataset = data.load(settings)
+        dataset = load(settings)
     device = devices.choose(config.Runtime(device="cpu"))
     batch_size = device.scored_at_once(config.Evaluation())
     train, stored = dataset.train, settings.stored_epochs(config.Optim().epochs)

@@ -17,9 +17,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import record
-from jobs import config, devices, generated, models
-from jobs.data import Images
-from jobs.training import Trainer, train_epoch
+from jobs import config, devices
+from jobs.data.images import Images
+from jobs.data.sources import generated
+from jobs.train import models
+from jobs.train.training import Trainer, train_epoch
 
 OPERATIONS = 3 * 2 * 5.71e9  # a training image at 299: forward, and twice that backward
 # The first kind whose word an operation's name contains is the operation's.

@@ -21,9 +21,11 @@ from typing import Any
 import torch
 
 from benchmarks import record
-from jobs import config, devices, distributed, generated, models
-from jobs.data import Images
-from jobs.training import Trainer, train_epoch
+from jobs import config, devices, distributed
+from jobs.data.images import Images
+from jobs.data.sources import generated
+from jobs.train import models
+from jobs.train.training import Trainer, train_epoch
 from serving.processes import free_ports
 
 

@@ -49,7 +49,7 @@ from rich.table import Table
 from benchmarks import contenders, load
 from benchmarks.archive import make_archive
 from benchmarks.contenders import Contender, Server
-from jobs import generated
+from jobs.data.sources import generated
 from jobs.environment import commit
 from serving import processes
 from serving.archive import open_model, unpack

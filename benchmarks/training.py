@@ -35,11 +35,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks import record
-from jobs import config, devices, generated, models
-from jobs.data import Draws, Images
-from jobs.evaluation import predict, quick_scores
-from jobs.features import extract
-from jobs.training import Trainer, train_epoch
+from jobs import config, devices
+from jobs.data.images import Draws, Images
+from jobs.data.sources import generated
+from jobs.train import models
+from jobs.train.evaluation import predict, quick_scores
+from jobs.train.features import extract
+from jobs.train.training import Trainer, train_epoch
 from serving import processes
 
 BATCH = 8

@@ -143,7 +143,7 @@ def export(
 ) -> None:
     """Pack a finished run's winner as a TorchServe archive, checked against the job."""
     resolved, folder = _existing(run_folder, settings)
-    from jobs import export as exporting
+    from jobs.delivery import export as exporting
     from jobs.interruption import graceful
 
     with graceful():
@@ -157,9 +157,9 @@ def publish(
 ) -> None:
     """Send what S3 lacks of a finished run, as often as needed; --set storage.uri=s3://…"""
     resolved, folder = _existing(run_folder, settings)
-    from jobs import publishing
+    from jobs.delivery import publishing
+    from jobs.delivery.storage import Storage
     from jobs.interruption import graceful
-    from jobs.storage import Storage
 
     with graceful():
         sent = publishing.publish(Storage(resolved.storage), folder)
@@ -186,7 +186,7 @@ def rollback(
 ) -> None:
     """Make production serve what it did before, or a version of your choice."""
     from jobs import config as configuration
-    from jobs import promotion
+    from jobs.delivery import promotion
 
     uri = promotion.rollback(configuration.load(config, settings or ()), version)
     _deploy(deployment, uri, "rollback")
@@ -197,8 +197,8 @@ def models(config: ConfigOption = "default", settings: SetOption = None) -> None
     """List the versions of a model in S3, and which of them serves."""
     from jobs import config as configuration
     from jobs import table
-    from jobs.registry import Registry
-    from jobs.storage import Storage
+    from jobs.delivery.registry import Registry
+    from jobs.delivery.storage import Storage
 
     resolved = configuration.load(config, settings or ())
     registry = Registry(Storage(resolved.storage), resolved.export.name)
@@ -214,7 +214,7 @@ def fetch(
 ) -> None:
     """Download a version's archive, by default the one that serves, and check its digest."""
     from jobs import config as configuration
-    from jobs import promotion
+    from jobs.delivery import promotion
     from jobs.interruption import graceful
 
     with graceful():
@@ -237,9 +237,10 @@ def prune(
     if days is None and keep is None:
         raise typer.BadParameter("a rule is needed: --older-than DAYS, --keep COUNT, or both")
     from jobs import config as configuration
-    from jobs import pruning, table
+    from jobs import table
+    from jobs.delivery import pruning
+    from jobs.delivery.storage import Storage
     from jobs.interruption import graceful
-    from jobs.storage import Storage
 
     storage = Storage(configuration.load(config, settings or ()).storage)
     with graceful():
@@ -290,7 +291,7 @@ def _show(folder: "RunFolder") -> None:
 
 
 def _promote(config: "Config", folder: "RunFolder", deployment: str | None) -> None:
-    from jobs import promotion
+    from jobs.delivery import promotion
     from jobs.interruption import graceful
 
     with graceful():
@@ -301,7 +302,7 @@ def _promote(config: "Config", folder: "RunFolder", deployment: str | None) -> N
 
 def _deploy(deployment: str | None, uri: str, command: str) -> None:
     if deployment is not None:
-        from jobs.deployment import patch
+        from jobs.delivery.deployment import patch
 
         patch(deployment, uri, f"{command} {uri}")
 

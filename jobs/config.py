@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jobs.data import sources
 from jobs.errors import ConfigurationError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -52,10 +53,16 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+def _known_source(name: str) -> str:
+    if name not in sources.names():
+        raise ValueError(f"one of {', '.join(sources.names())} is needed")
+    return name
+
+
 class Data(Section):
-    source: Literal["cifar10", "folder", "digits", "generated"] = "cifar10"
-    """`folder`: your own pictures. `digits`: handwritten ones, which come with scikit-learn.
-    `generated`: textures drawn from a seed."""
+    source: Annotated[str, AfterValidator(_known_source)] = "cifar10"
+    """A module of `jobs.data.sources`. `folder`: your own pictures. `digits`: handwritten ones,
+    which come with scikit-learn. `generated`: textures drawn from a seed."""
     root: str | None = None
     """`folder`: its root, required. `cifar10`: where the download is kept, else in `cache`."""
     cache: str = "~/.cache/inception-transfer"

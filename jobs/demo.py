@@ -16,14 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.client import Config as ClientConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from jobs import config, interruption
 from jobs.errors import ConfigurationError, Interrupted, UnavailableError
 from jobs.progress import log
 from jobs.runs import RunFolder
+from serving import s3
 from serving.archive import channel_key
 from serving.processes import free_ports, script
 
@@ -92,7 +91,7 @@ def _use(store: "ObjectStore") -> None:
 
 
 def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:
-    from jobs import promotion
+    from jobs.delivery import promotion
 
     archive = folder.archive(settings.export.name)
     if not folder.finished or archive not in folder.manifest()["files"]:
@@ -152,14 +151,14 @@ def _pictures(settings: config.Config, run_folder: RunFolder, target: Path) -> l
     import torch
     from PIL import Image
 
-    from jobs import data
+    from jobs.data.dataset import load
 
     classes = run_folder.facts().classes
     target.mkdir(exist_ok=True)
     files = sorted(target.glob("*.png"))
     if files:
         return files
-    test = data.load(settings.data).test
+    test = load(settings.data).test
     for index in range(PICTURES):
         picture = test.raw(torch.tensor([index]))[0].permute(1, 2, 0).numpy()
         file = target / f"{index}-{classes[int(test.labels[index])].replace(' ', '-')}.png"
@@ -262,15 +261,13 @@ class ObjectStore:
             self.process.wait()
 
     def client(self, **settings: Any) -> Any:
-        config = ClientConfig(s3={"addressing_style": "path"}, **settings)
-        region = "us-east-1"
-        return boto3.client(
-            "s3", endpoint_url=self.address, region_name=region, config=config, **self.keys
+        return s3.client(
+            endpoint_url=self.address, region="us-east-1", style="path", **{**self.keys, **settings}
         )
 
     def _wait(self) -> None:
         deadline = time.monotonic() + SECONDS_TO_START
-        client = self.client(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5)
+        client = self.client(attempts=1, connect_timeout=2, read_timeout=5)
         while True:
             try:
                 if self.bucket not in [b["Name"] for b in client.list_buckets()["Buckets"]]:

@@ -3,8 +3,6 @@
 import os
 import platform
 import shutil
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +13,10 @@ from rich.table import Table
 
 from jobs import devices
 from jobs.config import Config
+from jobs.data import sources
 from jobs.errors import JobError, UnavailableError
+from jobs.network import reachable
 from serving import processes
-
-CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
-TIMEOUT = 10  # seconds for each host
 
 
 @dataclass(frozen=True)
@@ -80,18 +77,7 @@ def _disk(config: Config) -> Finding:
 
 
 def _data(config: Config) -> Finding:
-    data = config.data
-    if data.source in ("digits", "generated"):
-        return Finding("data", True, f"{data.source}, needs nothing")
-    root = Path(data.root or data.cache).expanduser()
-    if data.source == "folder":
-        found = (root / "train").is_dir()
-        return Finding("data", found, f"{root}/train {'is there' if found else 'is missing'}")
-    if (root / CIFAR10_ARCHIVE).is_file():
-        return Finding("data", True, f"CIFAR-10 is in {root}")
-    from torchvision.datasets import CIFAR10
-
-    return _reachable("data", CIFAR10.url)
+    return Finding("data", *sources.find(config.data.source).check(config.data))
 
 
 def _weights(config: Config) -> Finding:
@@ -107,25 +93,16 @@ def _weights(config: Config) -> Finding:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if cached.is_file():
         return Finding("weights", True, f"ImageNet, in {cached.parent}")
-    return _reachable("weights", url)
+    return Finding("weights", *reachable(url))
 
 
 def _storage(config: Config) -> Finding:
     if config.storage.uri is None:
         return Finding("storage", True, "none configured, runs stay on this machine")
-    from jobs.storage import Storage
+    from jobs.delivery.storage import Storage
 
     try:
         Storage(config.storage.model_copy(update={"attempts": 1})).check()
     except JobError as error:
         return Finding("storage", False, str(error))
     return Finding("storage", True, f"{config.storage.uri} answers and may be written to")
-
-
-def _reachable(subject: str, url: str) -> Finding:
-    request = urllib.request.Request(url, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT):
-            return Finding(subject, True, f"{url} answers")
-    except (urllib.error.URLError, OSError) as error:
-        return Finding(subject, False, f"{url} does not answer: {error}")

@@ -15,30 +15,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3
 
-from jobs import (
-    comparison,
-    data,
-    devices,
-    distributed,
-    environment,
-    errors,
-    export,
-    models,
-    plan,
-    publishing,
-    report,
-)
+from jobs import devices, distributed, environment, errors
 from jobs.config import Config, Variant
-from jobs.data import Dataset, Draws, Examples, Images
+from jobs.data.dataset import Dataset, draw_source_task, load
+from jobs.data.images import Draws, Examples, Images
+from jobs.delivery import export, publishing
+from jobs.delivery.storage import Storage
 from jobs.errors import ConfigurationError, JobError, UnavailableError
-from jobs.evaluation import predict, scores
-from jobs.features import extract
 from jobs.progress import log, task
+from jobs.report import comparison, page
 from jobs.results import Comparison, Diverged, Done, Trained
-from jobs.runs import RunFolder, VariantFolder, write, write_arrays, write_json
-from jobs.storage import Storage
-from jobs.training import Trainer, fit
+from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
+from jobs.train import models, plan
+from jobs.train.evaluation import predict, scores
+from jobs.train.features import extract
+from jobs.train.training import Trainer, fit
 from serving.archive import Scores
+from serving.files import write
 
 COARSE = 2  # times as large as the pictures: an input for which that is remarked upon
 MISTAKES = 24  # pictures kept for the report
@@ -80,7 +73,7 @@ def _work(config: Config, folder: RunFolder) -> Comparison:
 
 def _conclude(config: Config, folder: RunFolder) -> Comparison:
     result = comparison.compare(folder, config)
-    report.write_report(folder)
+    page.write_report(folder)
     folder.write_manifest()
     return result
 
@@ -110,7 +103,7 @@ def report_again(folder: RunFolder) -> Comparison:
     config = folder.config()
     with folder.open(config):
         result = comparison.compare(folder, config)
-        report.write_report(folder)
+        page.write_report(folder)
         if folder.finished:
             folder.write_manifest()
         return result
@@ -138,7 +131,7 @@ class Job:
 
     @cached_property
     def dataset(self) -> Dataset:
-        dataset = distributed.in_turns(lambda: data.load(self.config.data))
+        dataset = distributed.in_turns(lambda: load(self.config.data))
         if not len(dataset.validation) and self.config.evaluation.select_on == "validation":
             raise ConfigurationError(
                 f"data.validation: {self.config.data.validation} of {len(dataset.train)} training "
@@ -214,7 +207,7 @@ class Job:
 
     def _train_stand_in(self, folder: VariantFolder) -> None:
         settings, variant = self.config.weights.stand_in, self._stand_in
-        images = data.draw_source_task(settings, self.config.data).to(self.device.device)
+        images = draw_source_task(settings, self.config.data).to(self.device.device)
         network = models.create(variant, int(images.labels.max()) + 1, None, seed=0)
         network.to(self.device.device)
         trainer = Trainer(network, variant, len(images), self.device, seed=0)

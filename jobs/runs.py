@@ -29,7 +29,7 @@ from jobs import config, results
 from jobs.config import Config
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.results import Comparison, Diverged, Done, Facts, Trained
-from serving.archive import digest_of
+from serving.files import digest_of, write
 
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, ".lock"}
@@ -37,20 +37,6 @@ COLUMNS = (
     *("time", "run_id", "variant", "seed", "epoch", "split", "loss", "aux_loss", "accuracy"),
     *("images_per_second", "learning_rate", "seconds"),
 )  # of metrics.jsonl; null where a row has nothing to say
-
-
-def write(path: Path, content: bytes | str) -> None:
-    """Writes a file whole or not at all, and only returns once it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

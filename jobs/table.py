@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from jobs.pruning import Item
-    from jobs.registry import Channel
+    from jobs.delivery.pruning import Item
+    from jobs.delivery.registry import Channel
     from jobs.results import Comparison, Diverged, Summary
     from serving.archive import Version
 

@@ -19,7 +19,6 @@ In S3, below a prefix,
 torch, NumPy or Pillow.
 """
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serving.files import digest_of
 
 FORMAT: Literal[2] = 2
 DESCRIPTION = "model.json"
@@ -79,7 +80,7 @@ class Record(BaseModel):
 
 
 class Scores(Record):
-    """How good one set of predictions is; `jobs.evaluation.scores` makes it."""
+    """How good one set of predictions is; `jobs.train.evaluation.scores` makes it."""
 
     images: int
     loss: float
@@ -349,12 +350,6 @@ def check_digest(path: Path, sha256: str | None) -> None:
     """
     if sha256 is not None and (digest := digest_of(path)) != sha256:
         raise ModelError(f"{path}: its SHA-256 is {digest}, not {sha256}")
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_outside(path: Path, names: Sequence[str]) -> None:

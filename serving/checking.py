@@ -7,7 +7,6 @@ gets images, uint8 [N, 3, H, W] in the archive's size, and sends back float32 [N
 `handler`, which asks TorchServe's entry point with PNG files, the logarithms of the probabilities.
 """
 
-import io
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from serving.images import to_png
 from serving.predictor import Predictor
 
 Ask = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -67,18 +66,12 @@ def open_form(form: Any) -> tuple[Ask, tuple[int, ...]]:
     classes, size = handler.predictor.classes, handler.predictor.size
 
     def ask(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        answers = handler.handle([{"body": _png(image)} for image in images], context)
+        answers = handler.handle([{"body": to_png(image)} for image in images], context)
         by_label = [{entry["label"]: entry["probability"] for entry in a["top"]} for a in answers]
         rows = [[row[label] for label in classes] for row in by_label]
         return np.log(np.maximum(rows, np.finfo(np.float32).tiny))
 
     return ask, (3, *size)
-
-
-def _png(image_CHW: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image_CHW.transpose(1, 2, 0)).save(file, "PNG")
-    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@
 S3's endpoint, region and credentials come from boto3's own chain (AWS_ENDPOINT_URL and so on).
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from serving import archive
+from serving import archive, s3
 from serving.archive import ModelError, Pointer, Record, Version, check_digest
+from serving.files import replacing
 
 CHUNK = 1 << 20
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 15, 30, 3
@@ -36,22 +36,19 @@ def fetch(uri: str, sha256: str | None, target: Path) -> Path:
     Raises:
         ModelError: it cannot be had, or it is another one.
     """
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            digest = _download(uri, sha256, file)
-        if digest is None and not is_local(uri):
-            raise ModelError(f"{uri}: its digest is needed, as SERVING_MODEL_SHA256")
-        if sha256 is not None and digest != sha256:
-            raise ModelError(
-                f"{uri}: its SHA-256 should be {digest} by its version.json, not {sha256}"
-            )
-        check_digest(part, digest)
-        part.replace(target)
+        with replacing(target) as part:
+            with part.open("wb") as file:
+                digest = _download(uri, sha256, file)
+            if digest is None and not is_local(uri):
+                raise ModelError(f"{uri}: its digest is needed, as SERVING_MODEL_SHA256")
+            if sha256 is not None and digest != sha256:
+                raise ModelError(
+                    f"{uri}: its SHA-256 should be {digest} by its version.json, not {sha256}"
+                )
+            check_digest(part, digest)
     except OSError as error:
         raise ModelError(f"{target}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 
@@ -114,34 +111,16 @@ def _read(client: Any, bucket: str, key: str, kind: type[Found]) -> Found:
 
 def _client() -> Any:
     """Amazon's own addresses carry the bucket in the host's name; other servers want the path."""
-    import boto3
-    from botocore.client import Config
-
-    def client(style: str) -> Any:
-        retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
-        config = Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            retries=retries,
-            s3={"addressing_style": style},
-        )
-        return boto3.client("s3", config=config)
-
-    amazons = client("auto")
+    amazons = s3.client()
     host = urlsplit(amazons.meta.endpoint_url).hostname or ""
-    return amazons if ".amazonaws.com" in host else client("path")
+    return amazons if ".amazonaws.com" in host else s3.client(style="path")
 
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Turns boto3's errors into one line."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
     try:
-        yield
-    except (BotoCoreError, ClientError, Boto3Error) as error:
-        raise ModelError(f"{uri}: {error}") from None
+        with s3.explained(uri, ModelError):
+            yield
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{uri}: no version or channel as promotion writes them: {archive.in_one_line(error)}"

@@ -58,3 +58,10 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
+
+
+def to_png(image_CHW: NDArray[np.uint8]) -> bytes:
+    """A PNG file of pixels uint8 [3, H, W]."""
+    file = io.BytesIO()
+    Image.fromarray(image_CHW.transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()

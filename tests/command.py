@@ -24,7 +24,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1"}
-IMPORTED = ["jobs.pipeline", "jobs.table", "jobs.doctor", "jobs.promotion", "jobs.plots"]
+IMPORTED = [
+    "jobs.pipeline",
+    "jobs.table",
+    "jobs.doctor",
+    "jobs.delivery.promotion",
+    "jobs.report.plots",
+]
 IMPORTED += ["serving.supervisor"]
 IMPORTED += ["test_promotion", "test_storage"]  # which have functions to be run
 

@@ -282,10 +282,10 @@ def pictures(run: RunFolder, count: int) -> list[bytes]:
     import torch
     from PIL import Image
 
-    from jobs import data
+    from jobs.data.dataset import load
 
     files = []
-    for picture in data.load(run.config().data).test.raw(torch.arange(count)):
+    for picture in load(run.config().data).test.raw(torch.arange(count)):
         file = io.BytesIO()
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG")
         files.append(file.getvalue())

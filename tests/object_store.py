@@ -13,16 +13,9 @@ from conftest import free_port, tiny_config
 
 from jobs import config
 from jobs.demo import ObjectStore, identity
-from jobs.runs import RunFolder, now, write, write_arrays
-from serving.archive import (
-    ARCHIVE,
-    PREDICTIONS,
-    Counts,
-    Data,
-    Description,
-    Version,
-    describe_file,
-)
+from jobs.runs import RunFolder, now, write_arrays
+from serving.archive import ARCHIVE, PREDICTIONS, Counts, Data, Description, Version, describe_file
+from serving.files import write
 
 KEY, SECRET, BUCKET = "test-key", "test-secret", "runs-of-tests"
 READER = {"aws_access_key_id": "reader", "aws_secret_access_key": "reader-secret"}
@@ -157,7 +150,7 @@ def exported_run(
     import numpy as np
     import torch
 
-    from jobs.evaluation import scores
+    from jobs.train.evaluation import scores
 
     folder = finished_run(path, 1000)
     labels = np.arange(images) % 10

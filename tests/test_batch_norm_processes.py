@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from jobs import config, data, devices, distributed, training
+from jobs import config, devices, distributed
+from jobs.data.images import Images
+from jobs.train import training
 from serving.processes import free_ports
 
 DECAYS = (0.0, 0.5)  # without an average of the weights, and with one
@@ -54,7 +56,7 @@ def train(average_decay: float) -> dict[str, list[Tensor]]:
     settings = config.Data(input_size=75)
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (12, 3, 8, 8), dtype=torch.uint8, generator=random)
-    images = data.Images(pixels, torch.arange(12), torch.arange(12) % 2, settings)
+    images = Images(pixels, torch.arange(12), torch.arange(12) % 2, settings)
     torch.manual_seed(0)
     device = devices.Device(torch.device("cpu"), torch.float32)
     trainer = training.Trainer(Network(), variant, len(images), device, seed=0)

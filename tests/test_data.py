@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs import config, data, generated, pipeline
+from jobs import config, pipeline
+from jobs.data import decoding
+from jobs.data.dataset import draw_source_task, load
+from jobs.data.images import augment, prefetched, stratified
+from jobs.data.sources import generated
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import RunFolder
 from serving.archive import Counts
@@ -40,8 +44,8 @@ def folder(root: Path, **changes: object) -> config.Data:
 
 
 def test_generated_pictures_depend_on_the_seed_alone() -> None:
-    first, again = data.load(settings()), data.load(settings())
-    other = data.load(settings(seed=1))
+    first, again = load(settings()), load(settings())
+    other = load(settings(seed=1))
     assert torch.equal(first.train.pixels, again.train.pixels)
     assert not torch.equal(first.train.pixels, other.train.pixels)
     assert first.description.test_digest == again.description.test_digest
@@ -50,15 +54,15 @@ def test_generated_pictures_depend_on_the_seed_alone() -> None:
 
 def test_the_source_task_and_the_target_task_share_no_picture_and_no_hue() -> None:
     textures = config.StandIn(task="textures", images=20)
-    source = data.draw_source_task(textures, settings())
+    source = draw_source_task(textures, settings())
     assert source.pixels.shape == (20, 3, 75, 75) and source.pixels.dtype == torch.uint8
-    target = data.load(settings(train_images=20)).train
+    target = load(settings(train_images=20)).train
     assert not any(torch.equal(a, b) for a in source.pixels for b in target.pixels)
     assert generated.SOURCE.hue_offset != generated.TARGET.hue_offset
 
 
 def test_splits_are_disjoint_and_even_by_class() -> None:
-    dataset = data.load(settings())
+    dataset = load(settings())
     train, validation = set(dataset.train.rows.tolist()), set(dataset.validation.rows.tolist())
     assert (len(train), len(validation), len(dataset.test)) == (60, 20, 40)
     assert not train & validation
@@ -76,7 +80,7 @@ def test_a_stratified_draw_takes_each_class_by_its_share(
 ) -> None:
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     wanted = round(share * len(labels))
-    drawn, rest = data.stratified(labels, wanted, seed)
+    drawn, rest = stratified(labels, wanted, seed)
     assert len(drawn) == wanted
     assert sorted(drawn.tolist() + rest.tolist()) == list(range(len(labels)))
     taken = labels[drawn].bincount(minlength=len(counts))
@@ -87,11 +91,11 @@ def test_a_stratified_draw_takes_each_class_by_its_share(
 def test_more_images_than_there_are_is_a_configuration_error(photos: Path) -> None:
     asked = folder(photos).model_copy(update={"train_images": 21})
     with pytest.raises(ConfigurationError, match="train_images: 21 asked for, the data has 20"):
-        data.load(asked)
+        load(asked)
 
 
 def test_a_folder_keeps_small_pictures_small_and_reads_exact_pixels(photos: Path) -> None:
-    dataset = data.load(folder(photos))
+    dataset = load(folder(photos))
     assert dataset.classes == ("cat", "dog")
     assert dataset.train.pixels.shape == (20, 3, 32, 32)
     with Image.open(photos / "train" / "dog" / "3.png") as picture:
@@ -103,7 +107,7 @@ def test_a_folder_keeps_small_pictures_small_and_reads_exact_pixels(photos: Path
 
 def test_a_folder_of_mixed_sizes_is_scaled_to_the_input(photos: Path) -> None:
     photo(photos / "train" / "cat" / "wide.png", size=(200, 100))
-    assert data.load(folder(photos)).train.pixels.shape == (21, 3, 75, 75)
+    assert load(folder(photos)).train.pixels.shape == (21, 3, 75, 75)
 
 
 @pytest.mark.parametrize(("side", "remarked"), [(37, True), (38, False)])
@@ -123,13 +127,13 @@ def test_pictures_much_smaller_than_the_input_are_remarked_upon(
 
 
 def test_the_second_time_nothing_is_decoded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = data.load(folder(photos))
-    monkeypatch.setattr(data, "decode", lambda *_: pytest.fail("decoded again"))
-    again = data.load(folder(photos))
+    first = load(folder(photos))
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("decoded again"))
+    again = load(folder(photos))
     assert torch.equal(first.train.pixels, again.train.pixels)
     photo(photos / "train" / "cat" / "0.png", seed=77)
     with pytest.raises(pytest.fail.Exception, match="decoded again"):
-        data.load(folder(photos))
+        load(folder(photos))
 
 
 def test_grey_and_transparent_pictures_are_read_and_damaged_ones_listed(photos: Path) -> None:
@@ -137,7 +141,7 @@ def test_grey_and_transparent_pictures_are_read_and_damaged_ones_listed(photos: 
     photo(photos / "train" / "cat" / "clear.png", mode="RGBA")
     (photos / "train" / "dog" / "notes.txt").write_text("no picture")
     (photos / "test" / "dog" / "3.png").write_bytes(b"\x89PNG\r\n")
-    dataset = data.load(folder(photos))
+    dataset = load(folder(photos))
     assert dataset.description.images == Counts(train=16, validation=6, test=7)
     assert len(dataset.train) + len(dataset.validation) == 22
     names = [Path(line.split(": ")[0]).name for line in dataset.description.skipped]
@@ -148,7 +152,7 @@ def test_without_a_test_folder_a_fifth_of_training_is_the_test_set(photos: Path)
     for path in sorted((photos / "test").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     (photos / "test").rmdir()
-    dataset = data.load(folder(photos))
+    dataset = load(folder(photos))
     assert dataset.test.labels.bincount().tolist() == [2, 2]
     seen = {*dataset.train.rows.tolist(), *dataset.validation.rows.tolist()}
     assert not seen & set(dataset.test.rows.tolist())
@@ -185,7 +189,7 @@ def test_a_folder_that_cannot_be_learnt_from_is_refused_before_any_work(
 ) -> None:
     damage(photos, how)
     with pytest.raises(UnavailableError) as caught:
-        data.load(folder(photos))
+        load(folder(photos))
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -198,34 +202,34 @@ def test_cifar10_out_of_reach_says_what_to_do(
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", unreachable)
     asked = settings(source="cifar10", cache=str(tmp_path), train_images=None, test_images=None)
     with pytest.raises(UnavailableError, match=r"no route to host.*cifar-10-python.tar.gz"):
-        data.load(asked)
+        load(asked)
 
 
 def test_augmentation_mirrors_and_shifts_whole_pixels() -> None:
     picture = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
     still = torch.zeros(2, 2, dtype=torch.int64)
     no, yes = torch.tensor([False, False]), torch.tensor([False, True])
-    assert torch.equal(data.augment(picture, no, still), picture)
-    mirrored = data.augment(picture, yes, still)
+    assert torch.equal(augment(picture, no, still), picture)
+    mirrored = augment(picture, yes, still)
     assert torch.equal(mirrored[0], picture[0]) and torch.equal(mirrored[1], picture[1].flip(-1))
-    moved = data.augment(picture, no, torch.tensor([[1, 0], [0, -1]]))
+    moved = augment(picture, no, torch.tensor([[1, 0], [0, -1]]))
     assert torch.equal(moved[0, :, 1:], picture[0, :, :-1])
     assert torch.equal(moved[0, :, 0], picture[0, :, 0]), "the edge is repeated"
     assert torch.equal(moved[1, :, :, :-1], picture[1, :, :, 1:])
 
 
 def test_any_two_epochs_in_a_row_show_an_image_both_ways() -> None:
-    train = data.load(settings()).train
+    train = load(settings()).train
     first, second, third = (train.draws(0, epoch) for epoch in range(3))
     assert torch.equal(first.flip, ~second.flip) and torch.equal(first.flip, third.flip)
     assert 10 < first.flip.sum() < 50
     assert not torch.equal(first.shift, second.shift)
     assert first.shift.abs().max() <= round(0.125 * 75)
-    assert not data.load(settings(flip=False, shift=0.0)).train.draws(0, 1).flip.any()
+    assert not load(settings(flip=False, shift=0.0)).train.draws(0, 1).flip.any()
 
 
 def test_inputs_are_channels_last_floats_and_repeatable() -> None:
-    train = data.load(settings()).train
+    train = load(settings()).train
     batch = torch.tensor([3, 1])
     draws = train.draws(0, 0)
     (inputs, labels), (alone, _) = train.batches([batch, torch.tensor([3])], draws)
@@ -237,13 +241,13 @@ def test_inputs_are_channels_last_floats_and_repeatable() -> None:
 
 def test_pixels_that_stay_behind_arrive_as_the_same_batches() -> None:
     """What a GPU too small for the pictures does, without the GPU."""
-    train = data.load(settings()).train
+    train = load(settings()).train
     batches = train.rows.split(7)
     expected = [train.pixels[rows] for rows in batches]
-    arrived = list(data.prefetched(train.pixels, batches, torch.device("cpu")))
+    arrived = list(prefetched(train.pixels, batches, torch.device("cpu")))
     assert all(torch.equal(a, b) for a, b in zip(arrived, expected, strict=True))
-    assert not list(data.prefetched(train.pixels, [], torch.device("cpu")))
-    one = next(data.prefetched(train.pixels, batches, torch.device("cpu")))
+    assert not list(prefetched(train.pixels, [], torch.device("cpu")))
+    one = next(prefetched(train.pixels, batches, torch.device("cpu")))
     assert torch.equal(one, expected[0]), "and may be left half-way"
 
 
@@ -259,10 +263,10 @@ def test_cifar10_of_sixty_thousand_jpegs_is_decoded_once(
         test_images=None,
         validation=0.1,
     )
-    dataset = data.load(asked)
+    dataset = load(asked)
     assert dataset.description.images == Counts(train=45_000, validation=5_000, test=10_000)
     assert dataset.train.pixels.shape == (50_000, 3, 32, 32)
     assert dataset.validation.labels.bincount().tolist() == [500] * 10
     assert dataset.description.skipped == ()
-    monkeypatch.setattr(data, "decode", lambda *_: pytest.fail("decoded again"))
-    assert data.load(asked).description == dataset.description
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("decoded again"))
+    assert load(asked).description == dataset.description

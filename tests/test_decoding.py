@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import config, data
+from jobs import config
+from jobs.data import dataset as dataset_module
+from jobs.data import decoding
+from jobs.data.dataset import load
+from jobs.data.images import Images
 
 
 @pytest.fixture
@@ -27,8 +31,8 @@ def photos(tmp_path: Path) -> config.Data:
 def test_no_more_pictures_wait_for_the_disk_than_are_said_to(
     photos: config.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "DECODING_AHEAD", 5)
-    read, watched = data._read, data._watched
+    monkeypatch.setattr(decoding, "DECODING_AHEAD", 5)
+    read, watched = decoding._read, decoding._watched
     lock = threading.Lock()
     decoded, taken, waiting = 0, 0, []
 
@@ -46,9 +50,9 @@ def test_no_more_pictures_wait_for_the_disk_than_are_said_to(
             waiting.append(decoded - taken)
             yield result
 
-    monkeypatch.setattr(data, "_read", count)
-    monkeypatch.setattr(data, "_watched", write_slowly)
-    loaded = data.load(photos)
+    monkeypatch.setattr(decoding, "_read", count)
+    monkeypatch.setattr(decoding, "_watched", write_slowly)
+    loaded = load(photos)
     assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 120
     assert max(waiting) <= 5
 
@@ -56,14 +60,14 @@ def test_no_more_pictures_wait_for_the_disk_than_are_said_to(
 def test_the_test_set_is_hashed_once_and_to_the_same_value(
     photos: config.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = data.load(photos)
-    assert first.description.test_digest == data._computed_digest(first.test)
-    fewer = data.load(photos.model_copy(update={"test_images": 10}))
-    assert fewer.description.test_digest == data._computed_digest(fewer.test)
+    first = load(photos)
+    assert first.description.test_digest == dataset_module._computed_digest(first.test)
+    fewer = load(photos.model_copy(update={"test_images": 10}))
+    assert fewer.description.test_digest == dataset_module._computed_digest(fewer.test)
     assert fewer.description.test_digest != first.description.test_digest
 
-    def fail(images: data.Images) -> str:
+    def fail(images: Images) -> str:
         raise AssertionError("hashed anew")
 
-    monkeypatch.setattr(data, "_computed_digest", fail)
-    assert data.load(photos).description == first.description
+    monkeypatch.setattr(dataset_module, "_computed_digest", fail)
+    assert load(photos).description == first.description

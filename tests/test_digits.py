@@ -2,7 +2,9 @@
 
 import torch
 
-from jobs import config, data, digits
+from jobs import config
+from jobs.data.dataset import load
+from jobs.data.sources import digits
 
 
 def test_the_handwritten_digits_are_those_of_scikit_learn_dark_on_light() -> None:
@@ -35,7 +37,7 @@ def test_printed_ones_look_as_handwritten_ones_are_made() -> None:
 
 
 def test_the_three_splits_share_no_picture() -> None:
-    dataset = data.load(config.load("quickstart").data)
+    dataset = load(config.load("quickstart").data)
     rows = torch.cat([split.rows for split in (dataset.train, dataset.validation, dataset.test)])
     assert len(rows) == 160 + 240 + 599 == len(rows.unique())
     assert dataset.classes == tuple("0123456789")

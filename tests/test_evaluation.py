@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from jobs.comparison import sentence
-from jobs.evaluation import calibration_error, mean_over_seeds, paired_difference, scores
+from jobs.report.comparison import sentence
 from jobs.results import Difference
+from jobs.statistics import mean_over_seeds, paired_difference
+from jobs.train.evaluation import calibration_error, scores
 
 
 def logits_of(predicted: list[int], classes: int = 3) -> torch.Tensor:

@@ -15,13 +15,15 @@ import pytest
 import torch
 from conftest import MODEL, copy_of, pictures, predictions, tiny_config
 
-from jobs import data, export, parity
 from jobs.config import Export
+from jobs.data.dataset import load
+from jobs.delivery import export, parity
+from jobs.delivery.parity import ExportError, asked, compare
 from jobs.errors import UnavailableError
-from jobs.parity import ExportError, asked, compare
 from jobs.runs import RunFolder
 from serving import Predictor, archive, runtimes
-from serving.archive import FILES, TOLERANCES, Check, ModelError, Version, digest_of
+from serving.archive import FILES, TOLERANCES, Check, ModelError, Version
+from serving.files import digest_of
 from serving.handler import Handler
 from serving.messages import softmax
 
@@ -244,7 +246,7 @@ def test_an_archive_of_another_network_is_found_out(
 ) -> None:
     copy = copy_without(unpacked, tmp_path / "copy")
     description = archive.open_model(copy).description
-    judged = data.load(exported.config().data).test.take(torch.arange(4))
+    judged = load(exported.config().data).test.take(torch.arange(4))
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         another = np.roll(arrays["logits"][:4], 1, axis=1)
     with pytest.raises(ExportError, match="does not give the job's predictions"):
@@ -325,7 +327,7 @@ def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     size = archive.open_model(unpacked).description.data.image_size
     predict = runtimes.load_compiled(unpacked / FILES["program"][0], "cpu", size, chunk=2)
-    images = data.load(exported.config().data).test.raw(torch.arange(5)).numpy()
+    images = load(exported.config().data).test.raw(torch.arange(5)).numpy()
     logits = runtimes.in_chunks(predict, 2)(images)
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         expected = softmax(arrays["logits"][:5])

@@ -11,10 +11,11 @@ from conftest import tiny_config
 from object_store import BUCKET, exported_run
 
 from jobs import config
+from jobs.delivery.promotion import promote
 from jobs.demo import ObjectStore
-from jobs.promotion import promote
-from serving.archive import ModelError, digest_of
+from serving.archive import ModelError
 from serving.fetch import fetch
+from serving.files import digest_of
 
 
 class Quiet(SimpleHTTPRequestHandler):

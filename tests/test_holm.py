@@ -9,10 +9,10 @@ from conftest import copy_of, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import comparison
-from jobs.evaluation import holm
+from jobs.report import comparison
 from jobs.results import Difference
 from jobs.runs import RunFolder
+from jobs.statistics import holm
 
 P_VALUES = st.lists(st.floats(0, 1), max_size=8)
 

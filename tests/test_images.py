@@ -8,7 +8,7 @@ import torch
 from drawings import bomb
 from PIL import Image
 
-from jobs.preprocessing import to_input
+from jobs.data.images import to_input
 from serving.images import ImageError, decode
 
 RED = (200, 30, 40)

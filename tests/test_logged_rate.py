@@ -7,7 +7,9 @@ import torch
 from conftest import tiny_config
 from torch import nn
 
-from jobs import config, data, devices, training
+from jobs import config, devices
+from jobs.data.images import Examples, Images
+from jobs.train import training
 
 CPU = devices.Device(torch.device("cpu"), torch.float32)
 
@@ -26,9 +28,9 @@ class Nowhere:
         self.rows += rows
 
 
-def images() -> data.Images:
+def images() -> Images:
     pixels = torch.zeros(12, 3, 8, 8, dtype=torch.uint8)
-    return data.Images(pixels, torch.arange(12), torch.arange(12) % 2, config.Data(input_size=75))
+    return Images(pixels, torch.arange(12), torch.arange(12) % 2, config.Data(input_size=75))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
@@ -42,7 +44,7 @@ def test_it_is_the_rate_of_the_epochs_last_step(schedule: str) -> None:
         lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"])
     )
     store = Nowhere()
-    scored: dict[str, data.Examples] = {"validation": images()}
+    scored: dict[str, Examples] = {"validation": images()}
     training.fit(trainer, images(), scored, config.Evaluation(keep="last"), store)
     logged = [row["learning_rate"] for row in store.rows if row["split"] == "train"]
     assert logged == used[2::3]

@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import inception_v3
 
-from jobs import config, models
+from jobs import config
 from jobs.config import Variant
 from jobs.errors import UnavailableError
+from jobs.train import models
 
 SCRATCH = Variant(name="scratch", init="random")
 FINETUNE = Variant(name="finetune", init="pretrained")

@@ -2,14 +2,16 @@
 
 import pytest
 
-from jobs import config, data, devices, plan
+from jobs import config, devices
+from jobs.data.dataset import load
+from jobs.train import plan
 
 DEVICE = devices.choose(config.Runtime(device="cpu", precision="fp32"))
 
 
 def outline(done: int, *, stand_in: bool) -> str:
     resolved = config.load("quickstart")
-    dataset = data.load(resolved.data)
+    dataset = load(resolved.data)
     variant = config.Variant(name="stand-in", init="random") if stand_in else None
     return plan.outline(resolved, dataset, DEVICE, list(resolved.variants[done:]), variant)
 
@@ -27,7 +29,7 @@ def test_what_is_done_is_not_to_do() -> None:
 
 def test_the_time_is_that_of_the_pictures_to_be_trained_on_and_scored() -> None:
     resolved = config.load("quickstart")
-    dataset = data.load(resolved.data)
+    dataset = load(resolved.data)
     scratch, _, frozen = resolved.variants
     epochs, scored = scratch.optim.epochs, len(dataset.validation) + 160
     expected = epochs * 160 + (epochs * scored + 599) * plan.FORWARD_SHARE

@@ -17,18 +17,20 @@ from command import forked, job
 from conftest import MODEL, tiny_config
 from object_store import BUCKET, Proxy, exported_run, finished_run, keys_of
 
-from jobs import config, deployment, promotion
-from jobs import storage as storages
+from jobs import config
 from jobs.config import Config
+from jobs.delivery import deployment, promotion
+from jobs.delivery import storage as storages
+from jobs.delivery.promotion import promote, rollback
+from jobs.delivery.pruning import prune
+from jobs.delivery.publishing import run_key
+from jobs.delivery.registry import HISTORY, Registry
+from jobs.delivery.storage import Storage
 from jobs.demo import ObjectStore
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
-from jobs.promotion import promote, rollback
-from jobs.pruning import prune
-from jobs.publishing import run_key
-from jobs.registry import HISTORY, Registry
-from jobs.runs import RunFolder, write
-from jobs.storage import Storage
-from serving.archive import File, Pointer, digest_of
+from jobs.runs import RunFolder
+from serving.archive import File, Pointer
+from serving.files import digest_of, write
 
 
 def gate(settings: config.Storage, **changes: Any) -> Config:

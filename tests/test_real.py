@@ -10,7 +10,7 @@ from command import job
 from safetensors.torch import load_file
 
 from jobs.runs import RunFolder
-from serving.archive import digest_of
+from serving.files import digest_of
 
 pytestmark = pytest.mark.slow
 

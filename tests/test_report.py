@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from conftest import copy_of, tiny_config
 
-from jobs import comparison, pipeline, plots, report
+from jobs import pipeline
 from jobs.errors import ConfigurationError, UnavailableError
+from jobs.report import comparison, page, plots
 from jobs.results import Done
-from jobs.runs import RunFolder, write
-from serving.archive import digest_of
+from jobs.runs import RunFolder
+from serving.files import digest_of, write
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
     for name in ("scratch", "finetune", "frozen"):
         for folder in (name, f"{name}/seed-1"):
             expected |= {f"variants/{folder}/{file}" for file in of_a_variant}
-        pictures = ("curves", "confusion", "mistakes", *report.LAYERS)
+        pictures = ("curves", "confusion", "mistakes", *page.LAYERS)
         expected |= {f"report/{name}-{picture}.png" for picture in pictures}
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert set(manifest["files"]) == expected

@@ -20,7 +20,8 @@ from PIL import Image
 from service import Service, get, load, run_all, running
 
 from jobs.runs import RunFolder
-from serving.archive import ModelError, digest_of, open_model
+from serving.archive import ModelError, open_model
+from serving.files import digest_of
 
 
 def test_it_answers_with_the_jobs_predictions(service: Service, exported: RunFolder) -> None:

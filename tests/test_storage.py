@@ -30,14 +30,15 @@ from object_store import (
     start_store,
 )
 
-from jobs import config, doctor, progress, publishing
-from jobs import storage as storages
+from jobs import config, doctor, progress
+from jobs.delivery import publishing
+from jobs.delivery import storage as storages
+from jobs.delivery.publishing import following, publish, run_key
+from jobs.delivery.storage import Storage
 from jobs.demo import ObjectStore
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.publishing import following, publish, run_key
-from jobs.runs import RunFolder, write
-from jobs.storage import Storage
-from serving.archive import digest_of
+from jobs.runs import RunFolder
+from serving.files import digest_of, write
 
 MIB = 2**20
 DAY = "2026-01-31"  # on which `finished_run` started

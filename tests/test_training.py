@@ -12,9 +12,13 @@ from conftest import tiny_config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from jobs import config, data, devices, interruption, models, training
+from jobs import config, devices, interruption
+from jobs.data.dataset import Dataset, load
+from jobs.data.images import Draws, Examples, Images, augment
 from jobs.errors import ConfigurationError, Diverged, Interrupted
-from jobs.features import Features, extract
+from jobs.seeds import generator
+from jobs.train import models, training
+from jobs.train.features import Features, extract
 
 CPU = devices.Device(torch.device("cpu"), torch.float32)
 
@@ -46,8 +50,8 @@ def _clone(value: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def dataset() -> data.Dataset:
-    return data.load(tiny_config().data)
+def dataset() -> Dataset:
+    return load(tiny_config().data)
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +64,20 @@ def variant(wanted: str, **optim: Any) -> config.Variant:
 
 
 def trainer_of(
-    chosen: config.Variant, dataset: data.Dataset, pretrained: models.State, seed: int = 0
+    chosen: config.Variant, dataset: Dataset, pretrained: models.State, seed: int = 0
 ) -> training.Trainer:
     network = models.create(chosen, len(dataset.classes), pretrained, seed)
     return training.Trainer(network, chosen, len(dataset.train), CPU, seed)
 
 
-def fit(trainer: training.Trainer, dataset: data.Dataset, store: Memory, every: int = 0) -> None:
+def fit(trainer: training.Trainer, dataset: Dataset, store: Memory, every: int = 0) -> None:
     evaluation = config.Evaluation(batch_size=40, batch_norm_images=20, keep="last")
-    scored: dict[str, data.Examples] = {"validation": dataset.validation}
+    scored: dict[str, Examples] = {"validation": dataset.validation}
     training.fit(trainer, dataset.train, scored, evaluation, store, every)
 
 
 def test_training_twice_gives_the_same_losses_and_weights(
-    dataset: data.Dataset, pretrained: models.State
+    dataset: Dataset, pretrained: models.State
 ) -> None:
     stores = [Memory(), Memory()]
     for store in stores:
@@ -84,9 +88,7 @@ def test_training_twice_gives_the_same_losses_and_weights(
     _assert_equal(stores[0].best, stores[1].best)
 
 
-def test_the_loop_is_the_textbooks_bit_for_bit(
-    dataset: data.Dataset, pretrained: models.State
-) -> None:
+def test_the_loop_is_the_textbooks_bit_for_bit(dataset: Dataset, pretrained: models.State) -> None:
     """Whatever is done for speed, the losses and the weights stay those of the plain loop."""
     chosen = variant("scratch", average_decay=0.0, epochs=2)
     plain = models.create(chosen, len(dataset.classes), pretrained, seed=0)
@@ -95,13 +97,13 @@ def test_the_loop_is_the_textbooks_bit_for_bit(
     torch.manual_seed(0)
     means = []
     for epoch in range(2):
-        order = torch.randperm(60, generator=data.generator(0, epoch, "order"))
+        order = torch.randperm(60, generator=generator(0, epoch, "order"))
         draws = dataset.train.draws(0, epoch)
         total = 0.0
         plain.train()
         for batch in order.split(10):
             pictures = dataset.train.pixels[dataset.train.rows[batch]]
-            pictures = data.augment(pictures, draws.flip[batch], draws.shift[batch])
+            pictures = augment(pictures, draws.flip[batch], draws.shift[batch])
             inputs = (pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
             logits = plain(inputs)
             loss = nn.functional.cross_entropy(
@@ -139,7 +141,7 @@ def test_compiling_is_for_much_work_on_a_gpu_or_on_demand(
 
 
 def test_a_compiled_network_trains_and_is_saved_as_the_same(
-    dataset: data.Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a back end that generates no code, which takes minutes; all else is as with one.
 
@@ -173,7 +175,7 @@ def not_fused(network: nn.Module, _: config.Optim) -> torch.optim.Optimizer:
 
 
 def test_a_step_neither_waits_for_the_device_nor_leaves_it(
-    dataset: data.Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meta = Meta(torch.device("meta"), torch.float32)
     monkeypatch.setattr(training, "make_optimizer", not_fused)
@@ -208,7 +210,7 @@ def _assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def test_going_on_from_any_checkpoint_ends_bit_for_bit_the_same(
-    dataset: data.Dataset, pretrained: models.State
+    dataset: Dataset, pretrained: models.State
 ) -> None:
     whole = Memory()
     fit(trainer_of(variant("finetune"), dataset, pretrained), dataset, whole, every=2)
@@ -228,7 +230,7 @@ def test_going_on_from_any_checkpoint_ends_bit_for_bit_the_same(
 
 @pytest.mark.parametrize("moment", ["a step", "scoring"])
 def test_a_request_to_stop_saves_and_going_on_changes_nothing(
-    moment: str, dataset: data.Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
+    moment: str, dataset: Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut = Memory(), Memory()
     fit(trainer_of(variant("scratch"), dataset, pretrained), dataset, whole)
@@ -265,19 +267,19 @@ def test_training_on_cached_features_equals_training_through_the_trunk(
     """Shifts are new in every epoch, of which there are no more here than are stored."""
     # Adam would magnify the order of additions, which hangs on the batch, where a gradient is ~0.
     chosen = variant("frozen", epochs=3, name="sgd", learning_rate=0.1)
-    dataset = data.load(tiny_config(data={"shift": shift, "flip": flip}).data)
+    dataset = load(tiny_config(data={"shift": shift, "flip": flip}).data)
     through = trainer_of(chosen, dataset, pretrained)
     store = Memory()
     fit(through, dataset, store)
 
     network = models.create(chosen, len(dataset.classes), pretrained, seed=0)
 
-    def features(images: data.Images, *versions: data.Draws) -> Features:
+    def features(images: Images, *versions: Draws) -> Features:
         return extract(network, images, 40, CPU, versions=versions, advance=lambda _: None)
 
     assert dataset.train.settings.stored_epochs(3) == versions
     train = features(dataset.train, *(dataset.train.draws(0, epoch) for epoch in range(versions)))
-    validation = features(dataset.validation, data.Draws.none(len(dataset.validation)))
+    validation = features(dataset.validation, Draws.none(len(dataset.validation)))
     assert train.values.shape == (versions, 60, 2048)
     cached = training.Trainer(models.Head(network), chosen, len(train), CPU, seed=0)
     cached_store = Memory()
@@ -292,7 +294,7 @@ def test_training_on_cached_features_equals_training_through_the_trunk(
         assert row["accuracy"] == expected["accuracy"]
 
 
-def test_later_epochs_take_the_stored_versions_in_turn(dataset: data.Dataset) -> None:
+def test_later_epochs_take_the_stored_versions_in_turn(dataset: Dataset) -> None:
     stored = dataset.train.settings.stored_epochs(7)
     values = torch.arange(stored * 60 * 2.0).view(stored, 60, 2)
     features = Features(values, dataset.train)
@@ -313,7 +315,7 @@ def test_as_many_epochs_are_stored_as_differ_but_four(
     assert config.Data(flip=flip, shift=shift).stored_epochs(epochs) == expected
 
 
-def test_the_frozen_trunk_does_not_move(dataset: data.Dataset, pretrained: models.State) -> None:
+def test_the_frozen_trunk_does_not_move(dataset: Dataset, pretrained: models.State) -> None:
     trainer = trainer_of(variant("frozen"), dataset, pretrained)
     before = _clone(trainer.network.state_dict())
     fit(trainer, dataset, Memory())
@@ -323,7 +325,7 @@ def test_the_frozen_trunk_does_not_move(dataset: data.Dataset, pretrained: model
 
 
 def test_a_loss_that_is_not_finite_ends_the_variant_and_spoils_no_checkpoint(
-    dataset: data.Dataset, pretrained: models.State
+    dataset: Dataset, pretrained: models.State
 ) -> None:
     store = Memory()
     trainer = trainer_of(variant("scratch", name="sgd", learning_rate=1e30), dataset, pretrained)
@@ -333,7 +335,7 @@ def test_a_loss_that_is_not_finite_ends_the_variant_and_spoils_no_checkpoint(
 
 
 def test_less_than_one_batch_is_a_configuration_error(
-    dataset: data.Dataset, pretrained: models.State
+    dataset: Dataset, pretrained: models.State
 ) -> None:
     with pytest.raises(ConfigurationError, match="batch_size: 61 is more than the 60"):
         trainer_of(variant("scratch", batch_size=61), dataset, pretrained)
@@ -359,7 +361,7 @@ def test_the_auxiliary_head_trains_at_full_size() -> None:
         optim={"aux_weight": 0.3, "batch_size": 4},
     )
     device = devices.choose(config.Runtime(device="cpu"))
-    small = data.load(settings.data)
+    small = load(settings.data)
     chosen = settings.variants[0]
     network = models.create(chosen, 10, None, seed=0)
     trainer = training.Trainer(network, chosen, 4, device, seed=0)
@@ -416,7 +418,7 @@ def test_the_average_follows_the_weights_and_their_statistics() -> None:
 
 
 def test_recalibration_takes_the_mean_over_training_images(
-    dataset: data.Dataset, pretrained: models.State
+    dataset: Dataset, pretrained: models.State
 ) -> None:
     trainer = trainer_of(variant("scratch", average_decay=0.0), dataset, pretrained)
     first = trainer.network.get_submodule("Conv2d_1a_3x3")
@@ -430,7 +432,7 @@ def test_recalibration_takes_the_mean_over_training_images(
 
 
 def test_how_many_are_scored_at_once_decides_no_weight(
-    dataset: data.Dataset, pretrained: models.State
+    dataset: Dataset, pretrained: models.State
 ) -> None:
     stores = [Memory(), Memory()]
     for store, batch_size in zip(stores, (20, 7), strict=True):

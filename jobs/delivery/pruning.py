@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 from jobs import interruption
-from jobs.registry import Registry
+from jobs.delivery.registry import Registry
+from jobs.delivery.storage import Entry, Storage
 from jobs.runs import MANIFEST
-from jobs.storage import Entry, Storage
 from serving.archive import CHANNELS, MODELS, VERSION
 
 UNTOUCHED = timedelta(days=1)  # what is younger may be under way right now

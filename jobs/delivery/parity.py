@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs import interruption
-from jobs.data import Images
+from jobs.data.images import Images
 from jobs.errors import JobError
 from jobs.progress import task
 from serving.archive import Check

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from jobs.config import Config, Variant
 from jobs.errors import UnavailableError
-from jobs.evaluation import holm, mean_over_seeds, paired_difference
 from jobs.results import Comparison, Difference, Diverged, Done, Pair, Summary
-from jobs.runs import RunFolder, now, read_arrays, write
+from jobs.runs import RunFolder, now, read_arrays
+from jobs.statistics import holm, mean_over_seeds, paired_difference
+from serving.files import write
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
 SURE = 0.05  # below this p-value a difference is called one

@@ -4,7 +4,6 @@ serving/archive.py has the layout. A version's description goes last; a channel'
 as a whole, in place of the one that was read.
 """
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,10 +12,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from jobs.delivery.storage import THREADS, Advance, Conflict, Storage
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.progress import task
 from jobs.runs import now
-from jobs.storage import THREADS, Advance, Conflict, Storage
 from serving.archive import (
     ARCHIVE,
     CHANNELS,
@@ -25,10 +24,10 @@ from serving.archive import (
     Pointer,
     Version,
     channel_key,
-    digest_of,
     in_one_line,
     version_key,
 )
+from serving.files import digest_of, replacing
 
 HISTORY = 20  # earlier versions that a channel remembers, and that `prune` spares for it
 
@@ -165,16 +164,11 @@ class Registry:
             UnavailableError: it is not there, or not what its version.json says.
         """
         expected = self.version(version).files[name]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
+        with replacing(path) as part:
             with task(f"fetch {version}", expected.size / 2**20, "MiB") as advance:
                 self.storage.fetch(version_key(self.name, version, name), part, advance)
             if digest_of(part) != expected.sha256:
                 raise UnavailableError(f"{self.uri(version)}: {name} is damaged there")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
     def _write_once(self, path: Path, key: str, digest: str, advance: Advance) -> bool:
         """Whether this very file is there in the end."""

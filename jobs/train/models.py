@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision.models import Inception3, Inception_V3_Weights, inception_v3
 
 from jobs.config import AUX_MIN_SIZE, BLOCKS, Variant
-from jobs.data import generator
 from jobs.errors import UnavailableError
+from jobs.seeds import generator
 
 State = dict[str, Tensor]
 
@@ -176,7 +176,7 @@ def _download() -> State:
         )
     except (OSError, RuntimeError) as error:
         raise UnavailableError(
-            f"the ImageNet weights could not be had ({error}); give a file with "
+            f"the ImageNet weights: download failed ({error}); give a file with "
             "--set weights.source=FILE, or use --set weights.source=stand-in"
         ) from None
     return state

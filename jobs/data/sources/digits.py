@@ -17,12 +17,28 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from jobs import config
+from jobs.data.images import Images, stratified
+from jobs.data.sources import Source
+
 SIDE = 8  # pixels of a picture
 BLOCK = 4  # points of the grid in a pixel, across and down
 FONT_SIZE = 64
 CANVAS = 128
 CHARACTERS = string.digits + string.ascii_uppercase
 FONTS = ("Sans", "Sans-Bold", "Sans-Oblique", "SansMono", "SansMono-Oblique", "Serif", "Serif-Bold")
+
+
+def load(settings: config.Data) -> Source:
+    """Handwritten digits; see :mod:`jobs.data.sources.digits`. A third of them are the test set."""
+    whole = Images.all(*handwritten(), settings)
+    picked, rest = stratified(whole.labels, len(whole) // 3, settings.seed)
+    train, test = whole.take(rest), whole.take(picked)
+    return Source(train, test, tuple("0123456789"), "handwritten digits (scikit-learn)")
+
+
+def check(settings: config.Data) -> tuple[bool, str]:
+    return True, "digits, needs nothing"
 
 
 def handwritten() -> tuple[Tensor, Tensor]:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs import config, interruption
+from jobs.delivery.storage import Conflict, Storage
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.progress import log, task
 from jobs.runs import MANIFEST, RunFolder
-from jobs.storage import Conflict, Storage
-from serving.archive import digest_of
+from serving.files import digest_of
 
 LIVE = ("config.yaml", "environment.json", "metrics.jsonl")  # sent while a run trains
 SECONDS_BETWEEN_LOOKS = 1.0

@@ -17,38 +17,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
-from botocore.client import Config as ClientConfig
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from jobs import config, interruption
 from jobs.errors import ConfigurationError, UnavailableError
+from serving import s3
 
 PART = 16 * 2**20  # bytes of a file that is sent in parts; S3 takes 10,000 of them
 THREADS = 4  # of one client, each with a part or an object
 CONFLICT_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds; 409 means that two wrote at the same moment
-
-DENIED = "access denied; check the credentials and what they may do in this bucket"
-REGION = "the bucket is in another region; set storage.region"
-EXPIRED = "the credentials have expired; renew them"
-ADVICE = {
-    "400": "refused without a reason; credentials that have expired, or a wrong storage.region",
-    "403": DENIED,
-    "AccessDenied": DENIED,
-    "InvalidAccessKeyId": "the access key is not known there",
-    "SignatureDoesNotMatch": "the secret key is not the access key's",
-    "ExpiredToken": EXPIRED,
-    "ExpiredTokenException": EXPIRED,
-    "InvalidToken": "the session token is not valid; renew the credentials",
-    "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
-    "404": "there is no such bucket",
-    "NoSuchBucket": "there is no such bucket",
-    "301": REGION,
-    "PermanentRedirect": REGION,
-    "AuthorizationHeaderMalformed": REGION,
-    "BadDigest": "a file arrived damaged and was refused; try again",
-    "NotImplemented": "this server lacks something; storage.checksums=md5 may help",
-}
 
 Advance = Callable[[float], None]
 """Told how many MiB more have gone over the network."""
@@ -108,7 +85,7 @@ class Storage:
             try:
                 answer = self.client.get_object(**self._where(key))
             except ClientError as error:
-                if _status(error) == 404 and _code(error) != "NoSuchBucket":
+                if s3.status(error) == 404 and s3.code(error) != "NoSuchBucket":
                     return None
                 raise
             return Object(answer["Body"].read(), answer["ETag"])
@@ -118,7 +95,7 @@ class Storage:
             try:
                 answer: Mapping[str, Any] = self.client.head_object(**self._where(key))
             except ClientError as error:
-                if _status(error) == 404:
+                if s3.status(error) == 404:
                     return None
                 raise
             return answer
@@ -297,34 +274,20 @@ class Storage:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns boto3's errors into one line that says what to do."""
-        try:
+        with s3.explained(self.uri, UnavailableError):
             yield
-        except NoCredentialsError:
-            advice = "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role"
-            raise UnavailableError(f"{self.uri}: {advice}") from None
-        except ClientError as error:
-            advice = ADVICE.get(_code(error), str(error))
-            raise UnavailableError(f"{self.uri}: {advice}") from None
-        except (BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:
-            raise UnavailableError(f"{self.uri}: {' '.join(str(error).split())}") from None
 
 
 def _client(settings: config.Storage) -> Any:
-    checks = "when_required" if settings.checksums == "md5" else "when_supported"
     try:
-        return boto3.Session().client(
-            "s3",
+        return s3.client(
             endpoint_url=settings.endpoint_url,
-            region_name=settings.region,
-            config=ClientConfig(
-                connect_timeout=settings.connect_timeout,
-                read_timeout=settings.read_timeout,
-                retries={"mode": "standard", "total_max_attempts": settings.attempts},
-                s3={"addressing_style": "path" if settings.path_style else "auto"},
-                request_checksum_calculation=checks,
-                response_checksum_validation=checks,
-            ),
+            region=settings.region,
+            style="path" if settings.path_style else "auto",
+            checksums="when_required" if settings.checksums == "md5" else "when_supported",
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.read_timeout,
+            attempts=settings.attempts,
         )
     except ValueError as error:
         raise ConfigurationError(f"storage.endpoint_url: {error}") from None
@@ -336,17 +299,9 @@ def _settled(write: Callable[[], Any]) -> Any:
         try:
             return write()
         except ClientError as error:
-            if _status(error) == 412:
+            if s3.status(error) == 412:
                 raise Conflict("something else was written there meanwhile") from None
-            if _status(error) != 409 or pause is None:
+            if s3.status(error) != 409 or pause is None:
                 raise
             time.sleep(pause)
     raise AssertionError("the last pause is None")
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response["Error"]["Code"])
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])

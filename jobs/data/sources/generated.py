@@ -14,6 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jobs import config
+from jobs.data.images import Images
+from jobs.data.sources import Source
+
 Grid = NDArray[np.float32]
 HUES = ("red", "yellow", "green", "blue", "violet")
 
@@ -72,3 +76,16 @@ def _rgb(hue: float, saturation: float, value: float) -> NDArray[np.float32]:
 
 SOURCE = Task("stripes and dots in the hues between", 0.1)
 TARGET = Task("stripes and dots in five hues", 0.0)
+
+
+def load(settings: config.Data) -> Source:
+    """The generated target task; see :mod:`jobs.data.sources.generated`."""
+    train_count, test_count = settings.train_images or 240, settings.test_images or 200
+    size, seed = settings.input_size, settings.seed
+    train = Images.all(*TARGET.draw(train_count, size, seed=seed), settings)
+    test = Images.all(*TARGET.draw(test_count, size, seed=seed + 1), settings)
+    return Source(train, test, TARGET.classes, f"generated ({TARGET.name})")
+
+
+def check(settings: config.Data) -> tuple[bool, str]:
+    return True, "generated, needs nothing"

@@ -12,23 +12,25 @@ from typing import Any
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from jobs import comparison, config, interruption, publishing
+from jobs import config, interruption
 from jobs.config import Config
+from jobs.delivery import publishing
+from jobs.delivery.registry import Channel, Registry
+from jobs.delivery.storage import Conflict, Storage
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
 from jobs.progress import log
-from jobs.registry import Channel, Registry
+from jobs.report import comparison
 from jobs.runs import RunFolder
-from jobs.storage import Conflict, Storage
 from serving.archive import (
     ARCHIVE,
     CHANNELS,
     PREDICTIONS,
     Description,
     Version,
-    digest_of,
     in_one_line,
     open_model,
 )
+from serving.files import digest_of
 
 LATENCY_CALLS = 20  # after as many that do not count
 
@@ -176,7 +178,7 @@ def _floor(promoted: Candidate, gate: config.Promotion) -> str | None:
 
 def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: float) -> str | None:
     """Compares what both archives answered to the same test images."""
-    from jobs.evaluation import paired_difference
+    from jobs.statistics import paired_difference
 
     digest = promoted.description.data.test_digest
     if registry.version(champion).description.data.test_digest != digest:

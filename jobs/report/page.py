@@ -9,10 +9,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from jobs import plots
 from jobs.config import Config
+from jobs.report import plots
 from jobs.results import Comparison
-from jobs.runs import RunFolder, read_arrays, write
+from jobs.runs import RunFolder, read_arrays
+from serving.files import write
 
 # Lecture 44 of IIT Kharagpur's deep-learning course: test accuracy after five epochs; all three
 # networks together took 147 min 58 s on one GPU.
@@ -66,7 +67,7 @@ def _page(folder: RunFolder, comparison: Comparison, pictures: dict[str, str]) -
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     lecture = LECTURE if comparison.data.source == "CIFAR-10" else {}
-    return templates.get_template("report.html").render(
+    return templates.get_template("page.html").render(
         comparison=comparison,
         data=comparison.data,
         variants=comparison.variants,

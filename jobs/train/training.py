@@ -15,12 +15,13 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from jobs import config, distributed
-from jobs.data import Examples, generator
+from jobs.data.images import Examples
 from jobs.devices import Device
 from jobs.errors import ConfigurationError, Diverged, Interrupted
-from jobs.evaluation import predict, quick_scores
-from jobs.models import moving_norms, set_training_mode
 from jobs.progress import log, note, task
+from jobs.seeds import generator
+from jobs.train.evaluation import predict, quick_scores
+from jobs.train.models import moving_norms, set_training_mode
 
 Row = dict[str, Any]
 

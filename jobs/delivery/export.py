@@ -4,38 +4,39 @@ serving/archive.py says what is in it. Nothing in it is a pickle.
 """
 
 import importlib.util
-import io
 import json
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 import serving
-from jobs import data, evaluation, forms
 from jobs.config import Export
-from jobs.data import Dataset, Images
+from jobs.data.dataset import Dataset, load
+from jobs.data.images import Images
+from jobs.delivery import forms
+from jobs.delivery.parity import ExportError, Logits, asked, compare, predict
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.parity import ExportError, Logits, asked, compare, predict
 from jobs.progress import log
-from jobs.runs import RunFolder, now, read_arrays, write, write_arrays
+from jobs.runs import RunFolder, now, read_arrays, write_arrays
+from jobs.train import evaluation
 from serving import archive
 from serving.archive import ARCHIVE, PREDICTIONS, TOLERANCES, Check, Data, Description, Form
+from serving.files import write
+from serving.images import to_png
 from serving.messages import softmax
 
 GOLDEN_IMAGES = 32
 # Of `serving`, what the handler and the check need.
 MODULES = (
-    *("__init__", "archive", "checking", "images", "messages", "metrics", "predictor"),
+    *("__init__", "archive", "checking", "files", "images", "messages", "metrics", "predictor"),
     "runtimes",
 )
 
@@ -59,7 +60,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
     if result.winner is None or result.winner_seed is None:
         raise UnavailableError(f"{folder.path}: no variant came to a result, nothing to export")
     log(f"export: {result.winner} of {folder.run_id} as {settings.name}")
-    dataset = data.load(config.data)
+    dataset = load(config.data)
     variant = folder.variant(result.winner, result.winner_seed)
     description = Description(
         name=settings.name,
@@ -121,8 +122,8 @@ def _write_golden(judged: Images, reference: Logits, stage: Path) -> None:
     probabilities = softmax(reference)
     chosen = surest(probabilities)[:GOLDEN_IMAGES]
     (stage / archive.GOLDEN).mkdir()
-    for index, image in enumerate(judged.raw(torch.from_numpy(chosen)).cpu()):
-        (stage / archive.golden_file(index)).write_bytes(_png(image))
+    for index, image in enumerate(judged.raw(torch.from_numpy(chosen)).cpu().numpy()):
+        (stage / archive.golden_file(index)).write_bytes(to_png(image))
     rows = probabilities[chosen].astype(float).round(6).tolist()
     (stage / archive.PROBABILITIES).write_text(json.dumps(rows))
 
@@ -235,12 +236,6 @@ def verdict(checks: Mapping[str, Check], allowed_drop: float) -> str:
     if drop > allowed_drop:
         why = f"{drop:.1f} points are lost, {allowed_drop:.1f} may be"
     return f"a CPU runs it in floats; not in 8-bit integers, which is faster: {got} ({why})"
-
-
-def _png(image_CHW: Tensor) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(file, "PNG")
-    return file.getvalue()
 
 
 def _model_card(description: Description, input_size: int) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.models import Inception3
 
 from jobs import distributed
-from jobs.data import Draws, Images
+from jobs.data.images import Draws, Images
 from jobs.devices import Device
 
 

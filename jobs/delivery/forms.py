@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import Inception3
 
-from jobs import data, interruption, models
-from jobs.data import Images
-from jobs.preprocessing import to_input
+from jobs import interruption
+from jobs.data.images import Images, to_input
 from jobs.progress import log, task
+from jobs.seeds import generator
+from jobs.train import models
 from serving import runtimes
 from serving.archive import FILES
 
@@ -92,7 +93,7 @@ def _quantised(model: Any, train: Images, count: int) -> Any:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime"
     import nncf
 
-    order = torch.randperm(len(train), generator=data.generator("calibration"))[:count]
+    order = torch.randperm(len(train), generator=generator("calibration"))[:count]
     # Its own bars are drawn for a terminal even where there is none.
     with task("export, ranges for int8", len(order)) as advance, redirect_stdout(io.StringIO()):
 

@@ -1,0 +1,97 @@
+"""A configured source with its subsets and splits.
+
+Every source ends as `uint8 [N, 3, H, W]` pixels, `int64 [N]` labels and class names.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+
+from jobs import config
+from jobs.data import sources
+from jobs.data.images import Images, stratified
+from jobs.errors import ConfigurationError
+from jobs.results import Facts
+from serving import files
+from serving.archive import Counts
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits that share no picture, and what to tell about them."""
+
+    train: Images
+    validation: Images
+    test: Images
+    classes: tuple[str, ...]
+    description: Facts
+
+    def to(self, device: torch.device) -> "Dataset":
+        train, test = self.train.to(device), self.test.to(device)
+        labels = self.validation.labels.to(device)
+        validation = replace(self.validation, pixels=train.pixels, labels=labels)
+        validation = replace(validation, rows=validation.rows.to(train.rows.device))
+        return replace(self, train=train, validation=validation, test=test)
+
+
+def load(settings: config.Data) -> Dataset:
+    """Loads the configured source, draws its subsets and takes validation out of training.
+
+    Raises:
+        UnavailableError: the data cannot be reached or read.
+        ConfigurationError: it does not have as many images as were asked for.
+    """
+    source = sources.find(settings.source).load(settings)
+    train = _subset(source.train, settings.train_images, "train_images")
+    test = _subset(source.test, settings.test_images, "test_images")
+    share = round(settings.validation * len(train))
+    held_out, kept = stratified(train.labels, share, settings.seed)
+    validation, train = train.take(held_out), train.take(kept)
+    height, width = train.pixels.shape[-2:]
+    description = Facts(
+        source=source.name,
+        classes=tuple(source.classes),
+        images=Counts(train=len(train), validation=len(validation), test=len(test)),
+        image_size=(height, width),
+        test_digest=_digest(test),
+        skipped=tuple(source.skipped),
+    )
+    return Dataset(train, validation, test, source.classes, description)
+
+
+def draw_source_task(stand_in: config.StandIn, settings: config.Data) -> Images:
+    """The pictures that stand-in weights are trained on."""
+    from jobs.data.sources import digits, generated
+
+    if stand_in.task == "characters":
+        drawn = digits.printed(stand_in.images, seed=settings.seed)
+    else:
+        drawn = generated.SOURCE.draw(stand_in.images, settings.input_size, seed=settings.seed)
+    return Images.all(*drawn, settings)
+
+
+def _subset(images: Images, count: int | None, key: str) -> Images:
+    if count is None:
+        return images
+    if count > len(images):
+        raise ConfigurationError(f"data.{key}: {count} asked for, the data has {len(images)}")
+    return images.take(stratified(images.labels, count, images.settings.seed)[0])
+
+
+def _digest(images: Images) -> str:
+    """SHA-256 of labels and pixels, kept beside pixels that are kept, which may be many."""
+    if images.file is None:
+        return _computed_digest(images)
+    chosen = hashlib.sha256(images.rows.numpy().tobytes() + images.labels.numpy().tobytes())
+    note = images.file.with_suffix(f".{chosen.hexdigest()[:16]}.sha256")
+    if not note.is_file():
+        files.write(note, _computed_digest(images))
+    return note.read_text()
+
+
+def _computed_digest(images: Images) -> str:
+    digest = hashlib.sha256(images.labels.numpy().tobytes())
+    for rows in images.rows.split(1000):
+        digest.update(images.pixels[rows].numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,232 @@
+"""Images of a split, and batches of them made on the device.
+
+Pictures stay as small as they came until a batch of them is on the device; there it is shifted,
+mirrored, scaled and normalised.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
+
+from jobs import config
+from jobs.seeds import generator
+
+RESIDENT_SHARE = 0.4  # of the free device memory that pixels may take
+AHEAD = 2  # batches of other pixels that are on their way to the device
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One epoch's random choices, an entry an image, the same however the epoch is batched."""
+
+    epoch: int
+    flip: Tensor  # bool [N]
+    shift: Tensor  # int64 [N, 2], pixels down and right
+
+    @staticmethod
+    def none(count: int) -> "Draws":
+        """Leaves `count` images as they are."""
+        flip, shift = torch.zeros(count, dtype=torch.bool), torch.zeros(count, 2, dtype=torch.int64)
+        return Draws(0, flip, shift)
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(self.epoch, self.flip.to(device), self.shift.to(device))
+
+
+class Examples(Protocol):
+    """What the training loop and the evaluation need of data."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], on the device."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, parts: Sequence[Tensor], draws: Draws | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs of the network, augmented by `draws` if given, and labels, one part at a time.
+
+        Args:
+            parts: positions, int64 [B] each, on the device.
+        """
+        ...
+
+    def draws(self, seed: int, epoch: int) -> Draws: ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures of one split: rows of an array that splits share and nothing copies."""
+
+    pixels: Tensor  # uint8 [M, 3, H, W], possibly a memory map
+    rows: Tensor  # int64 [N], into pixels
+    labels: Tensor  # int64 [N]
+    settings: config.Data
+    file: Path | None = None  # in the cache, whose memory map the pixels are
+
+    @staticmethod
+    def all(
+        pixels: Tensor, labels: Tensor, settings: config.Data, file: Path | None = None
+    ) -> "Images":
+        """A row for every label."""
+        return Images(pixels, torch.arange(len(labels)), labels, settings, file)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device) -> "Images":
+        """Moves labels, and the pixels too where they fit; otherwise batches move one by one."""
+        pixels, rows = self.pixels, self.rows
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if pixels.nbytes <= RESIDENT_SHARE * free:
+                pixels, rows = pixels.to(device), rows.to(device)
+        return replace(self, pixels=pixels, rows=rows, labels=self.labels.to(device))
+
+    def take(self, positions: Tensor) -> "Images":
+        """The images at int64 `positions`; no pixel is copied."""
+        return replace(self, rows=self.rows[positions], labels=self.labels[positions])
+
+    @property
+    def resident(self) -> bool:
+        """Whether the pixels are where the labels are."""
+        return self.pixels.device == self.labels.device
+
+    def raw(self, batch: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W], as they came, on the device of the labels."""
+        rows = self.rows[batch.to(self.rows.device)]
+        return self.pixels[rows].to(self.labels.device)
+
+    def batches(
+        self, parts: Sequence[Tensor], draws: Draws | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs float32 [B, 3, S, S] and labels int64 [B], one part at a time."""
+        if self.resident:
+            pictures: Iterable[Tensor] = map(self.raw, parts)
+        else:
+            rows = [self.rows[part.cpu()] for part in parts]
+            pictures = prefetched(self.pixels, rows, self.labels.device)
+        for part, x_NCHW in zip(parts, pictures, strict=True):
+            yield self.prepare(x_NCHW, part, draws), self.labels[part]
+
+    def prepare(self, x_NCHW: Tensor, batch: Tensor, draws: Draws | None = None) -> Tensor:
+        """Network inputs of the pictures of `batch`: float32 [B, 3, S, S], channels last."""
+        if draws is not None:
+            x_NCHW = augment(x_NCHW, draws.flip[batch], draws.shift[batch])
+        x_NCHW = to_input(x_NCHW, self.settings.input_size, self.settings.normalization)
+        return x_NCHW.contiguous(memory_format=torch.channels_last)
+
+    def draws(self, seed: int, epoch: int) -> Draws:
+        """Mirrors alternate: a random half in epoch 0, the other half in epoch 1, and so on.
+
+        The alternation is Keller Jordan's (airbench, arXiv 2404.00498): every image is seen
+        both ways in any two epochs.
+        """
+        count = len(self)
+        side = self.pixels.shape[-1]
+        reach = round(self.settings.shift * side)
+        halves = torch.rand(count, generator=generator(seed)) < 0.5
+        flip = (halves ^ bool(epoch % 2)) & self.settings.flip
+        shift = torch.randint(-reach, reach + 1, (count, 2), generator=generator(seed, epoch))
+        return Draws(epoch, flip, shift).to(self.labels.device)
+
+
+def prefetched(pixels: Tensor, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Rows of `pixels` on the device, a batch at a time, the next ones on their way meanwhile.
+
+    A thread gathers them into pinned memory and copies on a stream of its own, so that neither the
+    host nor the computing stream waits.
+
+    Args:
+        pixels: uint8 [M, 3, H, W] on the CPU.
+        batches: int64 [B] each, on the CPU.
+    """
+    copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def load(rows: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        pictures = pixels[rows]
+        if copying is None:
+            return pictures, None
+        with torch.cuda.stream(copying):
+            pictures = pictures.pin_memory().to(device, non_blocking=True)
+            return pictures, copying.record_event()
+
+    with ThreadPoolExecutor(1) as thread:
+        loading = deque(thread.submit(load, rows) for rows in batches[:AHEAD])
+        for following in [*batches[AHEAD:], *[None] * len(loading)]:
+            pictures, copied = loading.popleft().result()
+            if following is not None:
+                loading.append(thread.submit(load, following))
+            if copied is not None:
+                computing = torch.cuda.current_stream(device)
+                computing.wait_event(copied)
+                pictures.record_stream(computing)  # or its memory might be reused too early
+            yield pictures
+
+
+def augment(x_NCHW: Tensor, flip: Tensor, shift: Tensor) -> Tensor:
+    """Mirrors and translates each picture in one gather; what a shift uncovers repeats the edge.
+
+    Args:
+        x_NCHW: [B, 3, H, W], any dtype.
+        flip: bool [B].
+        shift: int64 [B, 2], pixels down and right.
+    """
+    count, _, height, width = x_NCHW.shape
+    device = x_NCHW.device
+    ys = (torch.arange(height, device=device) - shift[:, :1]).clamp(0, height - 1)
+    xs = (torch.arange(width, device=device) - shift[:, 1:]).clamp(0, width - 1)
+    xs = torch.where(flip[:, None], width - 1 - xs, xs)
+    picture = torch.arange(count, device=device)[:, None, None]
+    x_NHWC = x_NCHW[picture, :, ys[:, :, None], xs[:, None, :]]
+    return x_NHWC.permute(0, 3, 1, 2)
+
+
+def to_input(images: Tensor, size: int, normalization: str = "inception") -> Tensor:
+    """Scales pictures to the network's input.
+
+    Args:
+        images: uint8 or float [N, 3, H, W] with values 0 to 255.
+        size: side of the result in pixels.
+        normalization: `inception` for values in [-1, 1], which is what Inception-v3's published
+            weights were trained with; `unit` for [0, 1].
+
+    Returns:
+        float32 [N, 3, size, size], bilinear, antialiased when it shrinks.
+    """
+    x_NCHW = images.float()
+    height, width = x_NCHW.shape[-2:]
+    if (height, width) != (size, size):
+        shrinks = height > size or width > size
+        x_NCHW = F.interpolate(
+            x_NCHW, (size, size), mode="bilinear", align_corners=False, antialias=shrinks
+        )
+    if normalization == "unit":
+        return x_NCHW / 255
+    return x_NCHW / 127.5 - 1
+
+
+def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits positions of `labels` into `count` drawn by class, and the rest; both sorted.
+
+    Every class gives its share to within one image (Hamilton's method of largest remainders).
+    """
+    products = labels.bincount() * count
+    quotas = products // max(1, len(labels))
+    largest = (products % max(1, len(labels))).argsort(descending=True, stable=True)
+    quotas[largest[: count - int(quotas.sum())]] += 1
+
+    order = torch.randperm(len(labels), generator=generator(seed, count))
+    by_class = [order[labels[order] == label][:quota] for label, quota in enumerate(quotas)]
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    drawn[torch.cat(by_class)] = True
+    return drawn.nonzero().squeeze(1), (~drawn).nonzero().squeeze(1)

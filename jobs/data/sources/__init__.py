@@ -1,0 +1,47 @@
+"""A module here is a source: its name is what `data.source` says.
+
+It has `load(settings)`, which gives a :class:`Source`, and `check(settings)`, which says whether
+that would work on this machine. Nothing else has to know of it.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from jobs import config
+    from jobs.data.images import Images
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it was found, before subsets and splits."""
+
+    train: "Images"
+    test: "Images"
+    classes: tuple[str, ...]
+    name: str
+    skipped: list[str] = field(default_factory=list)
+
+
+class Module(Protocol):
+    def load(self, settings: "config.Data") -> Source:
+        """
+        Raises:
+            UnavailableError: the data cannot be reached or read.
+        """
+        ...
+
+    def check(self, settings: "config.Data") -> tuple[bool, str]:
+        """Whether the data is there or can be reached, and what to tell about that."""
+        ...
+
+
+def names() -> Sequence[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def find(name: str) -> Module:
+    return cast(Module, importlib.import_module(f"{__name__}.{name}"))

@@ -1,0 +1,1 @@
+"""From a run folder to what serves: archive, storage, versions, channels."""

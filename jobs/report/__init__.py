@@ -1,0 +1,1 @@
+"""Which variant wins, how surely, and the page that shows it."""

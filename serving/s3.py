@@ -1,0 +1,96 @@
+"""How this project reaches S3: one way to make a client, one to say what went wrong.
+
+Credentials come from boto3's default chain, and so do endpoint and region that are not given.
+boto3 is imported by whoever calls, as it takes half a second.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+DENIED = "access denied; check the credentials and what they may do in this bucket"
+REGION = "the bucket is in another region; set storage.region"
+EXPIRED = "the credentials have expired; renew them"
+ADVICE = {
+    "400": "refused without a reason; credentials that have expired, or a wrong storage.region",
+    "403": DENIED,
+    "AccessDenied": DENIED,
+    "InvalidAccessKeyId": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key is not the access key's",
+    "ExpiredToken": EXPIRED,
+    "ExpiredTokenException": EXPIRED,
+    "InvalidToken": "the session token is not valid; renew the credentials",
+    "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
+    "404": "there is no such bucket",
+    "NoSuchBucket": "there is no such bucket",
+    "301": REGION,
+    "PermanentRedirect": REGION,
+    "AuthorizationHeaderMalformed": REGION,
+    "BadDigest": "a file arrived damaged and was refused; try again",
+    "NotImplemented": "this server lacks something; storage.checksums=md5 may help",
+}
+
+
+def client(
+    *,
+    style: str = "auto",
+    checksums: str = "when_supported",
+    connect_timeout: float = 15,
+    read_timeout: float = 30,
+    attempts: int = 3,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    **credentials: str,
+) -> Any:
+    """A boto3 client; timeouts in seconds.
+
+    Args:
+        style: where the bucket's name goes: `path`, `virtual` (the host) or `auto`.
+
+    Raises:
+        ValueError: the endpoint is no address.
+    """
+    import boto3
+    from botocore.client import Config
+
+    return boto3.Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=region,
+        config=Config(
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            s3={"addressing_style": style},
+            request_checksum_calculation=checksums,
+            response_checksum_validation=checksums,
+        ),
+        **credentials,
+    )
+
+
+@contextmanager
+def explained(uri: str, kind: type[Exception]) -> Iterator[None]:
+    """Turns boto3's errors into one of `kind`, with one line that says what to do."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        yield
+    except NoCredentialsError:
+        advice = "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role"
+        raise kind(f"{uri}: {advice}") from None
+    except ClientError as error:
+        raise kind(f"{uri}: {ADVICE.get(code(error), str(error))}") from None
+    except (BotoCoreError, Boto3Error, OSError) as error:
+        raise kind(f"{uri}: {' '.join(str(error).split())}") from None
+
+
+def code(error: Any) -> str:
+    """Of a botocore ClientError, such as `NoSuchBucket`."""
+    return str(error.response["Error"]["Code"])
+
+
+def status(error: Any) -> int:
+    """The HTTP status of a botocore ClientError."""
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
