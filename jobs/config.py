@@ -55,7 +55,7 @@ class Section(BaseModel):
 
 def _known_source(name: str) -> str:
     if name not in sources.names():
-        raise ValueError(f"one of {', '.join(sources.names())} is needed")
+        raise ValueError(f"has to be one of {', '.join(sources.names())}")
     return name
 
 

@@ -8,6 +8,7 @@ import yaml
 from conftest import tiny
 
 from jobs import config
+from jobs.data import sources
 from jobs.errors import ConfigurationError
 
 
@@ -60,7 +61,7 @@ def test_a_variant_inherits_the_section_optim() -> None:
         ("optim.epochs=three", "optim.epochs: Input should be a valid integer"),
         ("optim.epochs=1.0", "optim.epochs: Input should be a valid integer"),
         ("optim.epochs=0", "optim.epochs: Input should be greater than 0"),
-        ("data.source=imagenet", "data.source: Input should be"),
+        ("data.source=imagenet", "data.source: has to be one of cifar10, digits, folder, generated"),
         ("data.source=folder", "data.root: a folder source needs the folder"),
         ("data.validation=0.0", "data.validation: select_on validation needs a share above 0"),
         ("data.input_size=150", "optim.aux_weight: the auxiliary head needs"),
@@ -143,3 +144,12 @@ def test_credentials_in_a_configuration_are_refused_and_not_repeated(setting: st
     with pytest.raises(ConfigurationError, match="credentials do not belong here") as caught:
         config.load("quickstart", [setting])
     assert "XYZZY" not in str(caught.value)
+
+
+def test_a_file_in_the_folder_of_sources_is_a_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("def check(settings):\n    return True, settings.source\n")
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    wanted = config.Data(source="mine")
+    assert sources.find("mine").check(wanted) == (True, "mine")
