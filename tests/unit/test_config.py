@@ -61,7 +61,10 @@ def test_a_variant_inherits_the_section_optim() -> None:
         ("optim.epochs=three", "optim.epochs: Input should be a valid integer"),
         ("optim.epochs=1.0", "optim.epochs: Input should be a valid integer"),
         ("optim.epochs=0", "optim.epochs: Input should be greater than 0"),
-        ("data.source=imagenet", "data.source: has to be one of cifar10, digits, folder, generated"),
+        (
+            "data.source=imagenet",
+            "data.source: has to be one of cifar10, digits, folder, generated",
+        ),
         ("data.source=folder", "data.root: a folder source needs the folder"),
         ("data.validation=0.0", "data.validation: select_on validation needs a share above 0"),
         ("data.input_size=150", "optim.aux_weight: the auxiliary head needs"),
