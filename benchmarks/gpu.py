@@ -79,7 +79,7 @@ def main() -> None:
         settings += [f"weights.source={options.weights}", "export.enabled=false", *options.set]
         config = ["--config", options.config]
         decoding = run(["train", "frozen", *config], settings, Path(work) / "decoding")
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for name in options.runs:
             chosen = [*settings, f"runtime.compile={json.dumps(RUNS[name])}"]
             folder = Path(work) / name.replace(", ", "-")

@@ -68,7 +68,7 @@ def all_data(folder: str, size: int) -> tuple[int, list[Features]]:
     splits = [(train, [train.draws(0, epoch) for epoch in range(stored)])]
     splits += [(s, [Draws.none(len(s))]) for s in (dataset.validation, dataset.test) if len(s)]
     features = [
-        extract(Cheap(), images, batch_size, device, versions=versions, advance=lambda _: None)  # type: ignore[arg-type]
+        extract(Cheap(), images, batch_size, device, versions=versions, advance=lambda _: None)
         for images, versions in splits
     ]
     return sum(map(len, features)), features

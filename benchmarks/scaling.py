@@ -51,7 +51,7 @@ def train(images: int, batch: int, size: int) -> float:
 def in_processes(count: int, images: int, batch: int, size: int) -> float:
     """The same in several processes on this machine, by the first one's clock."""
     [port] = free_ports(1)
-    group = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    group: dict[str, object] = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = [sys.executable, "-m", "benchmarks.scaling", "--worker", str(images), str(batch)]
     command += ["--size", str(size)]
@@ -79,7 +79,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         with distributed.joined():
-            print(json.dumps({"seconds": train(*options.worker, options.size)}))
+            images, batch = options.worker
+            print(json.dumps({"seconds": train(images, batch, options.size)}))
         return
     usual, middle = options.batches[1], options.images[-2]
     seconds = [train(images, usual, options.size) for images in options.images]

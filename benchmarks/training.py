@@ -112,7 +112,8 @@ def lecture(work: Work) -> Callable[[], None]:
                     optimizer.zero_grad()
                     outputs = network(inputs)
                     heads = outputs if isinstance(outputs, tuple) else (outputs,)
-                    sum(F.nll_loss(F.log_softmax(h, 1), labels) for h in heads).backward()
+                    losses = [F.nll_loss(F.log_softmax(h, 1), labels) for h in heads]
+                    torch.stack(losses).sum().backward()
                     optimizer.step()
             with torch.no_grad():
                 for inputs, labels in test:

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 from command import job
-from conftest import TINY
+from conftest import MODEL, TINY, copy_of
 from drawings import make_photos
+from object_store import exported_run
 from readme import JOBS
 
 from jobs import config
+from jobs.runs import RunFolder
+from serving.archive import open_model
+from serving.files import digest_of
 
 SMALL = {
     **{f"data.{k}": v for k, v in TINY["data"].items() if k not in ("source",)},
@@ -40,13 +44,15 @@ def one_variant(arguments: list[str], number: int) -> dict[str, str]:
     return variant.model_dump(mode="json", exclude={"optim"})
 
 
-@pytest.mark.parametrize("command", JOBS)
+def verb(command: str) -> str:
+    return shlex.split(command)[3]
+
+
+@pytest.mark.parametrize("command", [c for c in JOBS if verb(c) in ("run", "train")])
 def test_a_command_of_the_job_runs_as_it_is_written(
     command: str, cache: Path, tmp_path: Path
 ) -> None:
     arguments = shlex.split(command)[3:]
-    if arguments[0] not in ("run", "train"):
-        pytest.skip("needs a run's folder or the network; see test_cli.py and test_promotion.py")
     small = {**SMALL, "data.cache": str(cache)}
     if "data.source=folder" in command:
         make_photos(tmp_path / "photos")
@@ -65,3 +71,48 @@ def test_a_command_of_the_job_runs_as_it_is_written(
         arguments += ["--set", f"{key}={json.dumps(value)}"]  # JSON is YAML
     done = job(*arguments, "--out", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
+
+
+def written(name: str) -> list[str]:
+    [command] = [command for command in JOBS if verb(command) == name]
+    return shlex.split(command)[3:]
+
+
+def test_doctor_runs_as_it_is_written() -> None:
+    done = job(*written("doctor"), "--set", "data.source=digits", "--set", "weights.source=random")
+    assert done.returncode == 0, done.stderr
+    assert "digits, needs nothing" in done.stdout
+
+
+def test_a_versions_life_runs_as_it_is_written(settings: config.Storage, tmp_path: Path) -> None:
+    """Two runs are published and promoted; the first one serves again, and is fetched."""
+    runs = [exported_run(tmp_path / name, right) for name, right in (("one", 150), ("two", 160))]
+    sets = [f"storage.{key}={json.dumps(value)}" for key, value in settings.model_dump().items()]
+    sets.append("export.name=m")
+
+    def typed(name: str, **replaced: object) -> str:
+        """The output of the command, with its placeholders filled in."""
+        arguments = [str(replaced.get(a.split("/")[-1], a)) for a in written(name)]
+        done = job(*arguments, *(part for s in sets for part in ("--set", s)))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for run in runs:
+        typed("publish", RUN_ID=run.path)
+        assert run.run_id in typed("promote", RUN_ID=run.path)
+    assert "one" in typed("rollback")
+    assert {"one", "two", "production"} <= set(typed("models").split())
+    typed("fetch", DIR=tmp_path / "got")
+    assert digest_of(tmp_path / "got" / "m.mar") == digest_of(runs[0].path / "model" / "m.mar")
+    typed("prune")
+    assert {"one", "two"} <= set(typed("models").split()), "they are not 90 days old"
+
+
+@pytest.mark.slow
+def test_export_runs_as_it_is_written(exported: RunFolder, tmp_path: Path) -> None:
+    run = copy_of(exported, tmp_path)
+    archive = run.path / "model" / f"{MODEL}.mar"
+    archive.unlink()
+    done = job(written("export")[0], run.path, "--set", "export.calibration_images=2")
+    assert done.returncode == 0, done.stderr
+    assert open_model(archive).version == run.run_id
