@@ -148,7 +148,8 @@ def test_a_request_id_comes_back_and_one_is_made_where_none_is_fit(
         assert len(made["X-Request-Id"]) == 36, path
     lines = service.log.read_text().splitlines()
     logged = [json.loads(line) for line in lines if "http.log.access" in line]
-    mine = [line for line in logged if line["request_id"] == "my-id.1"]
+    # A request that ends before it is routed, as other tests send them, has none.
+    mine = [line for line in logged if line.get("request_id") == "my-id.1"]
     assert {line["status"] for line in mine} == {200, 400, 404}
 
 
