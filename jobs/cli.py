@@ -81,7 +81,7 @@ def run(
     if _nothing_to_do(resolved, folder):
         _show(folder)
         return
-    from jobs.progress import log
+    from serving.progress import log
 
     first_of_all = os.environ.get("RANK", "0") == "0"
     if first_of_all:
@@ -276,7 +276,7 @@ def _nothing_to_do(config: "Config", folder: "RunFolder") -> bool:
         packed = folder.archive(config.export.name) in folder.manifest()["files"]
         won = folder.comparison().winner is not None
     if won and (packed or not config.export.enabled):
-        from jobs.progress import log
+        from serving.progress import log
 
         log(f"{folder.path} is finished; --run-id NAME starts another")
         return True

@@ -20,11 +20,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from jobs import config, interruption
 from jobs.errors import ConfigurationError, Interrupted, UnavailableError
-from jobs.progress import log
 from jobs.runs import RunFolder
 from serving import s3
 from serving.archive import channel_key
 from serving.processes import free_ports, script
+from serving.progress import log
 
 SECONDS_TO_START = 60  # for the S3 server
 SECONDS_TO_LOAD = 180  # for the service: a Java start, a download, a worker for each core

@@ -20,8 +20,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs import interruption, progress
+from jobs import interruption
 from jobs.errors import ConfigurationError, JobError
+from serving import progress
 
 T = TypeVar("T")
 

@@ -22,7 +22,6 @@ from jobs.data.images import Draws, Examples, Images
 from jobs.delivery import export, publishing
 from jobs.delivery.storage import Storage
 from jobs.errors import ConfigurationError, JobError, UnavailableError
-from jobs.progress import log, task
 from jobs.report import comparison, page
 from jobs.results import Comparison, Diverged, Done, Trained
 from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
@@ -32,6 +31,7 @@ from jobs.train.features import extract
 from jobs.train.training import Trainer, fit
 from serving.archive import Scores
 from serving.files import write
+from serving.progress import log, task
 
 COARSE = 2  # times as large as the pictures: an input for which that is remarked upon
 MISTAKES = 24  # pictures kept for the report

@@ -17,8 +17,8 @@ from serving.client import URL, Client, ClientError, Prediction
 
 EXIT_CODES = (
     "Exit codes: 0 drained after SIGTERM; every picture answered · 1 a child died; unexpected · "
-    "2 settings or usage; a file that is unreadable or refused · 3 no model; the service is not "
-    "reachable or too busy."
+    "2 settings or usage; a file that is unreadable or refused · 3 no model; the service or S3 is "
+    "not reachable, or too busy."
 )
 Answer = Prediction | ClientError
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -84,6 +84,47 @@ def predict(
     except ClientError as error:
         _fail(error, _exit_code(error))
     raise typer.Exit(max(map(_exit_code, answers)))
+
+
+@app.command(epilog=EXIT_CODES)
+def score(
+    source: Annotated[
+        str,
+        typer.Argument(help="A folder, a tar file, s3://bucket/prefix, or a list of files."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the Parquet files.")],
+    model: Annotated[
+        str, typer.Option(envvar="MODEL_URI", help="The archive: a file, or as MODEL_URI.")
+    ],
+    sha256: Annotated[
+        str | None, typer.Option(envvar="SERVING_MODEL_SHA256", help="Its digest, if needed.")
+    ] = None,
+) -> None:
+    """Answer for many pictures without a service; goes on where an earlier call stopped."""
+    from tempfile import TemporaryDirectory
+
+    from serving.archive import ModelError
+    from serving.fetch import fetch as copy
+    from serving.fetch import is_local
+    from serving.predictor import Predictor
+    from serving.processes import cores
+    from serving.progress import log, task
+    from serving.scoring import ScoringError, SourceError, pictures
+    from serving.scoring import score as score_all
+
+    threads = cores()
+    try:
+        with TemporaryDirectory() as folder:
+            file = Path(model) if is_local(model) else copy(model, sha256, Path(folder) / "model")
+            predictor = Predictor.open(file, threads=threads, callers=threads)
+        total = sum(1 for _ in pictures(source))
+        with task("score", total) as advance:
+            summary = score_all(predictor, source, out, threads, advance)
+    except ModelError as error:
+        _fail(error, 3)
+    except ScoringError as error:
+        _fail(error, 3 if isinstance(error, SourceError) else 2)
+    log(summary.text())
 
 
 def _exit_code(answer: Answer) -> int:

@@ -89,7 +89,7 @@ def _download_http(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
 
 def _download_s3(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
     parts = urlsplit(uri)
-    bucket, key, client = parts.netloc, parts.path.strip("/"), _client()
+    bucket, key, client = parts.netloc, parts.path.strip("/"), s3.default_client()
     if key.endswith(".mar"):
         digest = sha256
     elif archive.is_channel(key):
@@ -107,13 +107,6 @@ def _download_s3(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
 
 def _read(client: Any, bucket: str, key: str, kind: type[Found]) -> Found:
     return kind.model_validate_json(client.get_object(Bucket=bucket, Key=key)["Body"].read())
-
-
-def _client() -> Any:
-    """Amazon's own addresses carry the bucket in the host's name; other servers want the path."""
-    amazons = s3.client()
-    host = urlsplit(amazons.meta.endpoint_url).hostname or ""
-    return amazons if ".amazonaws.com" in host else s3.client(style="path")
 
 
 @contextmanager

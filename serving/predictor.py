@@ -17,7 +17,7 @@ from serving.messages import TOP, Picture, prediction, softmax
 
 
 class Predictor:
-    """One archive's network, ready to answer; safe to be called by one thread at a time."""
+    """One archive's network, ready to answer; threads may call it at the same time."""
 
     def __init__(self, description: Description, network: runtimes.Predict) -> None:
         self.description, self.network = description, network
@@ -33,6 +33,7 @@ class Predictor:
         form: Form | None = None,
         gpu: int | None = None,
         threads: int | None = None,
+        callers: int = 1,
     ) -> Self:
         """Loads an archive, or the folder that one was unpacked to.
 
@@ -40,6 +41,7 @@ class Predictor:
             form: by default the one that is meant for the device.
             gpu: a GPU's number, which then runs the program in bf16; None for the CPU.
             threads: of the CPU; by default one for each core.
+            callers: threads that will call it at the same time; each has a share of those.
 
         Raises:
             ModelError: it is no archive of ours, or has no such form.
@@ -47,7 +49,7 @@ class Predictor:
         path = Path(path)
         if not path.is_dir():
             with archive.unpacked(path) as folder:
-                return cls.open(folder, form=form, gpu=gpu, threads=threads)
+                return cls.open(folder, form=form, gpu=gpu, threads=threads, callers=callers)
         described = path / archive.DESCRIPTION
         if not described.is_file():
             raise archive.ModelError(f"{path}: not a model archive, it has no {described.name}")
@@ -57,7 +59,7 @@ class Predictor:
         if form not in description.forms:
             raise archive.ModelError(f"{path}: has the network as {', '.join(description.forms)}")
         network = runtimes.load(
-            path / archive.FILES[form][0], gpu, description.data.image_size, threads
+            path / archive.FILES[form][0], gpu, description.data.image_size, threads, callers
         )
         return cls(description, network)
 

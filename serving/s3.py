@@ -7,6 +7,7 @@ boto3 is imported by whoever calls, as it takes half a second.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 DENIED = "access denied; check the credentials and what they may do in this bucket"
 REGION = "the bucket is in another region; set storage.region"
@@ -67,6 +68,14 @@ def client(
         ),
         **credentials,
     )
+
+
+def default_client() -> Any:
+    """All of it from boto3's chain. Amazon's own addresses carry the bucket in the host's name;
+    other servers want it in the path."""
+    amazons = client()
+    host = urlsplit(amazons.meta.endpoint_url).hostname or ""
+    return amazons if ".amazonaws.com" in host else client(style="path")
 
 
 @contextmanager

@@ -237,7 +237,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # What takes longest is begun first, so that no worker waits at the end. All that asks a shared
 # service goes to one worker, so that it is started once.
-ASK_A_SERVICE = ("test_gateway", "test_page", "test_predict", "test_service")
+ASK_A_SERVICE = ("test_gateway", "test_page", "test_predict", "test_scoring", "test_service")
 LONGEST_FIRST = (
     *("test_real", "test_benchmarks", "test_quickstart", "service", "test_training"),
     *("test_storage", "test_distributed", "test_failures", "test_interrupted", "test_readme"),

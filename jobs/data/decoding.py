@@ -17,9 +17,9 @@ from PIL import Image
 from jobs import config, interruption
 from jobs.data.images import Images
 from jobs.errors import UnavailableError
-from jobs.progress import task
 from serving import files
 from serving.images import ImageError, decode, to_pixels
+from serving.progress import task
 
 CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
 DECODING_AHEAD = 64  # pictures that wait decoded for the disk; 268 KB each at 299 pixels

@@ -8,7 +8,7 @@ import importlib.util
 from typing import Any
 
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.progress import log
+from serving.progress import log
 
 CONTAINER = "model"  # the init container that fetches MODEL_URI
 TIMEOUT = 30  # seconds

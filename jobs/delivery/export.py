@@ -24,7 +24,6 @@ from jobs.data.images import Images
 from jobs.delivery import forms
 from jobs.delivery.parity import ExportError, Logits, asked, compare, predict
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.progress import log
 from jobs.runs import RunFolder, now, read_arrays, write_arrays
 from jobs.train import evaluation
 from serving import archive
@@ -32,6 +31,7 @@ from serving.archive import ARCHIVE, PREDICTIONS, TOLERANCES, Check, Data, Descr
 from serving.files import write
 from serving.images import to_png
 from serving.messages import softmax
+from serving.progress import log
 
 GOLDEN_IMAGES = 32
 # Of `serving`, what the handler and the check need.

@@ -20,11 +20,11 @@ from torchvision.models import Inception3
 
 from jobs import interruption
 from jobs.data.images import Images, to_input
-from jobs.progress import log, task
 from jobs.seeds import generator
 from jobs.train import models
 from serving import runtimes
 from serving.archive import FILES
+from serving.progress import log, task
 
 MAX_BATCH = 1024
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from jobs import interruption
 from jobs.data.images import Images
 from jobs.errors import JobError
-from jobs.progress import task
 from serving.archive import Check
 from serving.messages import softmax
+from serving.progress import task
 from serving.runtimes import Predict
 
 BATCH = 8  # images at a time

@@ -18,7 +18,6 @@ from jobs.delivery import publishing
 from jobs.delivery.registry import Channel, Registry
 from jobs.delivery.storage import Conflict, Storage
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
-from jobs.progress import log
 from jobs.report import comparison
 from jobs.runs import RunFolder
 from serving.archive import (
@@ -31,6 +30,7 @@ from serving.archive import (
     open_model,
 )
 from serving.files import digest_of
+from serving.progress import log
 
 LATENCY_CALLS = 20  # after as many that do not count
 

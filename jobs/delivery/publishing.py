@@ -12,9 +12,9 @@ from typing import Any
 from jobs import config, interruption
 from jobs.delivery.storage import Conflict, Storage
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.progress import log, task
 from jobs.runs import MANIFEST, RunFolder
 from serving.files import digest_of
+from serving.progress import log, task
 
 LIVE = ("config.yaml", "environment.json", "metrics.jsonl")  # sent while a run trains
 SECONDS_BETWEEN_LOOKS = 1.0

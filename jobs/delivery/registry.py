@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from jobs.delivery.storage import THREADS, Advance, Conflict, Storage
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.progress import task
 from jobs.runs import now
 from serving.archive import (
     ARCHIVE,
@@ -28,6 +27,7 @@ from serving.archive import (
     version_key,
 )
 from serving.files import digest_of, replacing
+from serving.progress import task
 
 HISTORY = 20  # earlier versions that a channel remembers, and that `prune` spares for it
 

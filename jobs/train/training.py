@@ -18,10 +18,10 @@ from jobs import config, distributed
 from jobs.data.images import Examples
 from jobs.devices import Device
 from jobs.errors import ConfigurationError, Diverged, Interrupted
-from jobs.progress import log, note, task
 from jobs.seeds import generator
 from jobs.train.evaluation import predict, quick_scores
 from jobs.train.models import moving_norms, set_training_mode
+from serving.progress import log, note, task
 
 Row = dict[str, Any]
 

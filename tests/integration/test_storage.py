@@ -30,7 +30,7 @@ from object_store import (
     start_store,
 )
 
-from jobs import config, doctor, progress
+from jobs import config, doctor
 from jobs.delivery import publishing
 from jobs.delivery import storage as storages
 from jobs.delivery.publishing import following, publish, run_key
@@ -38,6 +38,7 @@ from jobs.delivery.storage import Storage
 from jobs.demo import ObjectStore
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import RunFolder
+from serving import progress
 from serving.files import digest_of, write
 
 MIB = 2**20

@@ -8,7 +8,7 @@ from jobs.data.decoding import decoded
 from jobs.data.images import stratified
 from jobs.data.sources import Source
 from jobs.errors import UnavailableError
-from jobs.progress import log
+from serving.progress import log
 
 TEST_SHARE = 0.2  # of a folder that has no test/
 

@@ -1,0 +1,302 @@
+"""Many pictures at once, without a service: their answers go to Parquet files.
+
+A folder of answers has `part-00000.parquet` and so on, each written whole or not at all, and
+`_scoring.json`, which says what model they are of. A picture that a part has is not looked at again,
+so the same command goes on after a kill, and scores only what has been added since.
+
+What is in memory is bounded whatever the number of pictures: some batches of them, the rows of one
+part, and 8 bytes for each picture that is done.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import tarfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from serving import s3
+from serving.files import replacing, write
+from serving.images import ImageError, decode, to_pixels
+from serving.messages import prediction
+from serving.predictor import Predictor
+
+ROWS = 5000  # in a part, at most
+SECONDS = 60.0  # of work in a part, at most: what a kill may cost
+BATCH = 4  # pictures that a thread takes at once
+AHEAD = 2  # batches for each thread that wait for it
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+ABOUT = "_scoring.json"  # readers of Parquet pass over such names
+
+ENTRY = pa.struct([("label", pa.string()), ("probability", pa.float32())])
+SCHEMA = pa.schema(
+    [
+        *(("path", pa.string()), ("label", pa.string()), ("probability", pa.float32())),
+        *(("top", pa.list_(ENTRY)), ("model", pa.string()), ("version", pa.string())),
+        *(("error", pa.string()), ("width", pa.int32()), ("height", pa.int32())),
+        *(("bytes", pa.int64()), ("sha256", pa.string())),
+    ]
+)
+"""Of a row; null where a picture that is refused has nothing to say. `bytes` and `sha256` are those
+of the picture's file, `width` and `height` those of the upright picture, in pixels."""
+
+Row = dict[str, Any]
+
+
+class ScoringError(RuntimeError):
+    """The source or the output cannot be used; one line that says why."""
+
+
+class SourceError(ScoringError):
+    """S3 does not answer, or not with these credentials."""
+
+
+@dataclass(frozen=True)
+class Item:
+    path: str
+    read: Callable[[], bytes]
+
+
+@dataclass
+class Summary:
+    """What one call has done."""
+
+    done: int = 0
+    skipped: int = 0
+    """Pictures that the output had already."""
+    seconds: float = 0.0
+    labels: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self.done += len(rows)
+        self.labels.update(row["label"] for row in rows if row["error"] is None)
+        self.errors.update(row["error"] for row in rows if row["error"] is not None)
+
+    def text(self) -> str:
+        """A few lines for a person."""
+        rate = f"{self.done / self.seconds:.1f} images/s" if self.done else "nothing new"
+        lines = [f"{self.done:,} scored, {rate}; {self.skipped:,} were there already"]
+        lines += [f"  {count:,} {label}" for label, count in self.labels.most_common()]
+        refused = [f"  {count:,} refused: {error}" for error, count in self.errors.most_common()]
+        return "\n".join(lines + refused)
+
+
+def pictures(source: str) -> Iterator[Item]:
+    """The pictures of a folder (and those below it), a tar file, an S3 prefix, or a list: a text
+    file with a path a line, relative to its folder. In the same order each time.
+
+    Raises:
+        ScoringError: there is no such source.
+    """
+    path = Path(source)
+    if source.startswith("s3://"):
+        yield from _in_s3(source)
+    elif path.is_dir():
+        yield from _in_folder(path)
+    elif not path.is_file():
+        raise ScoringError(f"{source}: no such folder or file")
+    elif tarfile.is_tarfile(path):
+        yield from _in_tar(path)
+    else:
+        with path.open() as lines:
+            for line in filter(None, map(str.strip, lines)):
+                file = path.parent / line
+                yield Item(line, file.read_bytes)
+
+
+def _in_folder(folder: Path) -> Iterator[Item]:
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES):
+                file = Path(parent) / name
+                yield Item(file.relative_to(folder).as_posix(), file.read_bytes)
+
+
+def _in_tar(path: Path) -> Iterator[Item]:
+    with tarfile.open(path, "r|*") as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            if content is not None and member.name.lower().endswith(SUFFIXES):
+                yield Item(member.name, partial(bytes, content.read()))
+
+
+def _in_s3(source: str) -> Iterator[Item]:
+    parts = urlsplit(source)
+    bucket, prefix = parts.netloc, parts.path.lstrip("/")
+    with s3.explained(source, SourceError):
+        client = s3.default_client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        for page in pages:
+            for key in (entry["Key"] for entry in page.get("Contents", [])):
+                if key.lower().endswith(SUFFIXES):
+                    yield Item(f"s3://{bucket}/{key}", partial(_get, client, bucket, key))
+
+
+def _get(client: Any, bucket: str, key: str) -> bytes:
+    """
+    Raises:
+        FileNotFoundError: it has gone since it was listed.
+        SourceError: storage fails, which no row should hide.
+    """
+    with s3.explained(f"s3://{bucket}/{key}", SourceError):
+        try:
+            content: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        except client.exceptions.NoSuchKey:
+            raise FileNotFoundError("vanished") from None
+        return content
+
+
+def score(
+    predictor: Predictor,
+    source: str,
+    target: Path,
+    threads: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Summary:
+    """Writes a row for every picture of the source that the target does not have yet.
+
+    Args:
+        advance: told how many more are done, those of earlier calls too.
+
+    Raises:
+        ScoringError: see :func:`pictures` and :func:`opened`.
+    """
+    summary, start = Summary(), time.monotonic()
+    with opened(target, predictor.model):
+        done = finished(target)
+
+        def missing() -> Iterator[Item]:
+            for item in pictures(source):
+                if _is_in(done, item.path):
+                    summary.skipped += 1
+                    advance(1)
+                else:
+                    yield item
+
+        rows: list[Row] = []
+        written = time.monotonic()
+        for batch in in_order(missing(), predictor, threads):
+            rows += batch
+            summary.add(batch)
+            advance(len(batch))
+            if len(rows) >= ROWS or time.monotonic() > written + SECONDS:
+                write_part(target, rows)
+                rows, written = [], time.monotonic()
+        if rows:
+            write_part(target, rows)
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def in_order(items: Iterable[Item], predictor: Predictor, threads: int) -> Iterator[list[Row]]:
+    """Rows of all items, a batch at a time; no more are read than the threads soon take."""
+    items, waiting = iter(items), deque[Future[list[Row]]]()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            while batch := list(islice(items, BATCH)):
+                waiting.append(pool.submit(answers, predictor, batch))
+                if len(waiting) > AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def answers(predictor: Predictor, items: Sequence[Item]) -> list[Row]:
+    """A row for every item, be it an error; the pictures go through the network together."""
+    rows, pixels = [], []
+    about = {"model": predictor.model["name"], "version": predictor.model["version"]}
+    for item in items:
+        row: Row = dict.fromkeys(SCHEMA.names)
+        row |= {"path": item.path, **about}
+        try:
+            data = item.read()
+            row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            picture = decode(data)
+            row |= {"width": picture.width, "height": picture.height}
+            pixels.append(to_pixels(picture, predictor.size))
+        except ImageError as error:
+            row["error"] = str(error)
+        except OSError as error:
+            row["error"] = f"not readable: {error.strerror or error}"
+        rows.append(row)
+    if pixels:
+        probabilities = iter(predictor.probabilities(np.stack(pixels)))
+        for row in rows:
+            if row["error"] is None:
+                answer = prediction(next(probabilities), predictor.classes, {}, top=5)
+                row |= {key: answer[key] for key in ("label", "probability", "top")}
+    return rows
+
+
+@contextmanager
+def opened(target: Path, model: dict[str, str]) -> Iterator[None]:
+    """Holds the output for one process and one version of a model.
+
+    Raises:
+        ScoringError: another process writes there, or another model has.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ScoringError(f"{target}: another process writes there") from None
+        for left_behind in target.glob(".*.part"):
+            left_behind.unlink()
+        about = target / ABOUT
+        if not about.is_file():
+            write(about, json.dumps(model) + "\n")
+        if (found := json.loads(about.read_text())) != model:
+            raise ScoringError(
+                f"{target}: holds answers of {found.get('name')} {found.get('version')}; "
+                "take another folder"
+            )
+        yield
+
+
+def parts(target: Path) -> list[Path]:
+    return sorted(target.glob("part-*.parquet"))
+
+
+def finished(target: Path) -> NDArray[np.uint64]:
+    """Sorted 64-bit digests of the paths that have a row."""
+    found = []
+    for part in parts(target):
+        paths = pq.read_table(part, columns=["path"])["path"].to_pylist()
+        found.append(np.array([_digest(path) for path in paths], np.uint64))
+    return np.sort(np.concatenate([np.zeros(0, np.uint64), *found]))
+
+
+def _digest(path: str) -> int:
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
+
+
+def _is_in(digests: NDArray[np.uint64], path: str) -> bool:
+    digest = np.uint64(_digest(path))
+    where = int(np.searchsorted(digests, digest))
+    return where < len(digests) and bool(digests[where] == digest)
+
+
+def write_part(target: Path, rows: Sequence[Row]) -> None:
+    number = len(parts(target))
+    with replacing(target / f"part-{number:05}.parquet") as part:
+        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), part)

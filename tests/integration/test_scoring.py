@@ -1,0 +1,195 @@
+"""Many pictures, answered into Parquet files: each once, whatever happens on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from command import forked
+from conftest import MODEL, pictures
+from object_store import BUCKET
+from service import Service
+
+from jobs.config import Storage
+from jobs.demo import ObjectStore
+from jobs.runs import RunFolder
+from serving import Predictor, scoring
+from serving.scoring import ScoringError, score
+
+
+@pytest.fixture(scope="module")
+def predictor(archive: Path) -> Predictor:
+    return Predictor.open(archive, threads=2, callers=2)
+
+
+@pytest.fixture
+def photos(exported: RunFolder, tmp_path: Path) -> Path:
+    """Nine files that can be read, one below the folder, one damaged, one that is no picture."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for index, content in enumerate(pictures(exported, 9)):
+        (folder / ("more" if index > 6 else ".") / f"{index}.png").write_bytes(content)
+    (folder / "damaged.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+def rows(target: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(target, schema=scoring.SCHEMA).to_pylist()
+    return found
+
+
+def test_a_folder_is_answered_once_and_then_only_what_is_new(
+    predictor: Predictor, photos: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    first = score(predictor, str(photos), target, threads=2)
+    by_path = {row["path"]: row for row in rows(target)}
+    assert first.done == len(by_path) == 10 and first.skipped == 0
+    refused = by_path.pop("damaged.jpg")
+    assert refused["label"] is None and refused["bytes"] == 10 and refused["error"]
+    assert list(first.errors) == [refused["error"]]
+    for path, row in by_path.items():
+        answer = predictor(photos / path)
+        assert (row["label"], row["error"]) == (answer["label"], None)
+        assert row["probability"] == pytest.approx(answer["probability"], abs=1e-5)
+        assert [e["label"] for e in row["top"]] == [e["label"] for e in answer["top"]]
+        assert (row["width"], row["height"], row["model"]) == (75, 75, MODEL)
+
+    (photos / "new.png").write_bytes((photos / "1.png").read_bytes())
+    again = score(predictor, str(photos), target, threads=2)
+    assert (again.done, again.skipped) == (1, 10)
+    assert sorted(row["path"] for row in rows(target)) == sorted(
+        [*by_path, "damaged.jpg", "new.png"]
+    )
+
+
+def test_a_list_a_tar_file_and_s3_are_answered_as_a_folder_is(
+    predictor: Predictor,
+    photos: Path,
+    tmp_path: Path,
+    store: ObjectStore,
+    settings: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.png"))
+    (photos / "list.txt").write_text("\n".join([*names, "gone.png", ""]))
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(photos, arcname=".")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.address)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    prefix = f"pictures-{time.monotonic_ns()}"
+    for name in names:
+        key = f"{prefix}/{name}"
+        store.client().put_object(Bucket=BUCKET, Key=key, Body=(photos / name).read_bytes())
+
+    def labels(source: str, name: str) -> dict[str, str]:
+        score(predictor, source, tmp_path / name, threads=2)
+        found = rows(tmp_path / name)
+        return {Path(row["path"]).name: row["label"] for row in found if row["error"] is None}
+
+    expected = labels(str(photos), "folder")
+    assert len(expected) == 9
+    assert labels(str(photos / "list.txt"), "list") == expected
+    assert [r["error"] for r in rows(tmp_path / "list") if r["path"] == "gone.png"] == [
+        "not readable: No such file or directory"
+    ]
+    assert labels(str(tmp_path / "photos.tar"), "tar") == expected
+    assert labels(f"s3://{BUCKET}/{prefix}/", "s3") == expected
+    with pytest.raises(scoring.SourceError, match="there is no such bucket"):
+        score(predictor, "s3://no-such-bucket/x", tmp_path / "none", threads=2)
+
+
+def slowly(archive: Path, source: Path, target: Path) -> None:
+    """Scores with a part for every batch."""
+    scoring.ROWS = scoring.BATCH = 1
+    score(Predictor.open(archive, threads=1), str(source), target, threads=1)
+
+
+def test_killed_in_the_middle_it_goes_on_and_every_picture_is_there_once(
+    archive: Path, photos: Path, tmp_path: Path
+) -> None:
+    target, kills = tmp_path / "out", 0
+    for wanted in (2, 5):
+        process = forked(slowly, archive, photos, target)
+        process.start()
+        while process.is_alive() and len(scoring.parts(target)) < wanted:
+            time.sleep(0.01)
+        if process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join()
+    assert kills, "it was done before it could be killed"
+    slowly(archive, photos, target)
+    paths = [row["path"] for row in rows(target)]
+    assert len(paths) == len(set(paths)) == 10
+    assert not list(target.glob(".*.part"))
+
+
+def test_an_output_is_of_one_model_and_one_process(
+    predictor: Predictor, photos: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    with (
+        scoring.opened(target, predictor.model),
+        pytest.raises(ScoringError, match="another process writes there"),
+    ):
+        score(predictor, str(photos), target, threads=1)
+    with (
+        pytest.raises(ScoringError, match=f"holds answers of {MODEL} exported; take another"),
+        scoring.opened(target, {"name": MODEL, "version": "another"}),
+    ):
+        pass
+
+
+def test_what_is_read_ahead_does_not_grow_with_the_number_of_pictures(
+    predictor: Predictor, exported: RunFolder
+) -> None:
+    [content] = pictures(exported, 1)
+    listed = 0
+
+    def endless() -> Iterator[scoring.Item]:
+        nonlocal listed
+        while True:
+            listed += 1
+            yield scoring.Item(str(listed), lambda: content)
+
+    batches = scoring.in_order(endless(), predictor, threads=2)
+    for done in range(1, 4):
+        assert len(next(batches)) == scoring.BATCH
+        assert listed <= scoring.BATCH * (done + scoring.AHEAD * 2 + 1)
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_the_command_gives_the_services_answers(
+    service: Service, archive: Path, photos: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "serving",
+        "score",
+        str(photos),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    command += ["--model", str(archive)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "10 scored" in done.stderr and "1 refused" in done.stderr
+    for row in rows(tmp_path / "out"):
+        if row["error"] is None:
+            status, answer = service.predict((photos / row["path"]).read_bytes())
+            assert status == 200 and answer["label"] == row["label"]
+            assert answer["probability"] == pytest.approx(row["probability"], abs=1e-5)
+    command[4] = str(tmp_path / "nowhere")
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1), failed.stderr
