@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 8 -m jobs run --config default
 
-Alone, each function here does the obvious and costs nothing. Together, all processes call the same
-functions in the same order.
+In a single process each function works locally, at no cost. With several, all processes have to
+call the same functions in the same order.
 """
 
 import os
@@ -105,7 +105,7 @@ def parallel(network: nn.Module, batch_size: int) -> nn.Module:
 
 
 class WholeBatchDropout(nn.Dropout):
-    """Draws for the whole batch in every process, and applies what falls on its own share."""
+    """Draws the whole batch's mask in every process, and applies the part for its own share."""
 
     def __init__(self, p: float, batch_size: int) -> None:
         super().__init__(p)
@@ -119,7 +119,7 @@ class WholeBatchDropout(nn.Dropout):
 
 
 def share(count: int, owner: int | None = None) -> slice:
-    """The part of `count` things in a row that falls on this process, or on the `owner`."""
+    """The slice of `count` consecutive items that belongs to this process, or to `owner`."""
     owner = rank() if owner is None else owner
     return slice(count * owner // size(), count * (owner + 1) // size())
 
@@ -162,7 +162,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def check() -> None:
-    """:func:`interruption.check` in step: when one process is asked to stop, all of them do."""
+    """:func:`interruption.check`, synchronised: one process that is asked to stop stops all."""
     if size() == 1:
         interruption.check()
         return
@@ -173,7 +173,7 @@ def check() -> None:
 
 
 def once(work: Callable[[], T]) -> T:
-    """What `work` gives in the first process, for all; the others wait for it, and fail with it."""
+    """Runs `work` in the first process and returns its result, or raises its error, in all."""
     if size() == 1:
         return work()
     outcome: list[Any] = _attempt(work) if rank() == 0 else [None, None]

@@ -1,4 +1,4 @@
-"""Turns SIGTERM and SIGINT into a question that the work asks itself between two steps."""
+"""Turns SIGTERM and SIGINT into a cooperative shutdown flag, checked between two steps."""
 
 import signal
 from collections.abc import Iterator

@@ -33,7 +33,7 @@ from jobs.train.training import Trainer, fit
 from serving.archive import Scores
 from serving.files import write
 
-COARSE = 2  # times as large as the pictures: an input for which that is remarked upon
+COARSE = 2  # from an input this many times as large as the images on, the log says so
 MISTAKES = 24  # pictures kept for the report
 MISTAKE_SIDE = 96  # pixels
 STAND_IN_VERSION = 1  # to be raised when its pictures or its training change
@@ -79,7 +79,7 @@ def _conclude(config: Config, folder: RunFolder) -> Comparison:
 
 
 def _export(config: Config, folder: RunFolder) -> None:
-    """Packs the winner once; a machine without the packages for that leaves it to another."""
+    """Exports the winner once; without the packages for that, the log says how to do it later."""
     archive = folder.archive(config.export.name)
     if not config.export.enabled or archive in folder.manifest()["files"]:
         return
@@ -121,7 +121,7 @@ def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]
 
 
 class Job:
-    """What the variants of one run share, each part made when it is first needed."""
+    """What the variants of one run share; each part is created on first use."""
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.config, self.folder = config, folder
@@ -351,7 +351,7 @@ def _write_kernels(
 
 
 def _write_mistakes(folder: VariantFolder, test: Images, logits: Tensor, labels: Tensor) -> None:
-    """Keeps the pictures that the variant got wrong with most confidence, the worst first."""
+    """Keeps the test images misclassified with the highest confidence, the worst first."""
     confidence, predicted = logits.softmax(1).max(1)
     worst = torch.where(predicted == labels, -1.0, confidence).argsort(descending=True)
     worst = worst[: min(MISTAKES, int((predicted != labels).sum()))]

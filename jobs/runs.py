@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, written so that a crash at any moment loses nothing.
+"""The run folder: the files of a run, written so that a crash at any time loses nothing.
 
     runs/<run_id>/
       config.yaml environment.json data.json metrics.jsonl
@@ -7,7 +7,7 @@
                        mistakes.npz, result.json}   further seeds in variants/<name>/seed-<n>/
       comparison.json report/… manifest.json        the manifest last
 
-`last.ckpt` goes once its variant has a result. A run without a manifest is unfinished.
+`last.ckpt` is deleted once its variant has a result. A run without a manifest is unfinished.
 """
 
 import fcntl
@@ -83,7 +83,7 @@ class VariantFolder:
         """The variant's outcome; None while it is unfinished.
 
         Raises:
-            UnavailableError: result.json is not what it should be.
+            UnavailableError: result.json is invalid.
         """
         if not self.finished:
             return None
@@ -91,7 +91,7 @@ class VariantFolder:
         return result
 
     def save_result(self, result: Trained | Diverged) -> None:
-        """Marks the variant as finished, after which its checkpoint is of no more use."""
+        """Marks the variant as finished, and deletes its checkpoint."""
         write(self.path / "result.json", result.to_json())
         self.checkpoint.unlink(missing_ok=True)
 
@@ -148,7 +148,7 @@ class RunFolder:
 
     @contextmanager
     def open(self, wanted: Config) -> Iterator[None]:
-        """Creates the folder or goes on with it, and keeps other processes out.
+        """Creates the folder or continues in it, and locks it against other processes.
 
         Raises:
             ConfigurationError: another process works on it, or it has another configuration.
@@ -218,13 +218,13 @@ class RunFolder:
         """Who won, as written to comparison.json.
 
         Raises:
-            UnavailableError: it is not there, or not what it should be.
+            UnavailableError: it is missing or invalid.
         """
         comparison: Comparison = results.read(self.path / "comparison.json", Comparison)
         return comparison
 
     def add_environment(self, environment: dict[str, Any]) -> None:
-        """Notes where the run was worked on; one entry for each time it was started."""
+        """Appends the machine's description; one entry for each time the run was started."""
         path = self.path / "environment.json"
         before = json.loads(path.read_text()) if path.is_file() else []
         write_json(path, [*before, {"time": now(), **environment}])

@@ -1,4 +1,4 @@
-"""What an archive is: its files, what it says of itself, and where its versions lie in S3.
+"""The archive format: its files, its description, and where its versions are stored in S3.
 
 An archive is a TorchServe `.mar`, a zip file of
 
@@ -67,11 +67,11 @@ TOLERANCES: Mapping[Form, Tolerance] = {
 
 
 class ModelError(RuntimeError):
-    """The archive is not available or is not what it should be; one line that says which."""
+    """The archive is unavailable or invalid; the message is one line that says which."""
 
 
 class Record(BaseModel):
-    """A typed JSON object; what a later version of this project adds to it is passed over."""
+    """A typed JSON object; fields that later versions add are ignored."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 

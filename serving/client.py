@@ -1,4 +1,4 @@
-"""Asks a service what pictures show: `Client(url).predict(picture)`.
+"""HTTP client of the service: `Client(url).predict(picture)`.
 
 Needs no torch and no model, so it starts at once and runs anywhere.
 """
@@ -21,7 +21,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
 URL = "http://localhost:8080"
 CONNECT_SECONDS = 5.0
 LATER = frozenset({429, 502, 503})
-"""Statuses of a service that is full, starting or leaving: the same request is worth repeating."""
+"""Statuses of a service that is overloaded, starting or shutting down: the request is retried."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model takes one picture for; `top` has its best classes, best first."""
+    """The prediction for one picture; `top` has the most probable classes, best first."""
 
     label: str
     probability: float
@@ -59,7 +59,7 @@ class ClientError(Exception):
 
     @property
     def unavailable(self) -> bool:
-        """Whether it is the service that is to blame, and not the picture or the request."""
+        """Whether the service failed, rather than the picture or the request."""
         at_fault = self.status is not None and (self.status >= 500 or self.status in LATER)
         return at_fault or self.code in ("unreachable", "bad_answer")
 
@@ -165,7 +165,7 @@ class Client:
         whole, and grow by a third in base64.
 
         Raises:
-            ClientError: the model's name is not given and cannot be had.
+            ClientError: the model's name is not given and the request for it failed.
         """
         self.model  # noqa: B018 - once, before many threads ask for it
         with ThreadPoolExecutor(self.concurrency) as threads:

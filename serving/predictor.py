@@ -1,6 +1,6 @@
-"""From the bytes of a picture to the answer: an archive that is open in this process.
+"""Predictions from picture bytes, with an archive that is loaded in this process.
 
-Every engine calls this one; it knows of none. On a CPU it needs neither torch nor TorchServe.
+Every serving engine calls it; it depends on none. On a CPU it needs neither torch nor TorchServe.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""What the service can be told: by environment variables, and by a YAML file underneath them.
+"""Settings of the service: environment variables, which override a YAML file.
 
-Unknown names are refused, in both. `SERVING_CONFIG` names the file; its keys are the fields below.
+Unknown names are refused in both. `SERVING_CONFIG` names the file; its keys are the fields below.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class SettingsError(ValueError):
-    """The settings do not make a service; the message says what to change."""
+    """The settings are invalid; the message says what to change."""
 
 
 class Settings(BaseModel):

@@ -1,4 +1,4 @@
-"""A run on its way to S3: its metrics while it trains, all of it at the end, the manifest last.
+"""Publishes a run to S3: metrics during training, all files at the end, the manifest last.
 
 runs/dt=YYYY-MM-DD/run_id=…/…    a run without a manifest is not there yet
 """
@@ -49,7 +49,7 @@ def publish(storage: Storage, folder: RunFolder) -> int:
         _refuse_another_run(before, manifest, storage)
         etag = published.etag if published else None
         if before and _contradicts(manifest, before):
-            storage.delete([f"{root}/{MANIFEST}"])  # what it says is about to be wrong
+            storage.delete([f"{root}/{MANIFEST}"])  # it is about to be outdated
             etag = None
         storage.abort_uploads(f"{root}/")
         sent = _send_files(storage, folder, manifest)
@@ -116,7 +116,7 @@ def following(folder: RunFolder, settings: config.Storage) -> Iterator[None]:
 
 class _Follower(threading.Thread):
     """Looks for new metrics and sends them, each object only in place of the one it knows: a
-    request that was held up somewhere can so never undo what `publish` sends later."""
+    delayed request can therefore never overwrite what `publish` sends later."""
 
     def __init__(self, folder: RunFolder, settings: config.Storage) -> None:
         super().__init__(name="metrics to S3", daemon=True)

@@ -1,4 +1,4 @@
-"""Which variant wins, by how much, and how sure that is."""
+"""Which variant wins, by how much, and whether that is statistically significant."""
 
 from collections.abc import Sequence
 from itertools import combinations
