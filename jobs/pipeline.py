@@ -131,6 +131,12 @@ class Job:
 
     @cached_property
     def dataset(self) -> Dataset:
+        """The configured data on the device; loading it writes data.json and architecture.json.
+
+        Raises:
+            UnavailableError: the data cannot be reached or read.
+            ConfigurationError: it has too few images, or the validation split is empty.
+        """
         dataset = distributed.in_turns(lambda: load(self.config.data))
         if not len(dataset.validation) and self.config.evaluation.select_on == "validation":
             raise ConfigurationError(

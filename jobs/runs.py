@@ -44,12 +44,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes a compressed .npz file atomically; arrays of any shape and numeric dtype."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write(path, buffer.getvalue())
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an .npz file by name, as written by :func:`write_arrays`; never unpickles.
+
+    Raises:
+        OSError: the file is not there.
+        ValueError: it contains pickled objects.
+    """
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 

@@ -336,6 +336,11 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
+    """Extracts all files of an archive into a folder.
+
+    Raises:
+        ModelError: it is not an archive, or an entry would be extracted outside of the folder.
+    """
     try:
         with zipfile.ZipFile(archive) as file:
             _refuse_outside(archive, file.namelist())

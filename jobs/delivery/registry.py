@@ -69,6 +69,11 @@ class Registry:
         return f"{self.storage.uri}/{self.root}/{version}/"
 
     def channel(self, channel: str) -> Channel | None:
+        """The channel's current pointer; None if it was never set.
+
+        Raises:
+            UnavailableError: storage cannot be reached, or the pointer is invalid.
+        """
         key = channel_key(self.name, channel)
         found = self.storage.get(key)
         if found is None:

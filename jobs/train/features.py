@@ -34,6 +34,7 @@ class Features:
 
     @property
     def labels(self) -> Tensor:
+        """int64 [N], on the device."""
         return self.images.labels
 
     def __len__(self) -> int:
