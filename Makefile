@@ -48,7 +48,7 @@ lint: $(VENV)/.test ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.test ## mend style and format
+format: $(VENV)/.test ## fix style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

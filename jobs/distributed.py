@@ -34,7 +34,7 @@ def joined() -> Iterator[bool]:
     """Joins the processes that were started together; gives whether this is the first of them.
 
     Raises:
-        JobError: another process is gone.
+        JobError: another process has died.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
@@ -54,7 +54,7 @@ def joined() -> Iterator[bool]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        advice = "the same command, or torchrun --max-restarts, goes on from the checkpoint"
+        advice = "the same command, or torchrun --max-restarts, resumes from the checkpoint"
         raise JobError(f"another process of this job is gone; {advice}") from None
     dist.destroy_process_group()
     _patient.clear()

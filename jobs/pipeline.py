@@ -40,13 +40,13 @@ STAND_IN_VERSION = 1  # to be raised when its pictures or its training change
 
 
 def run(config: Config, folder: RunFolder) -> Comparison:
-    """Trains, tests, compares and reports; goes on where an earlier call stopped.
+    """Trains, tests, compares and reports; resumes where an earlier call stopped.
 
     Returns:
         The comparison, as written to comparison.json.
 
     Raises:
-        JobError: no variant came to a result.
+        JobError: no variant has a result.
     """
     with distributed.held_once(folder.open(config)):
         if distributed.once(lambda: folder.finished):
@@ -56,7 +56,7 @@ def run(config: Config, folder: RunFolder) -> Comparison:
             with distributed.held_once(publishing.following(folder, config.storage)):
                 result = _work(config, folder)
     if result.winner is None:
-        raise JobError(f"no variant came to a result, see {folder.path}/comparison.json")
+        raise JobError(f"no variant has a result, see {folder.path}/comparison.json")
     distributed.once(lambda: _export(config, folder))
     distributed.once(lambda: _publish(config, folder))
     return result
@@ -149,8 +149,8 @@ class Job:
         height, width = dataset.description.image_size
         if COARSE * max(height, width) <= self.config.data.input_size:
             log(
-                f"data: pictures are stored at {width}×{height}: whoever serves this model, larger "
-                "pictures are shrunk to that first"
+                f"data: pictures are stored at {width}×{height}: a service of this model shrinks "
+                "larger pictures to that first"
             )
         return dataset.to(self.device.device)
 
@@ -230,7 +230,7 @@ class Job:
             try:
                 result = self._train(variant, seed, folder)
             except errors.Diverged as error:
-                log(f"{variant.name}: stopped: {error}; the other variants go on")
+                log(f"{variant.name}: stopped: {error}; the other variants continue")
                 result = Diverged(variant=variant.name, seed=seed, reason=str(error))
             except torch.OutOfMemoryError as error:
                 raise ConfigurationError(
@@ -306,7 +306,7 @@ class Job:
         state = distributed.once(folder.load_checkpoint)
         if state is not None:
             trainer.load_state_dict(state)
-            log(f"{trainer.variant.name}: goes on in epoch {trainer.epoch + 1}")
+            log(f"{trainer.variant.name}: resumes in epoch {trainer.epoch + 1}")
         evaluation, every = self.config.evaluation, self.config.runtime.checkpoint_every
         fit(trainer, train, scored, evaluation, folder, every)
 

@@ -207,7 +207,7 @@ class RunFolder:
             UnavailableError: there is none.
         """
         if not self.finished:
-            raise UnavailableError(f"{self.path}: not a finished run; `run` goes on with it")
+            raise UnavailableError(f"{self.path}: not a finished run; `run` resumes it")
         manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
         return manifest
 

@@ -232,7 +232,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Model:
-    """An archive that has been looked into."""
+    """An archive whose description and golden pictures have been read."""
 
     path: Path
     description: Description
@@ -252,13 +252,13 @@ class Model:
 
 
 def open_model(path: Path, sha256: str | None = None) -> Model:
-    """Looks into an archive, or into the folder that one was unpacked to.
+    """Reads and checks an archive, or the folder that one was unpacked to.
 
     Args:
         sha256: the archive's digest, if it is known.
 
     Raises:
-        ModelError: it is another archive, damaged, or none of ours.
+        ModelError: another digest, a damaged file, or not an archive of this project.
     """
     if path.is_dir():
         return _look(path, lambda name: (path / name).read_bytes())

@@ -67,7 +67,7 @@ class ClientError(Exception):
 class Client:
     """Connections to one service, to be shared by threads and closed at the end (`with`).
 
-    A full or absent service (429, 502, 503, no or a cut connection) is asked again, up to
+    Requests to a full or absent service (429, 502, 503, no or a cut connection) are retried, up to
     `retries` times, after the time that it asks for in Retry-After or else a growing one, each
     with jitter. Repeating a prediction changes nothing. Other refusals are final, and so is a
     timeout: the service has done the work by then, and would do it again.
@@ -86,7 +86,7 @@ class Client:
         """
         Args:
             url: where the service is.
-            model: its name there; asked for when absent.
+            model: its name there; requested from the service when absent.
             key: sent as bearer token.
             timeout: seconds that an answer may take, for each attempt.
             concurrency: requests that :meth:`predict_many` keeps in flight.
@@ -139,7 +139,7 @@ class Client:
         return str(names[0])
 
     def predict(self, image: bytes | Path) -> Prediction:
-        """What one picture (JPEG, PNG or WebP) shows.
+        """Classifies one picture (JPEG, PNG or WebP).
 
         Raises:
             ClientError: there is no answer to this picture.
@@ -156,8 +156,8 @@ class Client:
             raise ClientError(f"{self.url}: not a prediction: {error}", "bad_answer") from None
 
     def predict_many(self, images: Iterable[bytes | Path]) -> Iterator[Prediction | ClientError]:
-        """An answer for every picture, in their order, as they come; an error stands for those
-        that have none.
+        """Yields a prediction for every picture, in order, as they complete; an error in place of
+        each that failed.
 
         Each picture is a request of its own, `concurrency` of them at a time: the service batches
         them as it sees fit, over all its workers, and a bad picture or a lost connection costs one

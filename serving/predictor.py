@@ -42,7 +42,7 @@ class Predictor:
             threads: of the CPU; by default one for each core.
 
         Raises:
-            ModelError: it is no archive of ours, or has no such form.
+            ModelError: it is not an archive of this project, or has no such form.
         """
         path = Path(path)
         if not path.is_dir():
@@ -62,8 +62,8 @@ class Predictor:
         return cls(description, network)
 
     def __call__(self, picture: bytes | str | Path, top: int = TOP) -> dict[str, Any]:
-        """What a JPEG, PNG or WebP shows, as the service says it: `label`, `probability`, `top`
-        classes, `model`.
+        """The prediction for a JPEG, PNG or WebP, in the service's form: `label`, `probability`,
+        `top` classes, `model`.
 
         Args:
             picture: the file's bytes, or its path.

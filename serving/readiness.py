@@ -53,7 +53,7 @@ class Readiness:
         """
         try:
             return self._problem(ready)
-        except Exception as error:  # whatever it is, a look must not end what it looks at
+        except Exception as error:  # whatever it is, a probe must not end what it probes
             return f"the look at the golden picture failed: {error!r}"
 
     def _problem(self, ready: bool) -> str | None:
@@ -94,7 +94,7 @@ class Readiness:
         return f"the golden picture is {said or 'nothing'}"
 
     def _answers_others(self, *, speaks: bool) -> bool:
-        """Whether TorchServe has answered anybody lately.
+        """Whether TorchServe has answered any request lately.
 
         Args:
             speaks: whether it has just said that it is busy. Its metrics may then be late, too;

@@ -40,7 +40,7 @@ def load(settings: config.Data) -> Dataset:
 
     Raises:
         UnavailableError: the data cannot be reached or read.
-        ConfigurationError: it does not have as many images as were asked for.
+        ConfigurationError: it has fewer images than requested.
     """
     source = sources.find(settings.source).load(settings)
     train = _subset(source.train, settings.train_images, "train_images")

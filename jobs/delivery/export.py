@@ -58,7 +58,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
     folder.manifest()
     config, result = folder.config(), folder.comparison()
     if result.winner is None or result.winner_seed is None:
-        raise UnavailableError(f"{folder.path}: no variant came to a result, nothing to export")
+        raise UnavailableError(f"{folder.path}: no variant has a result, nothing to export")
     log(f"export: {result.winner} of {folder.run_id} as {settings.name}")
     dataset = load(config.data)
     variant = folder.variant(result.winner, result.winner_seed)

@@ -77,7 +77,7 @@ def candidate(folder: RunFolder, name: str) -> Candidate:
         return Candidate(files, Version.model_validate_json(beside.read_bytes()))
     except ValidationError as error:
         raise UnavailableError(
-            f"{beside}: {in_one_line(error)}; `export {folder.path}` writes it anew"
+            f"{beside}: {in_one_line(error)}; `export {folder.path}` rewrites it"
         ) from None
 
 
@@ -89,7 +89,7 @@ def promote(folder: RunFolder, settings: Config) -> str:
 
     Raises:
         NotPromoted: the gate is closed, or another promotion came first.
-        UnavailableError: there is no archive, or storage failed; call again to go on.
+        UnavailableError: there is no archive, or storage failed; call again to resume.
         ConfigurationError: another model has this version's name.
     """
     gate = settings.promotion

@@ -35,7 +35,7 @@ def publish(storage: Storage, folder: RunFolder) -> int:
 
     Raises:
         UnavailableError: the run is unfinished, a file is not what the manifest says, or storage
-            failed; call again to go on.
+            failed; call again to resume.
         ConfigurationError: another run has this id there.
     """
     manifest = folder.manifest()
@@ -89,7 +89,7 @@ def _send_files(storage: Storage, folder: RunFolder, manifest: dict[str, Any]) -
             if digest_of(folder.path / name) != entry["sha256"]:
                 raise UnavailableError(
                     f"{folder.path / name}: changed since the manifest was written; "
-                    f"`report {folder.path}` writes it anew"
+                    f"`report {folder.path}` rewrites it"
                 )
             storage.send(folder.path / name, f"{root}/{name}", entry["sha256"], advance)
     return len(missing)
@@ -130,10 +130,10 @@ class _Follower(threading.Thread):
             last = self.stopped.wait(SECONDS_BETWEEN_LOOKS)
             try:
                 self._look()
-            except Exception as error:  # whatever it is, the training goes on
+            except Exception as error:  # whatever it is, training continues
                 if last:
                     return
-                log(f"warning: metrics are not in S3 yet, training goes on: {error}")
+                log(f"warning: metrics are not in S3 yet, training continues: {error}")
                 if self.stopped.wait(SECONDS_AFTER_FAILURE):
                     return
             if last:

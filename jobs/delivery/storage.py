@@ -179,7 +179,7 @@ class Storage:
         """Removes the parts that a killed publisher left behind, or only those begun before.
 
         Returns:
-            How many uploads were given up.
+            How many uploads were aborted.
         """
         with self._explained():
             left = [

@@ -391,7 +391,7 @@ def recalibrate(trainer: Trainer, train: Examples, images: int) -> None:
 def make_optimizer(network: nn.Module, optim: config.Optim) -> Optimizer:
     """Fused, over what requires a gradient; weight decay on weights of two dimensions and more.
 
-    The heads, which always start anew, take `head_factor` times the learning rate.
+    The heads, which are always newly initialised, take `head_factor` times the learning rate.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():
