@@ -60,7 +60,7 @@ FROM pip AS package
 RUN --mount=type=bind,source=requirements/build.txt,target=/tmp/requirements.txt \
     pip install --no-cache-dir --require-hashes --requirement /tmp/requirements.txt
 WORKDIR /src
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY jobs jobs
 COPY serving serving
 RUN pip install --no-cache-dir --no-build-isolation --target /opt/job . \

@@ -22,7 +22,7 @@ run: $(VENV)/.run ## the whole job on this machine, on handwritten digits, no ne
 demo: $(VENV)/.demo ## all of it here: S3, training, promotion, service, an answer; until Ctrl-C
 	$(BIN)/python -m jobs demo $(ARGS)
 
-check: $(VENV)/.test ## for in between: lint, and the tests that need no torch, in under a minute
+check: $(VENV)/.test ## quick check: lint, and the tests that need no torch, in under a minute
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
 
 unit: $(VENV)/.test
@@ -48,7 +48,7 @@ lint: $(VENV)/.test ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.test ## mend style and format
+format: $(VENV)/.test ## fix style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

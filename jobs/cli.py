@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done · 1 unexpected · 2 configuration or usage · 3 data, weights or storage "
-    "not reachable · 4 not good enough to serve · 75 interrupted, state saved, run again to go on."
+    "not reachable · 4 not good enough to serve · 75 interrupted, state saved, run again to resume."
 )
 app = typer.Typer(
     help="Trains variants of Inception-v3, compares them honestly and reports.",
@@ -45,7 +45,7 @@ RunIdOption = Annotated[
     typer.Option(
         "--run-id",
         help="The run's folder under --out. By default the configuration's name and digest, so "
-        "that the same command goes on with the same run.",
+        "that the same command continues the same run.",
     ),
 ]
 DeploymentOption = Annotated[
@@ -72,7 +72,7 @@ def run(
     ] = False,
     deployment: DeploymentOption = None,
 ) -> None:
-    """Train every variant, test, compare and report. Run again to go on after an interruption."""
+    """Train every variant, test, compare and report. Run again to resume after an interruption."""
     resolved, folder = _open(config, settings, run_id, out)
     if deployment and not promote:
         raise typer.BadParameter("--deployment: needs --promote")
@@ -184,7 +184,7 @@ def rollback(
     settings: SetOption = None,
     deployment: DeploymentOption = None,
 ) -> None:
-    """Make production serve what it did before, or a version of your choice."""
+    """Make production serve the previous version, or a version of your choice."""
     from jobs import config as configuration
     from jobs.delivery import promotion
 
@@ -226,12 +226,12 @@ def prune(
     config: ConfigOption = "default",
     settings: SetOption = None,
     days: Annotated[
-        float | None, typer.Option("--older-than", metavar="DAYS", help="Spare what is younger.")
+        float | None, typer.Option("--older-than", metavar="DAYS", help="Keep what is younger.")
     ] = None,
     keep: Annotated[
-        int | None, typer.Option(min=0, help="Spare so many of the newest runs and versions.")
+        int | None, typer.Option(min=0, help="Keep this many of the newest runs and versions.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List, do not delete.")] = False,
 ) -> None:
     """Delete old runs and versions from S3; never one that a channel points to or remembers."""
     if days is None and keep is None:
@@ -253,7 +253,7 @@ def demo(
     settings: SetOption = None,
     out: OutOption = Path("runs"),
 ) -> None:
-    """Show all of it on this machine: S3, training, promotion, service, an answer; until Ctrl-C."""
+    """Run the whole path on this machine: S3, training, promotion, service; until Ctrl-C."""
     from jobs import demo as demonstration
 
     demonstration.run(out, settings or ())
@@ -261,7 +261,7 @@ def demo(
 
 @app.command()
 def doctor(config: ConfigOption = "default", settings: SetOption = None) -> None:
-    """Say what this machine can do, and whether it can reach what a configuration needs."""
+    """Check this machine, and whether it can reach what a configuration needs."""
     from jobs import config as configuration
     from jobs import doctor as checks
 

@@ -97,7 +97,7 @@ class Optim(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """The peak, when there is a schedule."""
     head_factor: Annotated[float, Field(gt=0)] = 1.0
-    """The heads' rate over the trunk's; new heads on a trained trunk bear a higher one."""
+    """The heads' rate over the trunk's; new heads on a trained trunk tolerate a higher one."""
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup: Share = 0.2
     """Share of all steps in which a cosine schedule climbs to its peak."""
@@ -399,7 +399,7 @@ def apply(config: Config, settings: Sequence[str]) -> Config:
     """A finished run's configuration with `a.b=c` settings on top.
 
     Raises:
-        ConfigurationError: one is of no use any more, for it is about how the run came to be.
+        ConfigurationError: one is about training, which is over.
     """
     resolved = _with_settings(config.model_dump(mode="json"), settings)
     for setting in settings:

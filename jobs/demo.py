@@ -249,13 +249,13 @@ class ObjectStore:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us; we stop it when nobody needs it
+                start_new_session=True,  # Ctrl-C must not reach it; it is stopped last
                 env={**os.environ, "WEED_S3_SSE_KEY": "0" * 64},
             )
         self._wait()
 
     def kill(self) -> None:
-        """SIGKILL: it is made for that, and takes 20 seconds to stop when asked."""
+        """SIGKILL: the server is crash-safe, and takes 20 seconds to stop on SIGTERM."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()

@@ -1,4 +1,4 @@
-"""The device that computes, its precision, its threads, and what it reports of itself."""
+"""The compute device: its precision, threads and reported properties."""
 
 import ctypes
 import os
@@ -17,8 +17,8 @@ from jobs.config import Evaluation, Runtime, Variant
 from jobs.errors import ConfigurationError
 from serving.processes import cores
 
-# Training images from which compiling for a GPU is worth its minute or so: an estimate, still to
-# be measured. On a CPU it is not (see docs/performance.md).
+# Training images from which compiling for a GPU, a minute or so, pays off: an estimate, not yet
+# measured. On a CPU it never does (see docs/performance.md).
 COMPILING_PAYS = 200_000
 # mallopt(3): no block is mapped by itself, and the heap's end is never given back.
 _MMAP_MAX, _TRIM_THRESHOLD = (-4, 0), (-1, -1)
@@ -37,7 +37,7 @@ class Device:
     def compiles(self, variant: Variant, images: int) -> bool:
         """Whether the training step is to be compiled for a variant that learns from `images`."""
         if variant.cached:
-            return False  # its trunk runs once, and the last layer is nothing
+            return False  # its trunk runs once, and the head is too small to benefit
         if self.compile != "auto":
             return self.compile
         enough = variant.optim.epochs * images >= COMPILING_PAYS

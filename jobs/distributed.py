@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 8 -m jobs run --config default
 
-Alone, each function here does the obvious and costs nothing. Together, all processes call the same
-functions in the same order.
+In a single process each function works locally, at no cost. With several, all processes have to
+call the same functions in the same order.
 """
 
 import os
@@ -35,7 +35,7 @@ def joined() -> Iterator[bool]:
     """Joins the processes that were started together; gives whether this is the first of them.
 
     Raises:
-        JobError: another process is gone.
+        JobError: another process has died.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
@@ -55,7 +55,7 @@ def joined() -> Iterator[bool]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        advice = "the same command, or torchrun --max-restarts, goes on from the checkpoint"
+        advice = "the same command, or torchrun --max-restarts, resumes from the checkpoint"
         raise JobError(f"another process of this job is gone; {advice}") from None
     dist.destroy_process_group()
     _patient.clear()
@@ -106,7 +106,7 @@ def parallel(network: nn.Module, batch_size: int) -> nn.Module:
 
 
 class WholeBatchDropout(nn.Dropout):
-    """Draws for the whole batch in every process, and applies what falls on its own share."""
+    """Draws the whole batch's mask in every process, and applies the part for its own share."""
 
     def __init__(self, p: float, batch_size: int) -> None:
         super().__init__(p)
@@ -120,7 +120,7 @@ class WholeBatchDropout(nn.Dropout):
 
 
 def share(count: int, owner: int | None = None) -> slice:
-    """The part of `count` things in a row that falls on this process, or on the `owner`."""
+    """The slice of `count` consecutive items that belongs to this process, or to `owner`."""
     owner = rank() if owner is None else owner
     return slice(count * owner // size(), count * (owner + 1) // size())
 
@@ -163,7 +163,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def check() -> None:
-    """:func:`interruption.check` in step: when one process is asked to stop, all of them do."""
+    """:func:`interruption.check`, synchronised: one process that is asked to stop stops all."""
     if size() == 1:
         interruption.check()
         return
@@ -174,7 +174,7 @@ def check() -> None:
 
 
 def once(work: Callable[[], T]) -> T:
-    """What `work` gives in the first process, for all; the others wait for it, and fail with it."""
+    """Runs `work` in the first process and returns its result, or raises its error, in all."""
     if size() == 1:
         return work()
     outcome: list[Any] = _attempt(work) if rank() == 0 else [None, None]

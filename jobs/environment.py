@@ -1,4 +1,4 @@
-"""What a run was made with: versions, hardware, commit."""
+"""The environment of a run: versions, hardware, commit."""
 
 import os
 import platform

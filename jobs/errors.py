@@ -1,7 +1,7 @@
 """What can end a job early, and the exit code each kind has.
 
 0 done · 1 unexpected · 2 configuration or usage · 3 data, weights or storage not reachable ·
-4 not good enough to serve · 75 interrupted, state saved, run again to go on.
+4 not good enough to serve · 75 interrupted, state saved, run again to resume.
 """
 
 
@@ -30,7 +30,7 @@ class NotPromoted(JobError):  # noqa: N818 - an outcome, not a failure
 
 
 class Interrupted(JobError):  # noqa: N818 - not an error: the state is saved
-    """Asked to stop (SIGTERM, SIGINT); the same command goes on from the checkpoint."""
+    """Asked to stop (SIGTERM, SIGINT); the same command resumes from the checkpoint."""
 
     exit_code = 75
 

@@ -1,4 +1,4 @@
-"""Turns SIGTERM and SIGINT into a question that the work asks itself between two steps."""
+"""Turns SIGTERM and SIGINT into a cooperative shutdown flag, checked between two steps."""
 
 import signal
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def asked() -> bool:
 
 def interrupted() -> Interrupted:
     name = _received[0] if _received else "another process was asked to stop"
-    return Interrupted(f"{name}: state saved, the same command goes on from there")
+    return Interrupted(f"{name}: state saved, the same command resumes from there")
 
 
 def check() -> None:

@@ -1,4 +1,4 @@
-"""Whether another machine answers."""
+"""Reachability of URLs."""
 
 import urllib.error
 import urllib.request

@@ -33,20 +33,20 @@ from serving.archive import Scores
 from serving.files import write
 from serving.progress import log, task
 
-COARSE = 2  # times as large as the pictures: an input for which that is remarked upon
+COARSE = 2  # from an input this many times as large as the images on, the log says so
 MISTAKES = 24  # pictures kept for the report
 MISTAKE_SIDE = 96  # pixels
 STAND_IN_VERSION = 1  # to be raised when its pictures or its training change
 
 
 def run(config: Config, folder: RunFolder) -> Comparison:
-    """Trains, tests, compares and reports; goes on where an earlier call stopped.
+    """Trains, tests, compares and reports; resumes where an earlier call stopped.
 
     Returns:
         The comparison, as written to comparison.json.
 
     Raises:
-        JobError: no variant came to a result.
+        JobError: no variant has a result.
     """
     with distributed.held_once(folder.open(config)):
         if distributed.once(lambda: folder.finished):
@@ -56,7 +56,7 @@ def run(config: Config, folder: RunFolder) -> Comparison:
             with distributed.held_once(publishing.following(folder, config.storage)):
                 result = _work(config, folder)
     if result.winner is None:
-        raise JobError(f"no variant came to a result, see {folder.path}/comparison.json")
+        raise JobError(f"no variant has a result, see {folder.path}/comparison.json")
     distributed.once(lambda: _export(config, folder))
     distributed.once(lambda: _publish(config, folder))
     return result
@@ -79,7 +79,7 @@ def _conclude(config: Config, folder: RunFolder) -> Comparison:
 
 
 def _export(config: Config, folder: RunFolder) -> None:
-    """Packs the winner once; a machine without the packages for that leaves it to another."""
+    """Exports the winner once; without the packages for that, the log says how to do it later."""
     archive = folder.archive(config.export.name)
     if not config.export.enabled or archive in folder.manifest()["files"]:
         return
@@ -121,7 +121,7 @@ def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]
 
 
 class Job:
-    """What the variants of one run share, each part made when it is first needed."""
+    """What the variants of one run share; each part is created on first use."""
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.config, self.folder = config, folder
@@ -131,6 +131,12 @@ class Job:
 
     @cached_property
     def dataset(self) -> Dataset:
+        """The configured data on the device; loading it writes data.json and architecture.json.
+
+        Raises:
+            UnavailableError: the data cannot be reached or read.
+            ConfigurationError: it has too few images, or the validation split is empty.
+        """
         dataset = distributed.in_turns(lambda: load(self.config.data))
         if not len(dataset.validation) and self.config.evaluation.select_on == "validation":
             raise ConfigurationError(
@@ -143,8 +149,8 @@ class Job:
         height, width = dataset.description.image_size
         if COARSE * max(height, width) <= self.config.data.input_size:
             log(
-                f"data: pictures are stored at {width}×{height}: whoever serves this model, larger "
-                "pictures are shrunk to that first"
+                f"data: pictures are stored at {width}×{height}: a service of this model shrinks "
+                "larger pictures to that first"
             )
         return dataset.to(self.device.device)
 
@@ -224,7 +230,7 @@ class Job:
             try:
                 result = self._train(variant, seed, folder)
             except errors.Diverged as error:
-                log(f"{variant.name}: stopped: {error}; the other variants go on")
+                log(f"{variant.name}: stopped: {error}; the other variants continue")
                 result = Diverged(variant=variant.name, seed=seed, reason=str(error))
             except torch.OutOfMemoryError as error:
                 raise ConfigurationError(
@@ -300,7 +306,7 @@ class Job:
         state = distributed.once(folder.load_checkpoint)
         if state is not None:
             trainer.load_state_dict(state)
-            log(f"{trainer.variant.name}: goes on in epoch {trainer.epoch + 1}")
+            log(f"{trainer.variant.name}: resumes in epoch {trainer.epoch + 1}")
         evaluation, every = self.config.evaluation, self.config.runtime.checkpoint_every
         fit(trainer, train, scored, evaluation, folder, every)
 
@@ -351,7 +357,7 @@ def _write_kernels(
 
 
 def _write_mistakes(folder: VariantFolder, test: Images, logits: Tensor, labels: Tensor) -> None:
-    """Keeps the pictures that the variant got wrong with most confidence, the worst first."""
+    """Keeps the test images misclassified with the highest confidence, the worst first."""
     confidence, predicted = logits.softmax(1).max(1)
     worst = torch.where(predicted == labels, -1.0, confidence).argsort(descending=True)
     worst = worst[: min(MISTAKES, int((predicted != labels).sum()))]

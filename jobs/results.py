@@ -1,4 +1,4 @@
-"""What came of training, as it lies in result.json and comparison.json; imports no torch."""
+"""Training results: typed records of result.json and comparison.json; imports no torch."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,7 +42,7 @@ class Done(Trained):
 
 
 class Diverged(Record):
-    """One whose loss was no finite number any more."""
+    """A variant whose loss became non-finite."""
 
     status: Literal["diverged"] = "diverged"
     variant: str
@@ -55,7 +55,7 @@ Result = Annotated[Done | Diverged, Field(discriminator="status")]
 
 
 class Summary(Done):
-    """A variant over its seeds: the first seed's result, and what all of them say together."""
+    """A variant over its seeds: the first seed's result, and the aggregates of all of them."""
 
     accuracy_by_seed: tuple[float, ...]
     accuracy_mean: float

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, written so that a crash at any moment loses nothing.
+"""The run folder: the files of a run, written so that a crash at any time loses nothing.
 
     runs/<run_id>/
       config.yaml environment.json data.json metrics.jsonl
@@ -7,7 +7,7 @@
                        mistakes.npz, result.json}   further seeds in variants/<name>/seed-<n>/
       comparison.json report/… manifest.json        the manifest last
 
-`last.ckpt` goes once its variant has a result. A run without a manifest is unfinished.
+`last.ckpt` is deleted once its variant has a result. A run without a manifest is unfinished.
 """
 
 import fcntl
@@ -44,12 +44,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes a compressed .npz file atomically; arrays of any shape and numeric dtype."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write(path, buffer.getvalue())
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an .npz file by name, as written by :func:`write_arrays`; never unpickles.
+
+    Raises:
+        OSError: the file is not there.
+        ValueError: it contains pickled objects.
+    """
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -83,7 +90,7 @@ class VariantFolder:
         """The variant's outcome; None while it is unfinished.
 
         Raises:
-            UnavailableError: result.json is not what it should be.
+            UnavailableError: result.json is invalid.
         """
         if not self.finished:
             return None
@@ -91,7 +98,7 @@ class VariantFolder:
         return result
 
     def save_result(self, result: Trained | Diverged) -> None:
-        """Marks the variant as finished, after which its checkpoint is of no more use."""
+        """Marks the variant as finished, and deletes its checkpoint."""
         write(self.path / "result.json", result.to_json())
         self.checkpoint.unlink(missing_ok=True)
 
@@ -148,7 +155,7 @@ class RunFolder:
 
     @contextmanager
     def open(self, wanted: Config) -> Iterator[None]:
-        """Creates the folder or goes on with it, and keeps other processes out.
+        """Creates the folder or continues in it, and locks it against other processes.
 
         Raises:
             ConfigurationError: another process works on it, or it has another configuration.
@@ -200,7 +207,7 @@ class RunFolder:
             UnavailableError: there is none.
         """
         if not self.finished:
-            raise UnavailableError(f"{self.path}: not a finished run; `run` goes on with it")
+            raise UnavailableError(f"{self.path}: not a finished run; `run` resumes it")
         manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
         return manifest
 
@@ -218,13 +225,13 @@ class RunFolder:
         """Who won, as written to comparison.json.
 
         Raises:
-            UnavailableError: it is not there, or not what it should be.
+            UnavailableError: it is missing or invalid.
         """
         comparison: Comparison = results.read(self.path / "comparison.json", Comparison)
         return comparison
 
     def add_environment(self, environment: dict[str, Any]) -> None:
-        """Notes where the run was worked on; one entry for each time it was started."""
+        """Appends the machine's description; one entry for each time the run was started."""
         path = self.path / "environment.json"
         before = json.loads(path.read_text()) if path.is_file() else []
         write_json(path, [*before, {"time": now(), **environment}])

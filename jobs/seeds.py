@@ -1,4 +1,4 @@
-"""Random numbers: a generator of its own for every purpose."""
+"""Random numbers: a separate generator for every purpose."""
 
 import hashlib
 
@@ -6,6 +6,6 @@ import torch
 
 
 def generator(*seeds: int | str) -> torch.Generator:
-    """A random generator of its own for every combination of `seeds`, on the CPU."""
+    """A separate random generator for every combination of `seeds`, on the CPU."""
     digest = hashlib.sha256(repr(seeds).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,4 +1,4 @@
-"""How surely two classifiers differ."""
+"""Statistical tests of the difference between two classifiers."""
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
@@ -47,8 +47,8 @@ def paired_difference(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction (1979) for so many tests at once, in the order of `p_values`.
 
-    A difference that is called one where the corrected value is below 5 % bears a risk of 5 % at
-    most that any of those called so is none.
+    If every difference with a corrected value below 5 % is called significant, the risk that any of
+    them is a false positive is at most 5 %.
     """
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -58,12 +58,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_over_seeds(values: Sequence[float], images: int) -> Difference:
-    """What another seed would give, judged by two seeds at least.
+    """The mean over seeds with its interval and p-value; needs at least two seeds.
 
     Args:
         values: accuracies, or differences of two, one a seed.
-        images: how many each was counted on. Seeds that agree to the picture are not certainty:
-            their spread is taken as that of rounding to one picture, at least.
+        images: how many each was counted on. Seeds that agree exactly do not prove certainty:
+            the spread is taken to be at least that of rounding to one picture.
 
     Returns:
         Their mean as `difference` from zero, all by Student's t over the seeds.

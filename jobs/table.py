@@ -1,4 +1,4 @@
-"""What the commands show on standard output."""
+"""Tables that the commands print on standard output."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime

@@ -17,10 +17,10 @@ fail() {
 
 command -v "$PYTHON" > /dev/null || fail "$PYTHON is not installed; Python 3.11 to 3.13 is needed, and PYTHON=... names one"
 "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
-  fail "$("$PYTHON" -V) will not do: Python 3.11 to 3.13 is needed, and PYTHON=python3.12 names another"
+  fail "$("$PYTHON" -V) is not supported: Python 3.11 to 3.13 is needed, and PYTHON=python3.12 names another"
 
 if [ -e "$VENV/.installing" ]; then
-  echo "The last installation did not come to its end; every package is put in place again."
+  echo "The last installation was not completed; every package is installed again."
   again=--reinstall
 else
   again=
@@ -52,5 +52,5 @@ touch "$VENV/.installing"
 # shellcheck disable=SC2086 - words, not one word
 "$VENV/bin/uv" pip install --python "$VENV/bin/python" ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} \
   $again $locks --editable ".[$(echo "$*" | tr ' ' ',')]" ||
-  fail "the installation failed, see above; the same command goes on with it"
+  fail "the installation failed, see above; the same command resumes it"
 rm "$VENV/.installing"

@@ -1,6 +1,6 @@
-"""What the supervisor answers itself, on loopback behind the gateway: health, keys, descriptions.
+"""The supervisor's own endpoints, on loopback behind the gateway: health, keys, metadata.
 
-Predictions do not come this way, but for the question whether they bring a valid key.
+Prediction requests come here only to have their key checked.
 """
 
 import contextlib

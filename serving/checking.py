@@ -1,4 +1,4 @@
-"""What an archive answers by nothing but its own files.
+"""Runs an archive from nothing but its own files.
 
     python -m serving.checking FORM|handler DESCRIPTOR
 

@@ -43,9 +43,9 @@ def serve(context: typer.Context) -> None:
 
 @app.command(epilog=EXIT_CODES)
 def fetch(
-    file: Annotated[Path, typer.Argument(help="Where the archive is to lie.")],
+    file: Annotated[Path, typer.Argument(help="Where to put the archive.")],
 ) -> None:
-    """Copy the archive of MODEL_URI to a file, if its digest is right, and look into it."""
+    """Copy the archive of MODEL_URI to a file, verify its digest, and check its contents."""
     from serving.archive import ModelError, open_model
     from serving.fetch import fetch as copy
     from serving.settings import SettingsError, from_environment
@@ -71,7 +71,7 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each file.")] = False,
 ) -> None:
-    """Ask a running service what pictures show: a table, or in a pipe one line for each file."""
+    """Classify pictures with a running service: a table, or in a pipe one line for each file."""
     try:
         client = Client(url, model=model, key=key)
     except ValueError as error:

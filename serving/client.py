@@ -1,4 +1,4 @@
-"""Asks a service what pictures show: `Client(url).predict(picture)`.
+"""HTTP client of the service: `Client(url).predict(picture)`.
 
 Needs no torch and no model, so it starts at once and runs anywhere.
 """
@@ -21,7 +21,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
 URL = "http://localhost:8080"
 CONNECT_SECONDS = 5.0
 LATER = frozenset({429, 502, 503})
-"""Statuses of a service that is full, starting or leaving: the same request is worth repeating."""
+"""Statuses of a service that is overloaded, starting or shutting down: the request is retried."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model takes one picture for; `top` has its best classes, best first."""
+    """The prediction for one picture; `top` has the most probable classes, best first."""
 
     label: str
     probability: float
@@ -59,7 +59,7 @@ class ClientError(Exception):
 
     @property
     def unavailable(self) -> bool:
-        """Whether it is the service that is to blame, and not the picture or the request."""
+        """Whether the service failed, rather than the picture or the request."""
         at_fault = self.status is not None and (self.status >= 500 or self.status in LATER)
         return at_fault or self.code in ("unreachable", "bad_answer")
 
@@ -67,7 +67,7 @@ class ClientError(Exception):
 class Client:
     """Connections to one service, to be shared by threads and closed at the end (`with`).
 
-    A full or absent service (429, 502, 503, no or a cut connection) is asked again, up to
+    Requests to a full or absent service (429, 502, 503, no or a cut connection) are retried, up to
     `retries` times, after the time that it asks for in Retry-After or else a growing one, each
     with jitter. Repeating a prediction changes nothing. Other refusals are final, and so is a
     timeout: the service has done the work by then, and would do it again.
@@ -86,7 +86,7 @@ class Client:
         """
         Args:
             url: where the service is.
-            model: its name there; asked for when absent.
+            model: its name there; requested from the service when absent.
             key: sent as bearer token.
             timeout: seconds that an answer may take, for each attempt.
             concurrency: requests that :meth:`predict_many` keeps in flight.
@@ -139,7 +139,7 @@ class Client:
         return str(names[0])
 
     def predict(self, image: bytes | Path) -> Prediction:
-        """What one picture (JPEG, PNG or WebP) shows.
+        """Classifies one picture (JPEG, PNG or WebP).
 
         Raises:
             ClientError: there is no answer to this picture.
@@ -156,8 +156,8 @@ class Client:
             raise ClientError(f"{self.url}: not a prediction: {error}", "bad_answer") from None
 
     def predict_many(self, images: Iterable[bytes | Path]) -> Iterator[Prediction | ClientError]:
-        """An answer for every picture, in their order, as they come; an error stands for those
-        that have none.
+        """Yields a prediction for every picture, in order, as they complete; an error in place of
+        each that failed.
 
         Each picture is a request of its own, `concurrency` of them at a time: the service batches
         them as it sees fit, over all its workers, and a bad picture or a lost connection costs one
@@ -165,7 +165,7 @@ class Client:
         whole, and grow by a third in base64.
 
         Raises:
-            ClientError: the model's name is not given and cannot be had.
+            ClientError: the model's name is not given and the request for it failed.
         """
         self.model  # noqa: B018 - once, before many threads ask for it
         with ThreadPoolExecutor(self.concurrency) as threads:

@@ -1,4 +1,4 @@
-"""From MODEL_URI to an archive on this machine that is the right one.
+"""Copies the archive of MODEL_URI to this machine and verifies its digest.
 
     a path                               used where it lies
     s3://…/models/NAME/VERSION/          that version; the digest is in its version.json
@@ -34,7 +34,7 @@ def fetch(uri: str, sha256: str | None, target: Path) -> Path:
     """Copies the archive to `target`, which appears only once its digest is right.
 
     Raises:
-        ModelError: it cannot be had, or it is another one.
+        ModelError: the download failed, or the digest differs.
     """
     try:
         with replacing(target) as part:

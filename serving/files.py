@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writes, and digests of files."""
 
 import hashlib
 import os

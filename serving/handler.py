@@ -1,6 +1,6 @@
 """TorchServe's entry point: one batch of requests in, one answer for each out.
 
-Everything it needs lies beside it in the archive, this package's modules included.
+Everything it needs is beside it in the archive, this package's modules included.
 """
 
 import logging
@@ -22,7 +22,7 @@ Read = tuple[Request, list[NDArray[np.uint8]]]
 
 class Handler:
     """Decodes each request by itself and runs the pictures of all of them as one batch, so that
-    a bad picture spoils no answer but its own."""
+    a bad picture affects no answer but its own."""
 
     def initialize(self, context: Any) -> None:
         """Loads the network; `context` is TorchServe's, for this worker, of which there is one for
@@ -96,7 +96,7 @@ def _refusal(error: Exception, index: int, context: Any, meter: Meter) -> dict[s
         code = "bad_image" if isinstance(error, ImageError) else "bad_request"
         status, message = 400, str(error)
     else:
-        code, status, message = "internal", 500, "it went wrong here"
+        code, status, message = "internal", 500, "internal error"
     context.set_response_status(status, code, index)
     context.set_response_header(index, "X-Refusal", code)  # by which the gateway knows it for ours
     meter.count("refusals_total", code)

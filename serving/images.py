@@ -1,4 +1,4 @@
-"""From the bytes of a picture to its pixels; training and serving share this code."""
+"""Decodes picture files to pixels; training and serving share this code."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What clients send and what they get back, apart from HTTP and from any model.
+"""Request parsing and response formatting, independent of HTTP and of any model.
 
 A request is a raw picture, a multipart upload, or JSON: `{"b64": …}`, KServe's V1
 `{"instances": [{"b64": …}]}`, or V2 of the Open Inference Protocol with one input tensor, either

@@ -1,4 +1,4 @@
-"""What the handler counts and times; TorchServe makes Prometheus's metrics of it.
+"""Metrics of the handler, which TorchServe exports to Prometheus.
 
 `metrics.yaml`, beside this file, declares them to TorchServe. Its histograms have Prometheus's
 default buckets, 0.005 to 10, hence seconds and shares.

@@ -1,6 +1,6 @@
-"""From the bytes of a picture to the answer: an archive that is open in this process.
+"""Predictions from picture bytes, with an archive that is loaded in this process.
 
-Every engine calls this one; it knows of none. On a CPU it needs neither torch nor TorchServe.
+Every serving engine calls it; it depends on none. On a CPU it needs neither torch nor TorchServe.
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ class Predictor:
             callers: threads that will call it at the same time; each has a share of those.
 
         Raises:
-            ModelError: it is no archive of ours, or has no such form.
+            ModelError: it is not an archive of this project, or has no such form.
         """
         path = Path(path)
         if not path.is_dir():
@@ -64,8 +64,8 @@ class Predictor:
         return cls(description, network)
 
     def __call__(self, picture: bytes | str | Path, top: int = TOP) -> dict[str, Any]:
-        """What a JPEG, PNG or WebP shows, as the service says it: `label`, `probability`, `top`
-        classes, `model`.
+        """The prediction for a JPEG, PNG or WebP, in the service's form: `label`, `probability`,
+        `top` classes, `model`.
 
         Args:
             picture: the file's bytes, or its path.

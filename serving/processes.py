@@ -1,4 +1,4 @@
-"""The processes that the supervisor starts, and what this machine has for them."""
+"""Child processes of the supervisor, and the resources of this machine."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: bars on a terminal, plain lines in a log (stderr)."""
+"""Progress output on stderr: bars on a terminal, plain lines in a log."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ def log(message: str) -> None:
 
 
 def note(message: Callable[[], str]) -> None:
-    """Prints a line if there was none for some seconds; made only then."""
+    """Prints a line if there was none for some seconds; `message` is called only then."""
     if time.perf_counter() >= _last_line[0] + SECONDS_BETWEEN_LINES:
         log(message())
 
 
 @contextmanager
 def task(label: str, total: float, unit: str = "images") -> Iterator[Callable[[float], None]]:
-    """Shows `total` images going by; the block calls what it is given with each batch's size."""
+    """Shows the progress towards `total`; the block calls the yielded function with increments."""
     if console.is_terminal:
         with _bar(label, total, unit) as advance:
             yield advance

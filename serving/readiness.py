@@ -1,9 +1,9 @@
-"""Whether the service can be sent requests: a golden picture, asked for as a client would.
+"""Readiness: golden pictures are sent through the whole service, as a client would.
 
-They are asked for in turn, so that one and the same answer for everything is soon found out. Not
-every failure to answer is one of the service. Where the queue is full, or long, the picture waits
-or is refused like anybody's; taking such a service out would bury the others. So what tells a busy
-engine from a frozen one are the answers that it gives to others.
+They are sent in rotation, so that a constant answer is detected quickly. A missing answer does not
+always mean a broken service: if the queue is full or long, the picture waits or is refused like any
+other request, and taking such a service out of rotation would overload the rest. A busy engine is
+therefore distinguished from a frozen one by the answers that it gives to other clients.
 """
 
 import http.client
@@ -20,15 +20,15 @@ from serving.archive import TOLERANCES, Golden, Model
 INTERVAL_SECONDS = 3.0  # between looks at a service that is ready
 LOOK_SECONDS = 2.5  # for an answer of one that is ready
 START_SECONDS = 10.0  # … and of one that is not: the first picture may take its time
-BUSY_SECONDS = 15.0  # an engine that gave anybody an answer so recently is at work
+BUSY_SECONDS = 15.0  # an engine that answered any request so recently works
 ANSWERED = "Requests2XX"
 NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 ROUNDING = 2.0
-"""One picture may be further off than 99 of 100 are; a wrong network is off by far more."""
+"""A single picture may exceed the 99th percentile; a wrong network deviates far more."""
 
 
 class Readiness:
-    """Looks at one service, again and again."""
+    """Probes one service repeatedly."""
 
     def __init__(self, model: Model, url: str, metrics: str, key: str | None = None) -> None:
         """
@@ -53,7 +53,7 @@ class Readiness:
         """
         try:
             return self._problem(ready)
-        except Exception as error:  # whatever it is, a look must not end what it looks at
+        except Exception as error:  # whatever it is, a probe must not end what it probes
             return f"the look at the golden picture failed: {error!r}"
 
     def _problem(self, ready: bool) -> str | None:
@@ -94,7 +94,7 @@ class Readiness:
         return f"the golden picture is {said or 'nothing'}"
 
     def _answers_others(self, *, speaks: bool) -> bool:
-        """Whether TorchServe has answered anybody lately.
+        """Whether TorchServe has answered any request lately.
 
         Args:
             speaks: whether it has just said that it is busy. Its metrics may then be late, too;
@@ -117,5 +117,5 @@ class Readiness:
 
 
 def _is_late(error: Exception) -> bool:
-    """Whether there was no answer in time, rather than nobody to give one."""
+    """Whether the answer timed out, rather than the connection failed."""
     return isinstance(getattr(error, "reason", error), TimeoutError)

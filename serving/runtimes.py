@@ -1,4 +1,4 @@
-"""The network behind one small interface: OpenVINO on a CPU, torch on a GPU."""
+"""One interface to the network's runtimes: OpenVINO on a CPU, torch on a GPU."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""From pictures uint8 [N, 3, H, W], N any number, to logits float32 [N, C]."""
+"""From images uint8 [N, 3, H, W], N any number, to logits float32 [N, C]."""
 
 CHUNK = 32  # pictures that the network takes at once
 
@@ -70,7 +70,7 @@ def load_program(path: Path) -> Predict:
 def load_compiled(path: Path, device: str, size: tuple[int, int], chunk: int = CHUNK) -> Predict:
     """The exported program in bf16 and channels-last, compiled and warmed for batches to `chunk`.
 
-    One graph serves all sizes; only a single picture would want its own, so it gets company.
+    One graph serves all sizes; only a batch of one would need its own, so it is doubled.
     """
     import torch
 

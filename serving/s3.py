@@ -1,7 +1,7 @@
-"""How this project reaches S3: one way to make a client, one to say what went wrong.
+"""S3 access: one function creates the client, one explains its errors.
 
 Credentials come from boto3's default chain, and so do endpoint and region that are not given.
-boto3 is imported by whoever calls, as it takes half a second.
+boto3 is imported on first use, as that takes half a second.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Many pictures at once, without a service: their answers go to Parquet files.
 
 A folder of answers has `part-00000.parquet` and so on, each written whole or not at all, and
-`_scoring.json`, which says what model they are of. A picture that a part has is not looked at again,
-so the same command goes on after a kill, and scores only what has been added since.
+`_scoring.json`, which says what model they are of. A picture that has a row is not scored again, so
+the same command resumes after a kill, and scores only what has been added since.
 
 What is in memory is bounded whatever the number of pictures: some batches of them, the rows of one
 part, and 8 bytes for each picture that is done.

@@ -1,6 +1,6 @@
-"""What the service can be told: by environment variables, and by a YAML file underneath them.
+"""Settings of the service: environment variables, which override a YAML file.
 
-Unknown names are refused, in both. `SERVING_CONFIG` names the file; its keys are the fields below.
+Unknown names are refused in both. `SERVING_CONFIG` names the file; its keys are the fields below.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class SettingsError(ValueError):
-    """The settings do not make a service; the message says what to change."""
+    """The settings are invalid; the message says what to change."""
 
 
 class Settings(BaseModel):
@@ -31,9 +31,9 @@ class Settings(BaseModel):
     model_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Its digest; another archive is then refused. Needed for http(s)://… and s3://….mar."""
     port: Port = 8080
-    """Where predictions are asked for."""
+    """Port for predictions."""
     metrics_port: Port = 8082
-    """Where Prometheus asks; not for the outside."""
+    """Port for Prometheus; not to be exposed."""
     workers: Positive = Field(default_factory=lambda: processes.gpus() or processes.cores())
     """Processes that run the network: one for each GPU, or one of a single thread for each core."""
     batch_size: Positive = Field(default_factory=lambda: 32 if processes.gpus() else 2)
@@ -48,11 +48,11 @@ class Settings(BaseModel):
     max_body_bytes: Positive = 10_000_000
     """Larger requests are answered 413."""
     api_keys: str = ""
-    """Bearer keys, separated by commas, one of which every prediction must then bring."""
+    """Bearer keys, separated by commas, one of which is then required for every prediction."""
     api_keys_file: Path | None = None
     """… or a file of them, one a line, which is read again when it changes."""
     endpoint_seconds: Annotated[float, Field(ge=0)] = 5
-    """After SIGTERM, how long requests are still taken while load balancers learn of it."""
+    """After SIGTERM, how long requests are still accepted while load balancers notice."""
     drain_seconds: Positive = 30
     """… and then how long those in flight may take."""
     state_dir: Path | None = None

@@ -1,8 +1,8 @@
-"""Process 1 of the service: starts TorchServe and the gateway, knows when they are ready, drains.
+"""Process 1 of the service: starts TorchServe and the gateway, checks readiness, drains.
 
 Ready means that the archive's golden picture, sent through the gateway, got its expected answer.
-On SIGTERM the service first says that it is not ready, goes on answering while load balancers
-learn of it, lets the gateway finish what is in flight, and only then ends TorchServe. A child that
+On SIGTERM the service first reports that it is not ready, continues to answer while load balancers
+notice, lets the gateway finish what is in flight, and only then ends TorchServe. A child that
 dies ends the service with exit code 1.
 """
 
@@ -101,7 +101,7 @@ class Supervisor:
         return processes.spawn(command, state, {k: str(v) for k, v in environment.items()})
 
     def _watch(self) -> int:
-        """Looks after the children until one dies or the service is to stop."""
+        """Monitors the children until one dies or the service is told to stop."""
         next_probe = 0.0
         while not self.stopping.wait(WATCH_SECONDS):
             if (dead := self._dead()) is not None:

@@ -1,4 +1,4 @@
-"""How TorchServe is started: on loopback, without its files, its doors and its tokens."""
+"""Starts TorchServe on loopback: no snapshots, no token authorisation, no system metrics."""
 
 import json
 import os

@@ -1,1 +1,1 @@
-"""Where pictures come from, and batches of them on the device."""
+"""Data sources, and batches of images on the device."""

@@ -19,7 +19,7 @@ from serving.archive import Counts
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits that share no picture, and what to tell about them."""
+    """Three disjoint splits, and their description."""
 
     train: Images
     validation: Images
@@ -40,7 +40,7 @@ def load(settings: config.Data) -> Dataset:
 
     Raises:
         UnavailableError: the data cannot be reached or read.
-        ConfigurationError: it does not have as many images as were asked for.
+        ConfigurationError: it has fewer images than requested.
     """
     source = sources.find(settings.source).load(settings)
     train = _subset(source.train, settings.train_images, "train_images")
@@ -61,7 +61,7 @@ def load(settings: config.Data) -> Dataset:
 
 
 def draw_source_task(stand_in: config.StandIn, settings: config.Data) -> Images:
-    """The pictures that stand-in weights are trained on."""
+    """The images that stand-in weights are trained on."""
     from jobs.data.sources import digits, generated
 
     if stand_in.task == "characters":

@@ -1,6 +1,6 @@
 """Images of a split, and batches of them made on the device.
 
-Pictures stay as small as they came until a batch of them is on the device; there it is shifted,
+Images keep their stored size until a batch of them is on the device; there it is shifted,
 mirrored, scaled and normalised.
 """
 
@@ -65,7 +65,7 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures of one split: rows of an array that splits share and nothing copies."""
+    """Images of one split: rows of an array that splits share without copies."""
 
     pixels: Tensor  # uint8 [M, 3, H, W], possibly a memory map
     rows: Tensor  # int64 [N], into pixels
@@ -102,7 +102,7 @@ class Images:
         return self.pixels.device == self.labels.device
 
     def raw(self, batch: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W], as they came, on the device of the labels."""
+        """uint8 [B, 3, H, W], as stored, on the device of the labels."""
         rows = self.rows[batch.to(self.rows.device)]
         return self.pixels[rows].to(self.labels.device)
 
@@ -119,7 +119,7 @@ class Images:
             yield self.prepare(x_NCHW, part, draws), self.labels[part]
 
     def prepare(self, x_NCHW: Tensor, batch: Tensor, draws: Draws | None = None) -> Tensor:
-        """Network inputs of the pictures of `batch`: float32 [B, 3, S, S], channels last."""
+        """Network inputs of the images of `batch`: float32 [B, 3, S, S], channels last."""
         if draws is not None:
             x_NCHW = augment(x_NCHW, draws.flip[batch], draws.shift[batch])
         x_NCHW = to_input(x_NCHW, self.settings.input_size, self.settings.normalization)
@@ -141,7 +141,7 @@ class Images:
 
 
 def prefetched(pixels: Tensor, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Rows of `pixels` on the device, a batch at a time, the next ones on their way meanwhile.
+    """Rows of `pixels` on the device, a batch at a time, with prefetching of the next ones.
 
     A thread gathers them into pinned memory and copies on a stream of its own, so that neither the
     host nor the computing stream waits.
@@ -174,7 +174,7 @@ def prefetched(pixels: Tensor, batches: Sequence[Tensor], device: torch.device) 
 
 
 def augment(x_NCHW: Tensor, flip: Tensor, shift: Tensor) -> Tensor:
-    """Mirrors and translates each picture in one gather; what a shift uncovers repeats the edge.
+    """Mirrors and translates each image in one gather; what a shift uncovers repeats the edge.
 
     Args:
         x_NCHW: [B, 3, H, W], any dtype.
@@ -192,7 +192,7 @@ def augment(x_NCHW: Tensor, flip: Tensor, shift: Tensor) -> Tensor:
 
 
 def to_input(images: Tensor, size: int, normalization: str = "inception") -> Tensor:
-    """Scales pictures to the network's input.
+    """Scales images to the network's input.
 
     Args:
         images: uint8 or float [N, 3, H, W] with values 0 to 255.

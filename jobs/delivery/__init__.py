@@ -1,1 +1,1 @@
-"""From a run folder to what serves: archive, storage, versions, channels."""
+"""Delivery of a run: export, storage, model registry (versions and channels), deployment."""

@@ -1,7 +1,8 @@
-"""In a cluster: a Deployment is made to serve one exact version.
+"""Kubernetes: sets the exact version that a Deployment serves.
 
-The version stands in the pod template, so `kubectl rollout undo` really goes back; a restart on a
-channel that has moved on would not. The identity needs `patch` on that one Deployment.
+The version stands in the pod template, so `kubectl rollout undo` restores the previous one; a
+restart on a channel that was moved meanwhile would not. The identity needs `patch` on that one
+Deployment.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""The winner as a TorchServe archive, of which every part has been asked before it leaves.
+"""Exports the winner as a TorchServe archive; every part is verified before it is written.
 
 serving/archive.py says what is in it. Nothing in it is a pickle.
 """
@@ -44,8 +44,8 @@ MODULES = (
 def export(folder: RunFolder, settings: Export) -> Path:
     """Writes model/<name>.{mar,npz,json} and MODEL_CARD.md of a finished run's winner.
 
-    The archive is packed, unpacked and asked; what is written is what has answered. `.npz` has its
-    logits for the test set, `.json` is what the registry's version.json will be.
+    The archive is packed, unpacked and queried, and written only if it passes. `.npz` has its
+    logits for the test set, `.json` is the registry's future version.json.
 
     Raises:
         UnavailableError: the run is unfinished or has no winner.
@@ -58,7 +58,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
     folder.manifest()
     config, result = folder.config(), folder.comparison()
     if result.winner is None or result.winner_seed is None:
-        raise UnavailableError(f"{folder.path}: no variant came to a result, nothing to export")
+        raise UnavailableError(f"{folder.path}: no variant has a result, nothing to export")
     log(f"export: {result.winner} of {folder.run_id} as {settings.name}")
     dataset = load(config.data)
     variant = folder.variant(result.winner, result.winner_seed)
@@ -118,7 +118,7 @@ def missing_packages() -> list[str]:
 
 
 def _write_golden(judged: Images, reference: Logits, stage: Path) -> None:
-    """Stores the images that the network is surest of, each class in turn, and its answers."""
+    """Stores the most confident images, by class in rotation, and their predictions."""
     probabilities = softmax(reference)
     chosen = surest(probabilities)[:GOLDEN_IMAGES]
     (stage / archive.GOLDEN).mkdir()
@@ -129,10 +129,13 @@ def _write_golden(judged: Images, reference: Logits, stage: Path) -> None:
 
 
 def surest(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Indices of all rows: the surest of every predicted class, then the second ones, and so on.
+    """Ranks all rows: the most confident of every predicted class, then the second ones, and so on.
 
     Args:
-        probabilities: [N, C].
+        probabilities: float32 [N, C].
+
+    Returns:
+        Row indices, int64 [N].
     """
     confidence, predicted = probabilities.max(1), probabilities.argmax(1)
     by_confidence = np.argsort(-confidence, kind="stable")
@@ -163,11 +166,11 @@ def _pack(stage: Path, work: Path, description: Description) -> Path:
 def _check(
     description: Description, unpacked: Path, judged: Images, reference: Logits, settings: Export
 ) -> Description:
-    """Asks every form for held-out images; int8 stays if it is accurate enough, the others have to
-    be. The handler has to say what the form says that it runs.
+    """Runs every form on held-out images; int8 is kept if it is accurate enough, the others have to
+    be. The handler has to agree with the form that it runs.
 
     Raises:
-        ExportError: one of them is further off than rounding explains.
+        ExportError: one of them deviates by more than rounding explains.
     """
     labels = judged.labels.cpu().numpy()
     answers, checks = {}, {"reference": compare(reference, reference, labels)}
@@ -195,8 +198,8 @@ def _check(
 def _test(
     description: Description, unpacked: Path, dataset: Dataset, trained: Logits
 ) -> tuple[Description, Logits]:
-    """Has the form that a CPU runs answer the test set: these answers are what ships, so they, and
-    not the job's, are what a gate has to look at.
+    """Runs the form that a CPU uses on the test set: these predictions are what is served, so the
+    promotion gate uses them, and not the job's.
 
     Returns:
         The description with scores, and logits float32 [N, C] of the test images.
@@ -217,13 +220,13 @@ def _require(check: Check, form: Form, what: str) -> None:
 
 
 def int8_serves(checks: Mapping[str, Check], allowed_drop: float) -> bool:
-    """Whether int8 loses at most so many points of accuracy, and answers as the network does."""
+    """Whether int8 loses at most `allowed_drop` points of accuracy and is within its tolerance."""
     drop = (checks["reference"].accuracy - checks["int8"].accuracy) * 100
     return drop <= allowed_drop and checks["int8"].within(TOLERANCES["int8"])
 
 
 def verdict(checks: Mapping[str, Check], allowed_drop: float) -> str:
-    """Which numbers a CPU computes with, and why, for somebody who has never heard of int8."""
+    """Whether a CPU computes in int8 or floats, and why, in one sentence for the log."""
     reference, rounded = checks["reference"], checks["int8"]
     got = (
         f"{rounded.accuracy:.1%} of {rounded.images} held-out pictures right, "

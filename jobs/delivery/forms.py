@@ -1,7 +1,7 @@
-"""The forms of a trained network that an archive holds: a program, and OpenVINO's float and int8.
+"""The forms of a trained network in an archive: `torch.export`, OpenVINO float and int8.
 
 Images enter as uint8 in the size of the training images; scaling to the network's input and
-normalisation are part of every form, so serving cannot differ from training there.
+normalisation are part of every form, so serving cannot deviate from training there.
 """
 
 import io
@@ -30,7 +30,7 @@ MAX_BATCH = 1024
 
 
 class Served(nn.Module):
-    """From images as they come, uint8 [N, 3, H, W], to logits float32 [N, C]."""
+    """From images as stored, uint8 [N, 3, H, W], to logits float32 [N, C]."""
 
     def __init__(self, network: Inception3, input_size: int, normalization: str) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def served(best: Path, classes: int, input_size: int, normalization: str) -> Ser
 
 
 def eager(network: Served) -> runtimes.Predict:
-    """The trained network as it is, in float32: what every form has to answer."""
+    """The trained network as it is, in float32: the reference for every form."""
 
     @torch.inference_mode()
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:

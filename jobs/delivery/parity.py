@@ -1,7 +1,7 @@
-"""What an archive answers, against what the job's own network did.
+"""Parity check: an archive's predictions against those of the job's own network.
 
-The archive is asked in processes of its own that find nothing but its unpacked files: whatever is
-missing there is missing in the service too.
+The archive runs in separate processes that see only its unpacked files: whatever is missing there
+would be missing in the service too.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ Logits = NDArray[np.float32]
 
 
 class ExportError(JobError):
-    """The archive does not give what the job got."""
+    """The archive does not reproduce the job's predictions."""
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def asked(folder: Path, form: str) -> Iterator[Predict]:
     """One form of an unpacked archive, or its `handler`, in a process of its own.
 
     Raises:
-        ExportError: when asked, if it does not run; the last line that it has written says why.
+        ExportError: on a call, if it does not run; the message has its last line of output.
     """
     ours, theirs = multiprocessing.Pipe()
     with ours, tempfile.TemporaryFile() as said:

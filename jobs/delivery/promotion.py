@@ -1,4 +1,4 @@
-"""What production serves changes here and nowhere else: through a gate, and back by one command."""
+"""Promotion through a quality gate, and rollback: all that changes what production serves."""
 
 import statistics
 import tempfile
@@ -77,7 +77,7 @@ def candidate(folder: RunFolder, name: str) -> Candidate:
         return Candidate(files, Version.model_validate_json(beside.read_bytes()))
     except ValidationError as error:
         raise UnavailableError(
-            f"{beside}: {in_one_line(error)}; `export {folder.path}` writes it anew"
+            f"{beside}: {in_one_line(error)}; `export {folder.path}` rewrites it"
         ) from None
 
 
@@ -88,8 +88,8 @@ def promote(folder: RunFolder, settings: Config) -> str:
         The version's address.
 
     Raises:
-        NotPromoted: the gate is closed, or somebody else promoted meanwhile.
-        UnavailableError: there is no archive, or storage failed; call again to go on.
+        NotPromoted: the gate is closed, or another promotion came first.
+        UnavailableError: there is no archive, or storage failed; call again to resume.
         ConfigurationError: another model has this version's name.
     """
     gate = settings.promotion
@@ -120,7 +120,7 @@ def rollback(settings: Config, version: str | None = None) -> str:
 
     Raises:
         UnavailableError: there is no such version, or nothing to go back to.
-        NotPromoted: somebody else changed the channel meanwhile.
+        NotPromoted: the channel was changed concurrently.
     """
     channel = settings.promotion.channel
     registry = Registry(Storage(settings.storage), settings.export.name)
@@ -244,6 +244,6 @@ def _swap(
         if winner is None or winner.version != version:
             name = winner.version if winner else "nothing"
             raise NotPromoted(
-                f"{version} is not promoted: somebody else made {channel} point to {name} "
+                f"{version} is not promoted: another promotion made {channel} point to {name} "
                 "meanwhile; run it again to be compared with that"
             ) from None

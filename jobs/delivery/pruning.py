@@ -1,4 +1,4 @@
-"""Old runs and versions go by a rule; what a channel points to, or remembers, never does."""
+"""Deletes old runs and versions by a retention rule, but none that a channel refers to."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def prune(
         newest = sorted(items, key=lambda item: item.modified, reverse=True)
         for item in newest[keep:]:
             interruption.check()
-            # Asked for each anew: a channel may be moved while others are deleted.
+            # Checked again for each: a channel may be moved while others are deleted.
             if now() - item.modified < age or item.name in protected(storage):
                 continue
             gone.append(item)
@@ -93,7 +93,7 @@ def _items(entries: list[Entry]) -> list[Item]:
 
 
 def _delete(storage: Storage, item: Item) -> None:
-    """First what makes it whole: from then on nobody takes the rest for that."""
+    """Deletes the manifest first, so that no reader takes the rest for complete."""
     last = {f"{item.prefix}{name}" for name in (MANIFEST, VERSION)}
     keys = [entry.key for entry in item.entries]
     storage.delete([key for key in keys if key in last])

@@ -1,4 +1,4 @@
-"""A run on its way to S3: its metrics while it trains, all of it at the end, the manifest last.
+"""Publishes a run to S3: metrics during training, all files at the end, the manifest last.
 
 runs/dt=YYYY-MM-DD/run_id=…/…    a run without a manifest is not there yet
 """
@@ -35,7 +35,7 @@ def publish(storage: Storage, folder: RunFolder) -> int:
 
     Raises:
         UnavailableError: the run is unfinished, a file is not what the manifest says, or storage
-            failed; call again to go on.
+            failed; call again to resume.
         ConfigurationError: another run has this id there.
     """
     manifest = folder.manifest()
@@ -49,7 +49,7 @@ def publish(storage: Storage, folder: RunFolder) -> int:
         _refuse_another_run(before, manifest, storage)
         etag = published.etag if published else None
         if before and _contradicts(manifest, before):
-            storage.delete([f"{root}/{MANIFEST}"])  # what it says is about to be wrong
+            storage.delete([f"{root}/{MANIFEST}"])  # it is about to be outdated
             etag = None
         storage.abort_uploads(f"{root}/")
         sent = _send_files(storage, folder, manifest)
@@ -89,7 +89,7 @@ def _send_files(storage: Storage, folder: RunFolder, manifest: dict[str, Any]) -
             if digest_of(folder.path / name) != entry["sha256"]:
                 raise UnavailableError(
                     f"{folder.path / name}: changed since the manifest was written; "
-                    f"`report {folder.path}` writes it anew"
+                    f"`report {folder.path}` rewrites it"
                 )
             storage.send(folder.path / name, f"{root}/{name}", entry["sha256"], advance)
     return len(missing)
@@ -116,7 +116,7 @@ def following(folder: RunFolder, settings: config.Storage) -> Iterator[None]:
 
 class _Follower(threading.Thread):
     """Looks for new metrics and sends them, each object only in place of the one it knows: a
-    request that was held up somewhere can so never undo what `publish` sends later."""
+    delayed request can therefore never overwrite what `publish` sends later."""
 
     def __init__(self, folder: RunFolder, settings: config.Storage) -> None:
         super().__init__(name="metrics to S3", daemon=True)
@@ -130,10 +130,10 @@ class _Follower(threading.Thread):
             last = self.stopped.wait(SECONDS_BETWEEN_LOOKS)
             try:
                 self._look()
-            except Exception as error:  # whatever it is, the training goes on
+            except Exception as error:  # whatever it is, training continues
                 if last:
                     return
-                log(f"warning: metrics are not in S3 yet, training goes on: {error}")
+                log(f"warning: metrics are not in S3 yet, training continues: {error}")
                 if self.stopped.wait(SECONDS_AFTER_FAILURE):
                     return
             if last:

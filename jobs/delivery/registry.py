@@ -1,4 +1,4 @@
-"""Models in S3: versions that are written once, and channels that say which one serves.
+"""Model registry in S3: immutable versions, and channels that point to the serving one.
 
 serving/archive.py has the layout. A version's description goes last; a channel's pointer is swapped
 as a whole, in place of the one that was read.
@@ -49,7 +49,7 @@ class Channel:
         return {self.version, *(earlier.version for earlier in self.pointer.history)}
 
     def previous(self) -> str | None:
-        """The version to go back to: the latest earlier one that nobody went back from."""
+        """The version to go back to: the latest earlier one that was not rolled back."""
         left = {self.version}
         for earlier in self.pointer.history:
             if earlier.rolled_back:
@@ -69,6 +69,11 @@ class Registry:
         return f"{self.storage.uri}/{self.root}/{version}/"
 
     def channel(self, channel: str) -> Channel | None:
+        """The channel's current pointer; None if it was never set.
+
+        Raises:
+            UnavailableError: storage cannot be reached, or the pointer is invalid.
+        """
         key = channel_key(self.name, channel)
         found = self.storage.get(key)
         if found is None:
@@ -90,7 +95,7 @@ class Registry:
         """Makes a channel point to a version, provided that it still is what was read.
 
         Args:
-            rolled_back: notes that the version so far was not good.
+            rolled_back: marks the current version as rolled back.
 
         Raises:
             Conflict: it is not.

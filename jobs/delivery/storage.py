@@ -1,4 +1,4 @@
-"""S3, any of them: a bucket and a prefix, with what this project asks of it in one place.
+"""Any S3-compatible storage: a bucket and a prefix, and every operation that is used on it.
 
 Every object carries its SHA-256 as metadata, and the server checks what arrives against a digest.
 Credentials come from boto3's default chain and never from a configuration file.
@@ -28,7 +28,7 @@ THREADS = 4  # of one client, each with a part or an object
 CONFLICT_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds; 409 means that two wrote at the same moment
 
 Advance = Callable[[float], None]
-"""Told how many MiB more have gone over the network."""
+"""Called with the number of MiB transferred since the last call."""
 
 
 class Conflict(Exception):  # noqa: N818 - an outcome that every caller has an answer to
@@ -75,7 +75,7 @@ class Storage:
         """Asks whether this prefix may be listed and written to, and leaves nothing there."""
         with self._explained():
             self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(""), MaxKeys=1)
-            where = self._where("doctor")  # an upload that is begun and given up is no object
+            where = self._where("doctor")  # an upload that is started and aborted leaves no object
             begun = self.client.create_multipart_upload(**where, **self._encryption())
             self.client.abort_multipart_upload(**where, UploadId=begun["UploadId"])
 
@@ -151,7 +151,7 @@ class Storage:
             self.client.download_file(self.bucket, self._key(key), str(path), Callback=count)
 
     def entries(self, prefix: str) -> list[Entry]:
-        """All objects whose key begins so, in order."""
+        """All objects whose key starts with `prefix`, sorted by key."""
         with self._explained():
             return [
                 Entry(self._relative(found["Key"]), found["Size"], found["LastModified"])
@@ -160,7 +160,7 @@ class Storage:
             ]
 
     def folders(self, prefix: str) -> list[str]:
-        """What stands between a prefix that ends in a slash and the next slash."""
+        """Names of the folders directly below a prefix that ends in a slash."""
         with self._explained():
             return [
                 self._relative(found["Prefix"]).removeprefix(prefix).rstrip("/")
@@ -179,7 +179,7 @@ class Storage:
         """Removes the parts that a killed publisher left behind, or only those begun before.
 
         Returns:
-            How many uploads were given up.
+            How many uploads were aborted.
         """
         with self._explained():
             left = [
@@ -294,7 +294,7 @@ def _client(settings: config.Storage) -> Any:
 
 
 def _settled(write: Callable[[], Any]) -> Any:
-    """Carries a conditional write to its outcome: a 409 is no answer, a 412 is one."""
+    """Retries a conditional write on 409 (concurrent write); 412 (condition failed) is final."""
     for pause in (*CONFLICT_PAUSES, None):
         try:
             return write()

@@ -1,1 +1,1 @@
-"""Which variant wins, how surely, and the page that shows it."""
+"""Statistical comparison of the variants, and the report page."""

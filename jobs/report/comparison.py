@@ -1,4 +1,4 @@
-"""Which variant wins, by how much, and how sure that is."""
+"""Which variant wins, by how much, and whether that is statistically significant."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -64,9 +64,7 @@ def _summary(folder: RunFolder, config: Config, variant: Variant) -> Summary | D
     results = [folder.variant(variant.name, seed).result() for seed in config.runtime.seeds]
     finished = [r for r in results if r is not None]
     if len(finished) < len(results):
-        raise UnavailableError(
-            f"{folder.path}: {variant.name} is unfinished; `run` goes on with it"
-        )
+        raise UnavailableError(f"{folder.path}: {variant.name} is unfinished; `run` resumes it")
     if diverged := [r for r in finished if isinstance(r, Diverged)]:
         return diverged[0]
     done = [r for r in finished if isinstance(r, Done)]
@@ -162,7 +160,7 @@ def _signed(share: float) -> str:
 
 def _winner_sentence(config: Config, best: Summary | None) -> str:
     if best is None:
-        return "No variant came to a result."
+        return "No variant has a result."
     split, seeds = config.evaluation.select_on, len(config.runtime.seeds)
     mean = f", the mean of {seeds} seeds" if seeds > 1 else ""
     sentence = (

@@ -1,4 +1,4 @@
-"""PNG plots and one self-contained HTML page, from what a run left in its folder."""
+"""PNG plots and one self-contained HTML page, made from the files of a run folder."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The report's figures, each a function from what a run left behind to one matplotlib figure."""
+"""The report's figures; each function makes one matplotlib figure from a run's results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,7 +54,7 @@ def _points(rows: Sequence[Row], name: str, split: str, key: str) -> list[tuple[
 
 
 def accuracy_by_time(rows: Sequence[Row], split: str, palette: Mapping[str, str]) -> Figure:
-    """What a second of training bought: accuracy on the selecting split against device-seconds."""
+    """Accuracy on the selecting split against device-seconds of training."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     panel = figure.subplots()
     for name, colour in palette.items():

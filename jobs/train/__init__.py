@@ -1,1 +1,1 @@
-"""The network, how it is trained, and how good it is."""
+"""The network, its training and its evaluation."""

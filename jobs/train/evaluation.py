@@ -1,4 +1,4 @@
-"""How good predictions are, and how sure that is."""
+"""Metrics of predictions, with confidence intervals."""
 
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +50,7 @@ def quick_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def scores(logits: Tensor, labels: Tensor) -> Scores:
-    """Everything about one set of predictions.
+    """All metrics of one set of predictions.
 
     Args:
         logits: float32 [N, C] on the CPU.

@@ -1,9 +1,9 @@
-"""The frozen variant without its waste: the head learns from stored outputs of the trunk.
+"""Feature caching for the frozen variant: the head is trained on stored outputs of the trunk.
 
 A trunk whose weights and batch-norm statistics do not change is a fixed function, so training
-`fc` on its outputs for the very pictures that an epoch draws gives what training it through the
+`fc` on its outputs for exactly the images that an epoch draws gives what training it through the
 trunk would give (a test proves it). Outputs are stored for the draws of the first epochs, and
-later epochs take these versions of the pictures in turn. Without shifts that changes nothing:
+later epochs use these versions of the images in rotation. Without shifts that changes nothing:
 mirrors alternate, so every second epoch draws the same. With shifts, which are new in every epoch,
 four epochs' draws are stored (`config.STORED_EPOCHS`): up to there it is training through the
 trunk, and from there on the head sees fewer different shifts than a trained trunk does.
@@ -34,6 +34,7 @@ class Features:
 
     @property
     def labels(self) -> Tensor:
+        """int64 [N], on the device."""
         return self.images.labels
 
     def __len__(self) -> int:
@@ -48,7 +49,7 @@ class Features:
             yield version[part], self.labels[part]
 
     def draws(self, seed: int, epoch: int) -> Draws:
-        """Those of the epoch whose version is in turn; `seed` is that of the stored ones."""
+        """Those of the epoch whose version is due; `seed` is that of the stored ones."""
         return self.images.draws(seed, epoch % len(self.values))
 
 

@@ -1,4 +1,4 @@
-"""Inception-v3, where its weights come from, and what each variant trains of it."""
+"""Inception-v3, the source of its weights, and the parameters that each variant trains."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ PUBLISHED_PARAMETERS = 27_161_264  # of torchvision's network, both heads for 1,
 
 
 class Head(nn.Module):
-    """What remains to train of a frozen network: dropout and `fc`, under their own names."""
+    """The trained part of a frozen network: dropout and `fc`, under their own names."""
 
     def __init__(self, network: Inception3) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def build(num_classes: int, *, aux: bool) -> Inception3:
 
 
 def initialise(network: nn.Module, seed: int) -> None:
-    """Draws all weights anew: He et al. (2015) for convolutions, N(0, 0.01) for linear layers.
+    """Re-initialises all weights: He et al. (2015) for convolutions, N(0, 0.01) for linear layers.
 
     Every layer draws from a generator named after it, so a layer starts the same whatever else
     the network has: two variants of one seed share their heads.

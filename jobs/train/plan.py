@@ -1,4 +1,4 @@
-"""What a run is about to do and about how long that takes here, to be said before it begins."""
+"""The plan of a run and its estimated duration on this machine, logged before it begins."""
 
 import time
 
@@ -58,7 +58,7 @@ def _pictures(config: Config, dataset: Dataset, variant: Variant) -> float:
 
 
 def _seconds_a_picture(config: Config, classes: int, device: Device) -> float:
-    """The time of a training step over its pictures, measured on one that comes to nothing."""
+    """The time of a training step over its pictures, measured on one whose result is discarded."""
     optim = config.optim
     network = models.build(classes, aux=optim.aux_weight > 0).to(device.device).train()
     optimizer = make_optimizer(network, optim)

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 SECONDS_BETWEEN_CHECKPOINTS = 20  # at the ends of short epochs; writing one takes up to a second
 # Images, at most, of which batch-norm statistics are re-estimated together. More than in a small
 # training batch, because a variance within few images misses what they differ by among batches;
-# no more than a CPU's memory bears. A constant, because it decides weights.
+# no more than fits into a CPU's memory. A constant, because it affects the weights.
 NORMALISED_TOGETHER = 50
 
 
@@ -43,7 +43,7 @@ class Store(Protocol):
 
 
 class Trainer:
-    """A variant in training: its network, what changes it, and how far it has come."""
+    """A variant in training: its network, optimizer, schedule and progress."""
 
     def __init__(
         self, network: nn.Module, variant: config.Variant, images: int, device: Device, seed: int
@@ -92,7 +92,7 @@ class Trainer:
         return order[self.step :, distributed.share(size)]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on, as tensors and plain values; the same in any process."""
+        """All that is needed to resume, as tensors and plain values; the same in any process."""
         self.share_statistics()
         cuda = self.device.device.type == "cuda"
         return {
@@ -155,8 +155,8 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after step 0, 1, …; early ones count less, so that the start does
-        not linger (the warm-up of TensorFlow's ExponentialMovingAverage)."""
+        """Takes in the weights after step 0, 1, …; early ones count less, to forget the
+        initial weights (the warm-up of TensorFlow's ExponentialMovingAverage)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._means, self._values, 1 - decay)
 
@@ -185,7 +185,7 @@ def train_epoch(
     checkpoint: Callable[[], None],
     advance: Callable[[int], None],
 ) -> None:
-    """Trains from where the trainer stands to the end of its epoch.
+    """Trains from the trainer's current step to the end of its epoch.
 
     Nothing in the loop waits for the device: losses add up there and are read by the caller.
     """
@@ -361,7 +361,7 @@ def _row(trainer: Trainer, split: str, **values: float | None) -> Row:
 
 @torch.no_grad()
 def recalibrate(trainer: Trainer, train: Examples, images: int) -> None:
-    """Takes batch-norm statistics anew from so many training images, where the variant moves them.
+    """Re-estimates the variant's moving batch-norm statistics on so many training images.
 
     After few steps the running averages still remember their start; a plain mean over some
     hundred images is what they would converge to.
@@ -391,7 +391,7 @@ def recalibrate(trainer: Trainer, train: Examples, images: int) -> None:
 def make_optimizer(network: nn.Module, optim: config.Optim) -> Optimizer:
     """Fused, over what requires a gradient; weight decay on weights of two dimensions and more.
 
-    The heads, which always start anew, take `head_factor` times the learning rate.
+    The heads, which are always newly initialised, take `head_factor` times the learning rate.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():
@@ -411,7 +411,7 @@ def make_optimizer(network: nn.Module, optim: config.Optim) -> Optimizer:
 
 
 def make_schedule(optimizer: Optimizer, optim: config.Optim, steps_per_epoch: int) -> LambdaLR:
-    """Constant, or a linear climb followed by half a cosine down to zero."""
+    """Constant, or a linear warm-up followed by a cosine decay to zero."""
     steps = optim.epochs * steps_per_epoch
     warmup = max(1, round(optim.warmup * steps))
 

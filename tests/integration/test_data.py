@@ -120,8 +120,8 @@ def test_pictures_much_smaller_than_the_input_are_remarked_upon(
     assert pipeline.Job(stored, RunFolder(tmp_path / "r")).dataset
     said = [line for line in capsys.readouterr().err.splitlines() if "stored at" in line]
     expected = (
-        f"data: pictures are stored at {side}×20: whoever serves this model, larger pictures are "
-        "shrunk to that first"
+        f"data: pictures are stored at {side}×20: a service of this model shrinks "
+        "larger pictures to that first"
     )
     assert said == [expected] * remarked
 

@@ -132,7 +132,7 @@ def test_one_of_two_asked_to_stop_both_stop_and_the_same_command_ends_as_one_pro
     with ended(start_pair(*arguments)) as pair:
         outputs = [process.communicate() for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
-    assert "finetune: goes on in epoch" in outputs[0][1]
+    assert "finetune: resumes in epoch" in outputs[0][1]
     assert "index.html" in outputs[0][0] and not outputs[1][0] and not outputs[1][1]
     assert_same(RunFolder(tmp_path / "r"), alone)
 
@@ -151,7 +151,7 @@ def test_after_a_killed_worker_torchrun_goes_on_from_the_checkpoint(
     os.kill(workers(agent)[1], signal.SIGKILL)
     stdout, stderr = agent.communicate()
     assert agent.returncode == 0, stderr
-    assert "finetune: goes on in epoch" in stderr
+    assert "finetune: resumes in epoch" in stderr
     assert stdout.count("index.html") == 1
     environments = yaml.safe_load((tmp_path / "r" / "environment.json").read_text())
     assert [e["processes"] for e in environments] == [2, 2]

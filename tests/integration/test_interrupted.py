@@ -48,7 +48,7 @@ def test_killed_and_stopped_anywhere_the_same_command_ends_with_the_same_weights
     assert checkpoint.is_file() and not (cut / "manifest.json").exists()
     last = job(*run)
     assert last.returncode == 0, last.stderr
-    assert "goes on in epoch" in last.stderr
+    assert "resumes in epoch" in last.stderr
 
     for name in ("scratch", "finetune", "frozen"):
         ours, theirs = weights_of(cut / "variants" / name), weights_of(expected / "variants" / name)

@@ -20,7 +20,8 @@ def test_a_make_target_exists(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    "file",
+    sorted(p.relative_to(ROOT).as_posix() for d in ("", "docs") for p in (ROOT / d).glob("*.md")),
 )
 def test_links_lead_somewhere(file: str) -> None:
     text = (ROOT / file).read_text()

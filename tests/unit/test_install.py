@@ -1,4 +1,4 @@
-"""What the first command says where it cannot install; it goes on with half an installation."""
+"""What the first command says where it cannot install; it resumes a partial installation."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def test_another_python_is_refused_by_its_version(tmp_path: Path) -> None:
     old = program(tmp_path / "bin", "python3", '[ "$1" = -V ] && echo Python 3.9.2 || exit 1')
     done = install(tmp_path / "venv", PYTHON="python3", PATH=old)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "Python 3.9.2 will not do: Python 3.11 to 3.13 is needed" in done.stderr
+    assert "Python 3.9.2 is not supported: Python 3.11 to 3.13 is needed" in done.stderr
 
 
 def test_a_full_disk_is_found_before_anything_is_fetched(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def recorded(tmp_path: Path) -> Path:
 def test_an_installation_that_failed_is_mended_by_the_same_command(recorded: Path) -> None:
     venv = recorded.parent / "venv"
     failed, mended, done = (install(venv) for _ in range(3))
-    assert failed.returncode == 1 and "the same command goes on with it" in failed.stderr
-    assert mended.returncode == 0 and "did not come to its end" in mended.stdout
+    assert failed.returncode == 1 and "the same command resumes it" in failed.stderr
+    assert mended.returncode == 0 and "was not completed" in mended.stdout
     assert done.returncode == 0 and not done.stdout
     calls = recorded.read_text().splitlines()
     assert [("--reinstall" in call) for call in calls] == [False, True, False]

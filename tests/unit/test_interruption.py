@@ -1,4 +1,4 @@
-"""A signal becomes a question that the work asks itself; a second one is obeyed at once."""
+"""A signal sets a cooperative shutdown flag; a second one ends the process at once."""
 
 import os
 import signal

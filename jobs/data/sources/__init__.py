@@ -1,7 +1,7 @@
 """A module here is a source: its name is what `data.source` says.
 
 It has `load(settings)`, which gives a :class:`Source`, and `check(settings)`, which says whether
-that would work on this machine. Nothing else has to know of it.
+that would work on this machine. No other code refers to it.
 """
 
 import importlib
@@ -35,7 +35,7 @@ class Module(Protocol):
         ...
 
     def check(self, settings: "config.Data") -> tuple[bool, str]:
-        """Whether the data is there or can be reached, and what to tell about that."""
+        """Whether the data is there or can be reached, and a line that says so."""
         ...
 
 

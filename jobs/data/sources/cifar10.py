@@ -14,6 +14,11 @@ ARCHIVE = "cifar-10-python.tar.gz"
 
 
 def load(settings: config.Data) -> Source:
+    """50,000 training and 10,000 test images, uint8 [N, 3, 32, 32]; downloads what is missing.
+
+    Raises:
+        UnavailableError: the download failed, or the files are damaged.
+    """
     from torchvision.datasets import CIFAR10
 
     root = Path(settings.root or settings.cache).expanduser()

@@ -1,5 +1,5 @@
-"""Small real pictures that need no download: handwritten digits, and printed characters to learn
-from first.
+"""Small real pictures that need no download: handwritten digits, and printed characters as
+the pretraining task.
 
 The *target* is scikit-learn's copy of the digits of Alpaydin and Kaynak (1998, UCI), which comes
 inside its wheel: 1,797 of them, 8×8 pixels with 17 shades. The *source task* that stand-in weights
