@@ -82,6 +82,15 @@ def test_the_measurement_for_a_gpu_reads_all_from_the_run(tmp_path: Path) -> Non
     assert variants["scratch"]["training_images_per_second"][0] > 0
 
 
+@pytest.mark.slow
+def test_scoring_is_measured_against_the_network_alone(archive: Path, tmp_path: Path) -> None:
+    small = ("--archive", str(archive), "--images", "16", "--rounds", "1")
+    figures = measured("scoring", tmp_path, *small)
+    rates, ratios = figures["images_per_second"], figures["score_over"]
+    assert ratios["network"] == pytest.approx(rates["score"] / rates["network"])
+    assert 0.2 < ratios["network"] < 2 and 0.2 < ratios["loop"] < 5
+
+
 def test_a_step_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import profile
 
