@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.images import ImageError
-from serving.messages import Request, RequestError, answer, failure, parse
+from serving.messages import Request, RequestError, answer, failure, parse, unwrapped
 from serving.metrics import Meter, seconds_since
 from serving.predictor import Predictor
 
@@ -48,7 +48,10 @@ class Handler:
             waited = seconds_since(context.get_request_header(index, "X-Request-Start"))
             if waited is not None:
                 meter.observe("queue_seconds", waited)
-            read.append(self._read(row, context.get_request_header(index, "X-Top"), meter))
+            upload, top = (
+                context.get_request_header(index, f"X-{x}") for x in ("Multipart", "Top")
+            )
+            read.append(self._read(row, upload, top, meter))
         arrays = [array for item in read if not isinstance(item, Exception) for array in item[1]]
         probabilities = self._infer(arrays, meter)
         answers, done = [], 0
@@ -65,11 +68,11 @@ class Handler:
         return answers
 
     def _read(
-        self, row: dict[str, Any], top: str | None, meter: Meter
+        self, row: dict[str, Any], upload: str | None, top: str | None, meter: Meter
     ) -> Read | ImageError | RequestError:
         start = time.perf_counter()
         try:
-            request = parse(row, top)
+            request = parse(unwrapped(row, upload), top)
             return request, [self.predictor.pixels(picture) for picture in request.pictures]
         except (ImageError, RequestError) as error:
             return error

@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -69,6 +70,34 @@ def parse(row: Mapping[str, Any], top: str | None = None) -> Request:
     if "b64" in content:
         return Request([_decoded(content["b64"])], top=count)
     raise RequestError('send a picture, {"b64": …}, {"instances": [{"b64": …}]} or {"inputs": …}')
+
+
+def unwrapped(row: Mapping[str, Any], multipart: str | None) -> Mapping[str, Any]:
+    """The parts by name of a multipart upload (RFC 7578), whose body is a row as it came.
+
+    Args:
+        multipart: the upload's content type; None if the row is no upload.
+
+    Raises:
+        RequestError: it cannot be parsed.
+    """
+    if not multipart:
+        return row
+    boundary = re.search(r'boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', multipart, re.IGNORECASE)
+    if boundary is None:
+        raise RequestError("multipart: its boundary is missing")
+    delimiter = b"\r\n--" + (boundary[1] or boundary[2]).encode()
+    pieces = (b"\r\n" + row["body"]).split(delimiter)
+    if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
+        raise RequestError("multipart: it is cut off")
+    parts: dict[str, bytes] = {}
+    for piece in pieces[1:-1]:
+        head, blank_line, content = piece.partition(b"\r\n\r\n")
+        name = re.search(rb'[;\s]name="([^"]*)"', head)
+        if not blank_line or name is None:
+            raise RequestError("multipart: a part has no name")
+        parts[name[1].decode(errors="replace")] = content
+    return parts
 
 
 def _content(row: Mapping[str, Any]) -> bytes | Mapping[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.messages import MAX_PICTURES, Form, RequestError, answer, parse
+from serving.messages import MAX_PICTURES, Form, RequestError, answer, parse, unwrapped
 
 FILE = b"\x89PNG some picture"
 B64 = {"b64": b64encode(FILE).decode()}
@@ -37,6 +37,42 @@ def test_files_come_out_of_every_form(body: Any, form: Form, count: int) -> None
 
 def test_a_multipart_upload_may_call_its_part_anything() -> None:
     assert list(parse({"photo": FILE}).pictures) == [FILE]
+
+
+UPLOAD = (
+    b'--x\r\nContent-Disposition: form-data; name="photo"; filename="name.png"\r\n\r\n'
+    + FILE
+    + b"\r\n--x--\r\n"
+)
+
+
+def test_an_upload_is_taken_apart_byte_for_byte() -> None:
+    another = UPLOAD.replace(b"photo", b"other").removeprefix(b"--x")
+    twice = UPLOAD.removesuffix(b"--\r\n") + another
+    for boundary in ("x", '"x"'):
+        kind = f"multipart/form-data; boundary={boundary}"
+        assert unwrapped({"body": UPLOAD}, kind) == {"photo": FILE}
+        assert unwrapped({"body": twice}, kind) == {"photo": FILE, "other": FILE}
+    assert unwrapped({"body": UPLOAD}, None) == {"body": UPLOAD}
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"--x", b"--x--", UPLOAD[:-6], UPLOAD[5:]])
+def test_an_upload_that_is_cut_off_is_refused(body: bytes) -> None:
+    with pytest.raises(RequestError, match="multipart: it is cut off"):
+        unwrapped({"body": body}, "multipart/form-data; boundary=x")
+    with pytest.raises(RequestError, match="multipart: its boundary is missing"):
+        unwrapped({"body": UPLOAD}, "multipart/form-data")
+
+
+@given(st.integers(0, len(UPLOAD)), st.binary(max_size=4), st.integers(0, 8))
+def test_a_mutated_upload_is_read_or_refused(start: int, other: bytes, cut: int) -> None:
+    body = UPLOAD[:start] + other + UPLOAD[start + cut :]
+    try:
+        parts = unwrapped({"body": body}, "multipart/form-data; boundary=x")
+    except RequestError as error:
+        assert str(error).startswith("multipart: ")
+    else:
+        assert all(isinstance(content, bytes) for content in parts.values())
 
 
 @pytest.mark.parametrize("nested", [True, False])

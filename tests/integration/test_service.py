@@ -44,6 +44,9 @@ def test_it_reads_what_people_send(service: Service, exported: RunFolder) -> Non
     multipart = part + picture + b"\r\n--x--\r\n"
     upload = service.predict(multipart, "multipart/form-data; boundary=x")
     assert upload[0] == 200 and upload[1]["label"] == expected
+    for cut in (multipart[:-6], multipart[7:], b"--x--", b""):
+        refused = service.predict(cut, "multipart/form-data; boundary=x")
+        assert refused[0] == 400 and "multipart" in refused[1]["error"]["message"]
     photo = io.BytesIO()
     Image.effect_noise((900, 700), 80).convert("RGB").save(photo, "JPEG")
     status, answer = service.predict(photo.getvalue(), "image/jpeg")
