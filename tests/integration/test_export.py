@@ -43,6 +43,7 @@ def test_the_archive_is_whole_and_holds_no_pickle(exported: RunFolder, unpacked:
         "MAR-INF/MANIFEST.json",
         "handler.py",
         "model.json",
+        "familiarity.npz",
         "golden/probabilities.json",
         *(archive.golden_file(i) for i in range(len(model.golden))),
         *(file for form in description.forms for file in FILES[form]),
@@ -229,7 +230,9 @@ def test_int8_that_loses_too_much_stays_out_of_the_archive(
 
     def turned(label: str, network: Any, images: Any) -> Any:
         answers = real(label, network, images)
-        return answers[:, ::-1].copy() if label == "int8" else answers
+        return (
+            answers._replace(logits=answers.logits[:, ::-1].copy()) if label == "int8" else answers
+        )
 
     monkeypatch.setattr(export, "predict", turned)
     target = export.export(copy, Export(calibration_images=2, images=4))
@@ -269,7 +272,8 @@ class Context(SimpleNamespace):
         return None
 
     def set_response_header(self, index: int, name: str, value: str) -> None:
-        self.refusals[index] = value
+        if name == "X-Refusal":
+            self.refusals[index] = value
 
     def set_response_status(self, code: int, phrase: str, index: int) -> None:
         self.statuses[index] = code
@@ -314,7 +318,11 @@ def test_the_program_runs_on_the_device_it_is_moved_to(unpacked: Path) -> None:
     program = torch.export.load(unpacked / FILES["program"][0])
     size = archive.open_model(unpacked).description.data.image_size
     network = runtimes.on_device(program, "meta")
-    assert network(torch.empty(3, 3, *size, dtype=torch.uint8, device="meta")).is_meta
+    found = network(torch.empty(3, 3, *size, dtype=torch.uint8, device="meta"))
+    assert [(tensor.device.type, *tensor.shape) for tensor in found] == [
+        ("meta", 3, 10),
+        ("meta", 3, 2048),
+    ]
     nodes: Any = network.graph.nodes  # type: ignore[union-attr]
     checked = {str(n.kwargs["device"]) for n in nodes if "device" in n.kwargs}
     assert checked == {"meta"}
@@ -328,7 +336,8 @@ def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
     size = archive.open_model(unpacked).description.data.image_size
     predict = runtimes.load_compiled(unpacked / FILES["program"][0], "cpu", size, chunk=2)
     images = load(exported.config().data).test.raw(torch.arange(5)).numpy()
-    logits = runtimes.in_chunks(predict, 2)(images)
+    logits, features = runtimes.in_chunks(predict, 2)(images)
+    assert features.shape == (5, 2048)
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         expected = softmax(arrays["logits"][:5])
     np.testing.assert_allclose(softmax(logits), expected, atol=0.05)
