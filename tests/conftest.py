@@ -179,6 +179,31 @@ def archive(exported: RunFolder) -> Path:
 
 
 @pytest.fixture(scope="session")
+def strange_integers(archive: Path, make_once: MakeOnce) -> Path:
+    """The same, unpacked, on a machine where integers go wrong: their logits have other signs."""
+
+    def fill(folder: Path) -> None:
+        import openvino
+        from openvino import opset13
+
+        from serving import archive as archives
+        from serving import runtimes
+
+        archives.unpack(archive, folder)
+        model = runtimes.core().read_model(folder / "float.xml")
+        logits, features = (output.get_node().input_value(0) for output in model.outputs)
+        turned = openvino.Model(
+            [opset13.negative(logits).output(0), features], model.get_parameters()
+        )
+        openvino.save_model(turned, folder / "int8.xml")
+        description = archives.open_model(folder).description
+        forms = ("int8", "float", "program")
+        archives.write_description(folder, description.model_copy(update={"forms": forms}))
+
+    return make_once("strange-integers", fill)
+
+
+@pytest.fixture(scope="session")
 def service(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
     """One that all tests share which leave it as it is."""
     from service import running

@@ -1,6 +1,7 @@
 """The archive answers what the job's network did, from its own files; test_service.py serves it."""
 
 import ctypes
+import json
 import subprocess
 import sys
 import zipfile
@@ -25,7 +26,7 @@ from serving import Predictor, archive, runtimes
 from serving.archive import FILES, TOLERANCES, Check, ModelError, Version
 from serving.files import digest_of
 from serving.handler import Handler
-from serving.messages import softmax
+from serving.messages import RequestError, softmax
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,57 @@ def test_a_predictor_of_a_cpu_imports_neither_torch_nor_torchserve(unpacked: Pat
     model = archive.open_model(unpacked)
     best = int(np.argmax(model.golden[0].probabilities))
     assert label == model.classes[best].split()[0] and imported == model.classes[best].split()[1:]
+
+
+def test_a_form_that_is_off_on_this_machine_gives_way_to_the_next(
+    exported: RunFolder, strange_integers: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = Predictor.open(strange_integers)
+    assert predictor.form == "float" and "float serves instead" in caplog.text
+    picture = pictures(exported, 1)[0]
+    assert predictor(picture)["label"] == predictions(exported, 1)[0]
+    assert Predictor.open(strange_integers, form="int8").form == "int8", "as it was asked for"
+
+
+def test_a_form_that_gives_the_golden_answers_stays(unpacked: Path, tmp_path: Path) -> None:
+    """As float's own files do, under the name of int8."""
+    copy = copy_without(unpacked, tmp_path / "copy")
+    for given, shown in zip(FILES["float"], FILES["int8"], strict=True):
+        (copy / shown).unlink(missing_ok=True)
+        (copy / shown).hardlink_to(copy / given)
+    description = archive.open_model(copy).description
+    forms = ("int8", "float", "program")
+    archive.write_description(copy, description.model_copy(update={"forms": forms}))
+    assert Predictor.open(copy).form == "int8"
+
+
+def test_an_archive_that_knows_nothing_of_familiarity_says_so(
+    exported: RunFolder, unpacked: Path, tmp_path: Path
+) -> None:
+    """As those of earlier versions, whose description has none of the fields."""
+    copy = copy_without(unpacked, tmp_path / "copy", archive.FAMILIARITY)
+    found = json.loads((copy / archive.DESCRIPTION).read_text())
+    for field in ("temperature", "held_out", "calibration"):
+        del found[field]
+    (copy / archive.DESCRIPTION).write_text(json.dumps(found))
+    predictor, picture = Predictor.open(copy), pictures(exported, 1)[0]
+    answer = predictor(picture)
+    assert answer["label"] == predictions(exported, 1)[0] and answer["familiarity"] is None
+    with pytest.raises(RequestError, match="too few pictures were held out"):
+        predictor(picture, abstain=0.1)
+
+
+def test_the_archive_tells_how_familiar_a_picture_is(exported: RunFolder, unpacked: Path) -> None:
+    description = archive.open_model(unpacked).description
+    assert description.held_out == 60 and description.calibration is not None
+    predictor = Predictor.open(unpacked)
+    test = load(exported.config().data).test
+    found = predictor.find(test.raw(torch.arange(len(test))).numpy())
+    assert found.familiarity is not None and set(found.familiarity * 61) <= set(range(1, 62))
+    assert 0.2 < found.familiarity.mean() < 0.8, "0.5 in the mean of many draws"
+    noise = np.random.default_rng(0).integers(256, size=(8, 3, *predictor.size), dtype=np.uint8)
+    strange = predictor.find(noise).familiarity
+    assert strange is not None and strange.mean() < found.familiarity.mean()
 
 
 # What is checked
