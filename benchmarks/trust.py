@@ -1,5 +1,5 @@
-"""Claim: of known pictures a share of α has a familiarity of α at most, and sets of classes hold the
-right one as often as they say; strangers are caught better than by the probabilities alone.
+"""Claim: of known pictures a share of α has a familiarity of α at most, sets of classes hold the
+right one as often as they say, and strangers are caught better than by probabilities alone.
 
     python -m benchmarks.trust --data FOLDER --weights FILE      (some 10 minutes on 2 cores)
 
@@ -205,7 +205,7 @@ def features_of(folder: str, weights: str, cache: Path) -> dict[str, NDArray[Any
         device = devices.choose(config.Runtime(device="cpu"))
         variant = config.Variant(name="frozen", init="pretrained", trainable="head")
         network = models.create(variant, CLASSES, models.load_pretrained(weights), seed=0)
-        found = {}
+        found: dict[str, NDArray[Any]] = {}
         for name, some in kinds(data_of(folder, cache)).items():
             none = [Draws.none(len(some))]
             values = extract(network, some, 25, device, versions=none, advance=lambda _: None)
