@@ -375,14 +375,16 @@ def recalibrate(trainer: Trainer, train: Examples, images: int) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
         norm.train()
     order = torch.randperm(len(train), generator=generator(trainer.seed, "batch norm"))
     order = order[:images].to(train.labels.device)
-    for inputs, _ in train.batches(order.chunk(math.ceil(len(order) / NORMALISED_TOGETHER))):
+    parts = order.chunk(math.ceil(len(order) / NORMALISED_TOGETHER))
+    for taken, (inputs, _) in enumerate(train.batches(parts), start=1):
         distributed.check()
+        for norm in norms:
+            norm.momentum = 1 / taken  # a plain mean; None is one, too, but waits for the device
         with trainer.device.autocast():
-            network.forward(inputs)  # not compiled: a plain mean breaks the graph at every layer
+            network.forward(inputs)  # not compiled: each momentum would be another graph
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

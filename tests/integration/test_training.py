@@ -197,6 +197,7 @@ def test_a_step_neither_waits_for_the_device_nor_leaves_it(
     ):
         trainer = training.Trainer(trained, chosen, len(train), meta, seed=0)
         training.train_epoch(trainer, examples, lambda: None, steps.append)
+        training.recalibrate(trainer, examples, 60)
         assert trainer.totals.is_meta
         with pytest.raises(RuntimeError, match="meta"):
             training.read_totals(trainer)  # this is where it waits
