@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import shutil
+import sysconfig
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ from jobs.config import Evaluation, Runtime, Variant
 from jobs.errors import ConfigurationError
 from serving.processes import cores
 
-# Training images from which compiling for a GPU is worth its minute or so: an estimate, still to
-# be measured. On a CPU it is not (see docs/performance.md).
+# Training images from which compiling one graph for a GPU is worth its minute or so: an estimate,
+# still to be measured. On a CPU it is not (see docs/performance.md).
 COMPILING_PAYS = 200_000
 # mallopt(3): no block is mapped by itself, and the heap's end is never given back.
 _MMAP_MAX, _TRIM_THRESHOLD = (-4, 0), (-1, -1)
@@ -36,13 +37,25 @@ class Device:
         return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
     def compiles(self, variant: Variant, images: int) -> bool:
-        """Whether the training step is to be compiled for a variant that learns from `images`."""
+        """Whether a variant's training step is to be compiled.
+
+        Args:
+            images: how many are trained on with the same code, over epochs, variants and seeds.
+        """
         if variant.cached:
             return False  # its trunk runs once, and the last layer is nothing
         if self.compile != "auto":
             return self.compile
-        enough = variant.optim.epochs * images >= COMPILING_PAYS
-        return self.device.type == "cuda" and enough and _has_c_compiler()
+        return self.device.type == "cuda" and images >= COMPILING_PAYS
+
+    def missing_to_compile(self) -> str | None:
+        """What Inductor and Triton build their code with and slim images lack, if anything."""
+        gpu = self.device.type == "cuda"
+        given, *usual = ("CC", "gcc", "clang") if gpu else ("CXX", "g++", "clang++")
+        if not any(shutil.which(name) for name in (os.environ.get(given), *usual) if name):
+            return f"no {' or '.join(usual)}"
+        header = Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h")
+        return None if header.is_file() else f"no {header}"
 
     def scored_at_once(self, evaluation: Evaluation) -> int:
         """How many images are scored in one batch."""
@@ -92,11 +105,6 @@ def choose(runtime: Runtime) -> Device:
         precision = "bf16" if has_bf16(kind) else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Device(device, dtype, runtime.compile)
-
-
-def _has_c_compiler() -> bool:
-    """Triton builds its launchers with one; slim images have none."""
-    return any(shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang") if name)
 
 
 def keep_compiled(folder: Path) -> None:

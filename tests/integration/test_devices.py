@@ -48,7 +48,7 @@ def test_float32_on_a_gpu_is_float32_and_is_said_to_be(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H200")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = True  # it is False by default, and again at the end
     device = devices.choose(config.Runtime(device="cuda", precision=precision))
     assert str(device) == said
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
