@@ -24,7 +24,10 @@ def predict(
     autocast: Callable[[], Any],
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """Logits float32 [N, C] of all examples in their order, on the CPU; leaves eval mode on."""
+    """Logits float32 [N, C] of all examples in their order, on the CPU; leaves eval mode on.
+
+    Not by compiled code: the last batch is shorter, and so a graph of its own.
+    """
     network.eval()
     count, place = len(examples), examples.labels.device
     parts = distributed.batches(count, batch_size, place)
@@ -32,7 +35,7 @@ def predict(
     for part, (inputs, _) in zip(parts, examples.batches(parts), strict=True):
         distributed.check()
         with autocast():
-            outputs.append(network(inputs).float())
+            outputs.append(network.forward(inputs).float())
         advance(len(part) * distributed.size())
     own = torch.cat(outputs)
     logits = own.new_empty(count, own.shape[1])
