@@ -21,34 +21,23 @@ import serving
 from jobs.config import Export
 from jobs.data.dataset import Dataset, load
 from jobs.data.images import Images
-from jobs.delivery import forms, trust
+from jobs.delivery import forms
 from jobs.delivery.parity import ExportError, Logits, asked, compare, predict
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import RunFolder, now, read_arrays, write_arrays
-from jobs.seeds import generator
 from jobs.train import evaluation
 from serving import archive
-from serving.archive import (
-    ARCHIVE,
-    PREDICTIONS,
-    TOLERANCES,
-    Calibration,
-    Check,
-    Data,
-    Description,
-    Form,
-)
+from serving.archive import ARCHIVE, PREDICTIONS, TOLERANCES, Check, Data, Description, Form
 from serving.files import write
 from serving.images import to_png
 from serving.messages import softmax
 from serving.progress import log
-from serving.runtimes import Outputs
 
 GOLDEN_IMAGES = 32
 # Of `serving`, what the handler and the check need.
 MODULES = (
     *("__init__", "archive", "checking", "files", "images", "messages", "metrics", "predictor"),
-    *("runtimes", "trust"),
+    "runtimes",
 )
 
 
@@ -94,28 +83,20 @@ def export(folder: RunFolder, settings: Export) -> Path:
         stage = Path(work) / "stage"
         stage.mkdir()
         forms.write(network, dataset.train, settings.calibration_images, stage)
-        reference = predict("reference", forms.eager(network), judged).logits
-        if held_out := len(dataset.validation):
-            temperature = trust.fit_temperature(reference, judged.labels.numpy())
-            description = description.model_copy(update={"temperature": temperature})
-        _write_golden(judged, reference / description.temperature, stage)
+        reference = predict("reference", forms.eager(network), judged)
+        _write_golden(judged, reference, stage)
         packed = _pack(stage, Path(work), description)
         trained = read_arrays(variant.path / PREDICTIONS)["logits"]
         with archive.unpacked(packed) as unpacked:
             archive.write_description(unpacked, description)
-            description, answers = _check(description, unpacked, judged, reference, settings)
-            if held_out:
-                description = _calibrate(description, unpacked, dataset.train, judged, answers)
-            description = _check_handler(description, unpacked, judged, answers.logits)
+            description = _check(description, unpacked, judged, reference, settings)
             description, logits = _test(description, unpacked, dataset, trained)
-            if "int8" not in description.forms:
-                for name in archive.FILES["int8"]:
-                    (stage / name).unlink()
-                packed = _pack(stage, Path(work), description)
-            with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as file:
-                file.writestr(archive.DESCRIPTION, description.to_json())
-                if description.held_out:
-                    file.write(unpacked / archive.FAMILIARITY, archive.FAMILIARITY)
+        if "int8" not in description.forms:
+            for name in archive.FILES["int8"]:
+                (stage / name).unlink()
+            packed = _pack(stage, Path(work), description)
+        with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as file:
+            file.writestr(archive.DESCRIPTION, description.to_json())
         archive.open_model(packed)
         write(target, packed.read_bytes())
         arrays = {"logits": logits, "labels": dataset.test.labels.numpy()}
@@ -184,23 +165,19 @@ def _pack(stage: Path, work: Path, description: Description) -> Path:
 
 def _check(
     description: Description, unpacked: Path, judged: Images, reference: Logits, settings: Export
-) -> tuple[Description, Outputs]:
+) -> Description:
     """Runs every form on held-out images; int8 is kept if it is accurate enough, the others have to
-    be.
-
-    Returns:
-        The description with the forms that stay, and what the first of them gave.
+    be. The handler has to agree with the form that it runs.
 
     Raises:
         ExportError: one of them deviates by more than rounding explains.
     """
     labels = judged.labels.cpu().numpy()
-    answers: dict[Form, Outputs] = {}
-    checks = {"reference": compare(reference, reference, labels)}
+    answers, checks = {}, {"reference": compare(reference, reference, labels)}
     for form in description.forms:
         with asked(unpacked, form) as network:
             answers[form] = predict(form, network, judged)
-        checks[form] = compare(answers[form].logits, reference, labels)
+        checks[form] = compare(answers[form], reference, labels)
     kept = description.forms
     if "int8" in kept:
         log(f"export: {verdict(checks, settings.max_accuracy_drop)}")
@@ -210,47 +187,12 @@ def _check(
         _require(checks[form], form, form)
     description = description.model_copy(update={"forms": kept, "checks": checks})
     archive.write_description(unpacked, description)
-    return description, answers[kept[0]]
-
-
-def _calibrate(
-    description: Description, unpacked: Path, train: Images, held_out: Images, answers: Outputs
-) -> Description:
-    """Adds familiarity and sets of classes, as the first form's answers to held-out images and to
-    some of the training images have it."""
-    if len(held_out) < trust.MIN_HELD_OUT:
-        few = f"{len(held_out)} held-out pictures are too few"
-        log(
-            f"export: no familiarity and no sets of classes: {few}, {trust.MIN_HELD_OUT} are enough"
-        )
-        return description
-    form = description.forms[0]
-    order = torch.randperm(len(train), generator=generator("familiarity"))[: trust.KNOWN]
-    with asked(unpacked, form) as network:
-        known = predict(f"{form}, training images", network, train.take(order)).features
-    logits = answers.logits / description.temperature
-    fitted = trust.fit(known, answers.features, logits, held_out.labels.cpu().numpy())
-    fitted.save(unpacked / archive.FAMILIARITY)
-    description = description.model_copy(update={"held_out": len(held_out)})
-    archive.write_description(unpacked, description)
-    return description
-
-
-def _check_handler(
-    description: Description, unpacked: Path, judged: Images, answers: Logits
-) -> Description:
-    """Has the handler say what the form says that it runs.
-
-    Raises:
-        ExportError: it does not.
-    """
     few = min(len(judged), GOLDEN_IMAGES)
-    labels = judged.labels.cpu().numpy()[:few]
     with asked(unpacked, "handler") as network:
-        handled = predict("handler", network, judged.take(torch.arange(few))).logits
-    check = compare(handled, answers[:few] / description.temperature, labels)
-    _require(check, "float", "handler")
-    return description.model_copy(update={"checks": {**description.checks, "handler": check}})
+        handled = predict("handler", network, judged.take(torch.arange(few)))
+    checks["handler"] = compare(handled, answers[kept[0]][:few], labels[:few])
+    _require(checks["handler"], "float", "handler")
+    return description
 
 
 def _test(
@@ -264,20 +206,12 @@ def _test(
     """
     form = description.forms[0]
     with asked(unpacked, form) as network:
-        logits = predict(f"{form}, test", network, dataset.test).logits
+        logits = predict(f"{form}, test", network, dataset.test)
     labels = dataset.test.labels.cpu()
     check = compare(logits, trained, labels.numpy())
     _require(check, form, f"{form} form, on the test set,")
-    before, after = torch.from_numpy(logits), torch.from_numpy(logits / description.temperature)
-    found = {
-        "test": evaluation.scores(after, labels),
-        "test_check": check,
-        "calibration": Calibration(
-            before=evaluation.calibration_interval(before, labels),
-            after=evaluation.calibration_interval(after, labels),
-        ),
-    }
-    return description.model_copy(update=found), logits
+    test = evaluation.scores(torch.from_numpy(logits), labels)
+    return description.model_copy(update={"test": test, "test_check": check}), logits
 
 
 def _require(check: Check, form: Form, what: str) -> None:

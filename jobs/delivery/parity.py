@@ -23,7 +23,7 @@ from jobs.errors import JobError
 from serving.archive import Check
 from serving.messages import softmax
 from serving.progress import task
-from serving.runtimes import Outputs, Predict, joined
+from serving.runtimes import Predict
 
 BATCH = 8  # images at a time
 
@@ -54,11 +54,10 @@ def asked(folder: Path, form: str) -> Iterator[Predict]:
         )
         theirs.close()
 
-        def ask(images: NDArray[np.uint8]) -> Outputs:
+        def ask(images: NDArray[np.uint8]) -> Logits:
             try:
                 ours.send_bytes(images.tobytes())
-                received = (np.frombuffer(ours.recv_bytes(), np.float32) for _ in Outputs._fields)
-                return Outputs(*(array.reshape(len(images), -1) for array in received))
+                return np.frombuffer(ours.recv_bytes(), np.float32).reshape(len(images), -1)
             except (EOFError, OSError):
                 child.wait()
                 said.seek(0)
@@ -73,15 +72,15 @@ def asked(folder: Path, form: str) -> Iterator[Predict]:
             child.wait()
 
 
-def predict(label: str, network: Predict, images: Images) -> Outputs:
-    """Those of all images, in batches."""
+def predict(label: str, network: Predict, images: Images) -> Logits:
+    """Logits float32 [N, C] of all images, in batches."""
     outputs = []
     with task(f"export, {label}", len(images)) as advance:
         for batch in torch.arange(len(images)).split(BATCH):
             interruption.check()
             outputs.append(network(images.raw(batch).cpu().numpy()))
             advance(len(batch))
-    return joined(outputs)
+    return np.concatenate(outputs)
 
 
 def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Check:
