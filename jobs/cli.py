@@ -189,6 +189,7 @@ def rollback(
     from jobs.delivery import promotion
 
     uri = promotion.rollback(configuration.load(config, settings or ()), version)
+    print(uri)
     _deploy(deployment, uri, "rollback")
 
 

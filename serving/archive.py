@@ -158,7 +158,7 @@ class Description(Record):
     """Those in the archive; a CPU runs the first, a GPU the program."""
     checks: Mapping[str, Check] = Field(default_factory=dict)
     """Of every form that was made, run from the unpacked archive, on held-out pictures. `handler`
-    are the answers of its handler to some of them, against those of the first form."""
+    are the answers of its handler to some test pictures, against those of the first form."""
     test: Scores | None = None
     """Of the first form, run from the unpacked archive, on the test set."""
     test_check: Check | None = None

@@ -1,6 +1,5 @@
 """`make run` as a newcomer meets it: minutes, a comparison that shows the lesson, and no noise."""
 
-import json
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from conftest import tiny_config
 from readme import README
 
 from jobs.runs import RunFolder
+from serving.archive import open_model
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,8 @@ def test_it_says_what_comes_and_nothing_that_is_not_ours(run: tuple[Path, str, s
 
 @pytest.mark.slow
 def test_its_archive_is_one_of_digits(run: tuple[Path, str, str]) -> None:
-    described = json.loads((run[0] / "model" / "inception_v3_digits.json").read_text())
-    assert described["classes"] == list("0123456789") and described["image_size"] == [8, 8]
+    data = open_model(run[0] / "model" / "inception_v3_digits.mar").description.data
+    assert data.classes == tuple("0123456789") and data.image_size == (8, 8)
 
 
 def test_stand_in_weights_are_trained_once_and_kept_for_other_runs(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_versions_life_runs_as_it_is_written(settings: config.Storage, tmp_pat
     for run in runs:
         typed("publish", RUN_ID=run.path)
         assert run.run_id in typed("promote", RUN_ID=run.path)
-    assert "one" in typed("rollback")
+    assert f"/{runs[0].run_id}/" in typed("rollback")
     assert {"one", "two", "production"} <= set(typed("models").split())
     typed("fetch", DIR=tmp_path / "got")
     assert digest_of(tmp_path / "got" / "m.mar") == digest_of(runs[0].path / "model" / "m.mar")
