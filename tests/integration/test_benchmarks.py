@@ -37,7 +37,7 @@ def test_a_technique_is_switched_off_alone(tmp_path: Path) -> None:
     options = ("--techniques", "trunk once", *small)
     figures = measured("training", tmp_path, *options, file="techniques")
     [(name, [ratio])] = figures["times_as_long_without"].items()
-    assert name == "trunk once" and 0.2 < ratio < 20, "a ratio of two measurements of the same work"
+    assert name == "trunk once" and ratio > 0
     assert figures["made_on"]["command"][0] == "python -m benchmarks.training"
 
 
@@ -45,18 +45,19 @@ def test_a_technique_is_switched_off_alone(tmp_path: Path) -> None:
 def test_scaling_is_measured_over_images_batches_and_processes(tmp_path: Path) -> None:
     small = ["--size", "75", "--images", "4", "8", "--batches", "2", "4", "--processes", "1", "2"]
     figures = measured("scaling", tmp_path, *small)
-    assert list(figures["seconds_by_images"]) == ["4", "8"]
-    alone, together = (figures["images_per_second_by_processes"][n] for n in ("1", "2"))
-    assert alone / 5 < together < 3 * alone
-    seconds = figures["seconds_by_images"]
-    assert figures["images_per_second_by_batch"].keys() == {"2", "4"}
-    assert seconds["8"] > seconds["4"] / 2, "twice the images do not take half of the time"
+    found = {key: list(found) for key, found in figures.items() if "_by_" in key}
+    assert found == {
+        "seconds_by_images": ["4", "8"],
+        "images_per_second_by_batch": ["2", "4"],
+        "images_per_second_by_processes": ["1", "2"],
+    }
+    assert all(figure > 0 for key in found for figure in figures[key].values())
 
 
 @pytest.mark.slow
 def test_the_start_is_measured(tmp_path: Path) -> None:
     seconds = measured("start", tmp_path, "--rounds", "1")["seconds"]
-    assert seconds["--help"][0] < seconds["first step"][0]
+    assert all(taken > 0 for [taken] in seconds.values())
     assert set(seconds) == {"import jobs.cli", "--help", "first step", "finished run"}
 
 
@@ -88,7 +89,6 @@ def test_scoring_is_measured_against_the_network_alone(archive: Path, tmp_path: 
     figures = measured("scoring", tmp_path, *small)
     rates, ratios = figures["images_per_second"], figures["score_over"]
     assert ratios["network"] == pytest.approx(rates["score"] / rates["network"])
-    assert 0.2 < ratios["network"] < 2 and 0.2 < ratios["loop"] < 5
 
 
 def test_a_step_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +99,6 @@ def test_a_step_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     profile.main()
     figures = json.loads((tmp_path / "profile.json").read_text())
     seconds = figures["seconds_a_step"]
-    largest = sorted(seconds, key=lambda kind: -seconds[kind])[:2]
-    assert set(largest) == {"convolution", "convolution backward"}
-    assert figures["seconds"] / 5 < sum(seconds.values()) < 5 * figures["seconds"]
+    kinds = {"convolution", "convolution backward", "batch norm", "optimizer and average"}
+    assert kinds <= set(seconds) and figures["seconds"] > 0
+    assert seconds["other"] < sum(seconds.values()) / 2, "most operators have been recognised"
