@@ -339,6 +339,15 @@ class Config(Section):
             ways.append(f"in {stored} stored versions of each, which {epochs} epochs take in turn")
         return ", ".join(ways)
 
+    def epochs_alike(self, variant: Variant) -> int:
+        """How many epochs, over variants and seeds, train with the same code as the variant's."""
+
+        def code(v: Variant) -> tuple[object, ...]:
+            return v.trainable, v.batch_norm, v.has_aux, v.optim.batch_size
+
+        alike = [v.optim.epochs for v in self.variants if code(v) == code(variant)]
+        return sum(alike) * len(self.runtime.seeds)
+
     @property
     def experiment(self) -> dict[str, Any]:
         """All that decides what is trained, and so not how it is packed or where it is sent.

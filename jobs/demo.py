@@ -16,8 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from jobs import config, interruption
 from jobs.errors import ConfigurationError, Interrupted, UnavailableError
 from jobs.runs import RunFolder
@@ -266,6 +264,8 @@ class ObjectStore:
         )
 
     def _wait(self) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
         deadline = time.monotonic() + SECONDS_TO_START
         client = self.client(attempts=1, connect_timeout=2, read_timeout=5)
         while True:

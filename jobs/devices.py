@@ -1,10 +1,12 @@
 """The compute device: its precision, threads and reported properties."""
 
 import ctypes
+import gc
 import os
 import platform
 import resource
 import shutil
+import sysconfig
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,8 @@ from jobs.config import Evaluation, Runtime, Variant
 from jobs.errors import ConfigurationError
 from serving.processes import cores
 
-# Training images from which compiling for a GPU, a minute or so, pays off: an estimate, not yet
-# measured. On a CPU it never does (see docs/performance.md).
+# Training images from which compiling one graph for a GPU is worth its minute or so: an estimate,
+# not yet measured. On a CPU it is not (see docs/performance.md).
 COMPILING_PAYS = 200_000
 # mallopt(3): no block is mapped by itself, and the heap's end is never given back.
 _MMAP_MAX, _TRIM_THRESHOLD = (-4, 0), (-1, -1)
@@ -35,13 +37,25 @@ class Device:
         return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
     def compiles(self, variant: Variant, images: int) -> bool:
-        """Whether the training step is to be compiled for a variant that learns from `images`."""
+        """Whether a variant's training step is to be compiled.
+
+        Args:
+            images: how many are trained on with the same code, over epochs, variants and seeds.
+        """
         if variant.cached:
             return False  # its trunk runs once, and the head is too small to benefit
         if self.compile != "auto":
             return self.compile
-        enough = variant.optim.epochs * images >= COMPILING_PAYS
-        return self.device.type == "cuda" and enough and _has_c_compiler()
+        return self.device.type == "cuda" and images >= COMPILING_PAYS
+
+    def missing_to_compile(self) -> str | None:
+        """What Inductor and Triton build their code with and slim images lack, if anything."""
+        gpu = self.device.type == "cuda"
+        given, *usual = ("CC", "gcc", "clang") if gpu else ("CXX", "g++", "clang++")
+        if not any(shutil.which(name) for name in (os.environ.get(given), *usual) if name):
+            return f"no {' or '.join(usual)}"
+        header = Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h")
+        return None if header.is_file() else f"no {header}"
 
     def scored_at_once(self, evaluation: Evaluation) -> int:
         """How many images are scored in one batch."""
@@ -50,6 +64,8 @@ class Device:
         return 500 if self.device.type == "cuda" else 50
 
     def start_measuring(self) -> None:
+        """What is left of an earlier network is let go of first: compiled, it is a cycle."""
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -60,7 +76,9 @@ class Device:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def __str__(self) -> str:
-        return f"{name_of(self.device)} in {str(self.dtype).removeprefix('torch.')}"
+        exact = self.device.type == "cuda" and self.dtype is torch.float32
+        precision = str(self.dtype).removeprefix("torch.") + " without TF32" * exact
+        return f"{name_of(self.device)} in {precision}"
 
 
 def choose(runtime: Runtime) -> Device:
@@ -89,11 +107,6 @@ def choose(runtime: Runtime) -> Device:
     return Device(device, dtype, runtime.compile)
 
 
-def _has_c_compiler() -> bool:
-    """Triton builds its launchers with one; slim images have none."""
-    return any(shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang") if name)
-
-
 def keep_compiled(folder: Path) -> None:
     """Where compiled code is kept for the next run, unless the environment says where."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
@@ -108,6 +121,8 @@ def _own_gpu() -> torch.device:
         )
     torch.cuda.set_device(index)
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    # What is said to be in float32 is: left alone, cuDNN takes ten bits of a convolution's 23.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda", index)
 
 

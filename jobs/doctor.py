@@ -4,14 +4,13 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from jobs import devices
+from jobs import devices, environment
 from jobs.config import Config
 from jobs.data import sources
 from jobs.errors import JobError, UnavailableError
@@ -46,7 +45,7 @@ def examine(config: Config) -> None:
 
 def _versions(_: Config) -> Finding:
     names = ("inception-transfer", "torch", "torchvision")
-    versions = " · ".join(f"{name} {version(name)}" for name in names)
+    versions = " · ".join(f"{name} {environment.version_of(name)}" for name in names)
     return Finding("versions", True, f"Python {platform.python_version()} · {versions}")
 
 

@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def describe(device: Device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "cuda": cuda,
         "device": name_of(device.device),
         "precision": str(device.dtype).removeprefix("torch."),
@@ -31,6 +31,14 @@ def describe(device: Device) -> dict[str, Any]:
         "commit": commit(),
         "command": ["python -m jobs", *sys.argv[1:]],
     }
+
+
+def version_of(name: str) -> str:
+    """A checkout that runs in place of an installation has no version of its own."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def commit() -> str | None:

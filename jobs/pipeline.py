@@ -216,7 +216,9 @@ class Job:
         images = draw_source_task(settings, self.config.data).to(self.device.device)
         network = models.create(variant, int(images.labels.max()) + 1, None, seed=0)
         network.to(self.device.device)
-        trainer = Trainer(network, variant, len(images), self.device, seed=0)
+        pictures = variant.optim.epochs * len(images)
+        compiled = self._compiles(variant, pictures)
+        trainer = Trainer(network, variant, len(images), self.device, seed=0, compiled=compiled)
         self._fit(trainer, images, {}, folder)
         outcome = Trained(seconds=trainer.seconds)
         distributed.once(lambda: write(self._kept_stand_in, folder.best.read_bytes()))
@@ -260,7 +262,8 @@ class Job:
             scored["test"] = self._examples(variant, whole, dataset.test)
 
         network = models.Head(whole) if variant.cached else whole
-        trainer = Trainer(network, variant, len(train), self.device, seed)
+        compiled = self._compiles(variant, self.config.epochs_alike(variant) * len(train))
+        trainer = Trainer(network, variant, len(train), self.device, seed, compiled=compiled)
         trainer.seconds = feature_seconds
         self._fit(trainer, train, scored, replace(folder, untrained=whole.state_dict()))
 
@@ -282,6 +285,16 @@ class Job:
             test=self._test(trainer, network, test, folder),
             peak_memory_bytes=self.device.peak_memory(),
         )
+
+    def _compiles(self, variant: Variant, images: int) -> bool:
+        """Whether it pays, and can be done here; says which."""
+        if not self.device.compiles(variant, images):
+            return False
+        if missing := self.device.missing_to_compile():
+            log(f"{variant.name}: not compiled, and so slower: {missing}")
+            return False
+        log(f"{variant.name}: to be compiled, which takes minutes the first time")
+        return True
 
     def _examples(
         self, variant: Variant, whole: Inception3, images: Images, seed: int | None = None

@@ -68,8 +68,15 @@ def _digests(keys: list[str]) -> list[bytes]:
     return [hashlib.sha256(key.strip().encode()).digest() for key in keys if key.strip()]
 
 
-def routes(model: Model, ready: Callable[[], str | None]) -> dict[str, Callable[[], Answer]]:
-    """The paths that have an answer; `ready` says what is wrong, None if nothing is."""
+def routes(
+    model: Model, ready: Callable[[], str | None], form: Callable[[], str | None]
+) -> dict[str, Callable[[], Answer]]:
+    """The paths that have an answer.
+
+    Args:
+        ready: says what is wrong, None if nothing is.
+        form: says which form of the network answers, None before it has.
+    """
 
     def readiness(**extra: Any) -> Answer:
         problem = ready()
@@ -88,22 +95,25 @@ def routes(model: Model, ready: Callable[[], str | None]) -> dict[str, Callable[
         "/v2": lambda: (200, about),
         "/v2/health/live": lambda: (200, {"live": True}),
         "/v2/health/ready": readiness,
-        v2: lambda: (200, _v2_metadata(model)),
+        v2: lambda: (200, _v2_metadata(model, form())),
         f"{v2}/ready": lambda: readiness(name=model.name),
     }
     versioned = f"{v2}/versions/{model.version}"
     return {**answers, versioned: answers[v2], f"{versioned}/ready": answers[f"{v2}/ready"]}
 
 
-def _v2_metadata(model: Model) -> dict[str, Any]:
+def _v2_metadata(model: Model, form: str | None) -> dict[str, Any]:
+    familiarity = {"name": "familiarity", "datatype": "FP64", "shape": [-1]}
     return {
         "name": model.name,
         "versions": [model.version],
         "platform": "pytorch_torchserve",
+        "form": form,
         "inputs": [{"name": "pictures", "datatype": "BYTES", "shape": [-1]}],
         "outputs": [
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
             {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(model.classes)]},
+            *([familiarity] if model.description.held_out else []),
         ],
     }
 

@@ -8,6 +8,7 @@ An archive is a TorchServe `.mar`, a zip file of
     int8.xml int8.bin         … in 8-bit integers, where they are accurate enough
     golden/00.png …           pictures, and the probabilities that the trained network gave them in
     golden/probabilities.json float32: what every copy of the archive has to answer
+    familiarity.npz           what serving/trust.py needs, where enough pictures were held out
     handler.py serving/…      the code that runs it
 
 In S3, below a prefix,
@@ -36,6 +37,7 @@ FORMAT: Literal[2] = 2
 DESCRIPTION = "model.json"
 GOLDEN = "golden"  # a folder
 PROBABILITIES = f"{GOLDEN}/probabilities.json"
+FAMILIARITY = "familiarity.npz"
 
 MODELS, CHANNELS = "models", "channels"
 ARCHIVE, PREDICTIONS, VERSION = "model.mar", "test_predictions.npz", "version.json"
@@ -140,6 +142,22 @@ class Check(Record):
         )
 
 
+class Interval(Record):
+    value: float
+    low: float
+    high: float
+
+
+class Calibration(Record):
+    """Expected calibration errors on the test set with 95 % intervals of a bootstrap over its
+    pictures, freed of their upward bias: `value` itself may lie above them."""
+
+    before: Interval
+    """Of the network's own probabilities."""
+    after: Interval
+    """… divided by the temperature, as they are served."""
+
+
 class Description(Record):
     """What an archive says of itself."""
 
@@ -156,6 +174,11 @@ class Description(Record):
     """The split that chose the variant, its seed and its epoch."""
     forms: tuple[Form, ...]
     """Those in the archive; a CPU runs the first, a GPU the program."""
+    temperature: float = 1.0
+    """What logits are divided by before the softmax (Guo et al. 2017)."""
+    held_out: int = 0
+    """Pictures that familiarity and sets of classes are calibrated on; 0 where there are none."""
+    calibration: Calibration | None = None
     checks: Mapping[str, Check] = Field(default_factory=dict)
     """Of every form that was made, run from the unpacked archive, on held-out pictures. `handler`
     are the answers of its handler to some test pictures, against those of the first form."""

@@ -3,12 +3,12 @@
     python -m serving.checking FORM|handler DESCRIPTOR
 
 is run in the folder that an archive was unpacked to, in a process of its own. Through a pipe it
-gets images, uint8 [N, 3, H, W] in the archive's size, and sends back float32 [N, C]: logits, or for
-`handler`, which asks TorchServe's entry point with PNG files, the logarithms of the probabilities.
+gets images, uint8 [N, 3, H, W] in the archive's size, and sends back logits float32 [N, C], then
+features float32 [N, F]. `handler`, which asks TorchServe's entry point with PNG files, has no
+features, and for logits the logarithms of the probabilities.
 """
 
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from serving.images import to_png
 from serving.predictor import Predictor
-
-Ask = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+from serving.runtimes import Outputs, Predict
 
 
 def main(form: Any, descriptor: int) -> None:
@@ -30,9 +29,10 @@ def main(form: Any, descriptor: int) -> None:
     with suppress(EOFError):  # nothing more is asked
         while True:
             images = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(-1, *shape)
-            answers = asked(images).astype(np.float32)
+            outputs = asked(images)
             only_from(Path.cwd())
-            pipe.send_bytes(answers.tobytes())
+            for array in outputs:
+                pipe.send_bytes(array.astype(np.float32).tobytes())
 
 
 def only_from(folder: Path) -> None:
@@ -46,11 +46,11 @@ def only_from(folder: Path) -> None:
             raise ModuleNotFoundError(f"No module named {name!r}")
 
 
-def open_form(form: Any) -> tuple[Ask, tuple[int, ...]]:
+def open_form(form: Any) -> tuple[Predict, tuple[int, ...]]:
     """How to ask one form of the archive in this folder, or its handler; the shape of an image."""
     if form != "handler":
         predictor = Predictor.open(Path(), form=form)
-        return predictor.logits, (3, *predictor.size)
+        return predictor.network, (3, *predictor.size)
     # The file that TorchServe loads, which lies at the top of the archive.
     from handler import Handler  # type: ignore[import-not-found]
 
@@ -65,11 +65,12 @@ def open_form(form: Any) -> tuple[Ask, tuple[int, ...]]:
     handler.initialize(context)
     classes, size = handler.predictor.classes, handler.predictor.size
 
-    def ask(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def ask(images: NDArray[np.uint8]) -> Outputs:
         answers = handler.handle([{"body": to_png(image)} for image in images], context)
         by_label = [{entry["label"]: entry["probability"] for entry in a["top"]} for a in answers]
         rows = [[row[label] for label in classes] for row in by_label]
-        return np.log(np.maximum(rows, np.finfo(np.float32).tiny))
+        logits = np.log(np.maximum(rows, np.finfo(np.float32).tiny))
+        return Outputs(logits, np.empty((len(images), 0), np.float32))
 
     return ask, (3, *size)
 

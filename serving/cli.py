@@ -20,6 +20,7 @@ EXIT_CODES = (
     "2 settings or usage; a file that is unreadable or refused · 3 no model; the service or S3 is "
     "not reachable, or too busy."
 )
+UNKNOWN = "-"  # instead of a label, where the service abstains
 Answer = Prediction | ClientError
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -69,11 +70,17 @@ def predict(
     key: Annotated[
         str | None, typer.Option(envvar="SERVICE_API_KEY", help="If the service wants one.")
     ] = None,
+    abstain: Annotated[
+        float | None, typer.Option(help="No label for a picture no more familiar than this.")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="With --json: a set that holds the right class so often.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each file.")] = False,
 ) -> None:
     """Classify pictures with a running service: a table, or in a pipe one line for each file."""
     try:
-        client = Client(url, model=model, key=key)
+        client = Client(url, model=model, key=key, abstain=abstain, confidence=confidence)
     except ValueError as error:
         _fail(error, 2)
     on_terminal = sys.stdout.isatty() and not as_json
@@ -145,7 +152,7 @@ def _print_table(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
     done = list(progress)
     for file, answer in zip(files, done, strict=True):
         if isinstance(answer, Prediction):
-            table.add_row(escape(str(file)), answer.label, f"{answer.probability:.1%}")
+            table.add_row(escape(str(file)), answer.label or UNKNOWN, f"{answer.probability:.1%}")
         else:
             table.add_row(escape(str(file)), f"[red]{escape(str(answer))}[/]")
     Console(highlight=False).print(table)
@@ -157,7 +164,7 @@ def _print_lines(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
     done = []
     for file, answer in zip(files, answers, strict=True):
         if isinstance(answer, Prediction):
-            print(file, answer.label, f"{answer.probability:.4f}", sep="\t", flush=True)
+            print(file, answer.label or UNKNOWN, f"{answer.probability:.4f}", sep="\t", flush=True)
         else:
             print(f"error: {file}: {answer}", file=sys.stderr)
         done.append(answer)

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
 from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
@@ -40,10 +40,15 @@ class Model:
 class Prediction:
     """The prediction for one picture; `top` has the most probable classes, best first."""
 
-    label: str
+    label: str | None
+    """None where the service abstains."""
     probability: float
     top: tuple[Score, ...]
     model: Model
+    familiarity: float | None = None
+    """A p-value; see docs/trust.md. None where the model has none."""
+    set: tuple[str, ...] | None = None
+    """Classes of which one is right with the `confidence` that the client was given."""
 
 
 class ClientError(Exception):
@@ -79,6 +84,8 @@ class Client:
         *,
         model: str | None = None,
         key: str | None = None,
+        abstain: float | None = None,
+        confidence: float | None = None,
         timeout: float = 30.0,
         retries: int = 4,
         concurrency: int = 8,
@@ -88,6 +95,9 @@ class Client:
             url: where the service is.
             model: its name there; requested from the service when absent.
             key: sent as bearer token.
+            abstain: a picture whose familiarity is no larger gets no label; by default as the
+                service is set.
+            confidence: asks for a set of classes that holds the right one so often.
             timeout: seconds that an answer may take, for each attempt.
             concurrency: requests that :meth:`predict_many` keeps in flight.
 
@@ -95,6 +105,9 @@ class Client:
             ValueError: not an http address, or a key that no header can carry.
         """
         self.url, self.concurrency = _checked(url).rstrip("/"), concurrency
+        given = {"abstain": abstain, "confidence": confidence}
+        query = urlencode({name: value for name, value in given.items() if value is not None})
+        self._query = f"?{query}" if query else ""
         if model is not None:
             self.model = model
         self._pool = PoolManager(
@@ -144,13 +157,16 @@ class Client:
         Raises:
             ClientError: there is no answer to this picture.
         """
-        answer = self._ask("POST", f"/predictions/{quote(self.model, safe='')}", _bytes(image))
+        path = f"/predictions/{quote(self.model, safe='')}"
+        answer = self._ask("POST", path + self._query, _bytes(image))
         try:
             return Prediction(
                 label=answer["label"],
                 probability=answer["probability"],
                 top=tuple(Score(**score) for score in answer["top"]),
                 model=Model(**answer["model"]),
+                familiarity=answer.get("familiarity"),
+                set=tuple(answer["set"]) if "set" in answer else None,
             )
         except (KeyError, TypeError) as error:
             raise ClientError(f"{self.url}: not a prediction: {error}", "bad_answer") from None

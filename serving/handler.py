@@ -5,6 +5,8 @@ Everything it needs is beside it in the archive, this package's modules included
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.images import ImageError
-from serving.messages import Request, RequestError, answer, failure, parse, unwrapped
+from serving.messages import Found, Request, RequestError, failure, parse, unwrapped
 from serving.metrics import Meter, seconds_since
 from serving.predictor import Predictor
 
+FORM_HEADER = "X-Form"  # of an answer: which form of the network gave it
 logger = logging.getLogger(__name__)
 Read = tuple[Request, list[NDArray[np.uint8]]]
 
@@ -48,50 +51,49 @@ class Handler:
             waited = seconds_since(context.get_request_header(index, "X-Request-Start"))
             if waited is not None:
                 meter.observe("queue_seconds", waited)
-            upload, top = (
-                context.get_request_header(index, f"X-{x}") for x in ("Multipart", "Top")
-            )
-            read.append(self._read(row, upload, top, meter))
+            header = partial(context.get_request_header, index)
+            read.append(self._read(row, header, meter))
         arrays = [array for item in read if not isinstance(item, Exception) for array in item[1]]
-        probabilities = self._infer(arrays, meter)
+        found = self._infer(arrays, meter)
         answers, done = [], 0
         for index, item in enumerate(read):
             if isinstance(item, Exception):
                 answers.append(_refusal(item, index, context, meter))
             else:
                 request, pixels = item
-                its_own = probabilities[done : done + len(pixels)]
+                its_own = found.part(done, done + len(pixels))
                 done += len(pixels)
-                answers.append(
-                    answer(request, its_own, self.predictor.classes, self.predictor.model)
-                )
+                answers.append(self.predictor.answer(request, its_own))
+                context.set_response_header(index, FORM_HEADER, self.predictor.form)
         return answers
 
     def _read(
-        self, row: dict[str, Any], upload: str | None, top: str | None, meter: Meter
+        self, row: dict[str, Any], header: Callable[[str], str | None], meter: Meter
     ) -> Read | ImageError | RequestError:
         start = time.perf_counter()
         try:
-            request = parse(unwrapped(row, upload), top)
+            asked = (header(f"X-{name}") for name in ("Top", "Abstain", "Confidence"))
+            request = parse(unwrapped(row, header("X-Multipart")), *asked)
+            self.predictor.require(request)
             return request, [self.predictor.pixels(picture) for picture in request.pictures]
         except (ImageError, RequestError) as error:
             return error
         finally:
             meter.observe("decode_seconds", time.perf_counter() - start)
 
-    def _infer(self, arrays: list[NDArray[np.uint8]], meter: Meter) -> NDArray[np.float32]:
-        """Probabilities, float32 [N, C], of pictures uint8 [3, H, W]."""
+    def _infer(self, arrays: list[NDArray[np.uint8]], meter: Meter) -> Found:
+        """What is found of pictures uint8 [3, H, W]."""
         classes = self.predictor.classes
         if not arrays:
-            return np.zeros((0, len(classes)), np.float32)
+            return Found(np.zeros((0, len(classes)), np.float32), None)
         start = time.perf_counter()
-        probabilities = self.predictor.probabilities(np.stack(arrays))
+        found = self.predictor.find(np.stack(arrays))
         meter.observe("inference_seconds", time.perf_counter() - start)
         meter.observe("batch_size", len(arrays))
-        for row in probabilities:
+        for row in found.probabilities:
             meter.observe("confidence", float(row.max()))
             meter.count("predictions_total", classes[int(row.argmax())])
-        return probabilities
+        return found
 
 
 def _refusal(error: Exception, index: int, context: Any, meter: Meter) -> dict[str, Any]:

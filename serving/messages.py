@@ -10,8 +10,8 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -45,30 +45,60 @@ class Request:
     pictures: Sequence[Picture]
     form: Form = Form.ONE
     top: int = TOP
+    abstain: float = 0.0
+    """A picture whose familiarity is no larger gets no label."""
+    confidence: float | None = None
+    """With which probability the set of classes, if one is wanted, holds the right one."""
     id: str | None = None
     """Given by V2's clients, and given back to them."""
 
 
-def parse(row: Mapping[str, Any], top: str | None = None) -> Request:
+@dataclass(frozen=True)
+class Found:
+    """What a model says of N pictures."""
+
+    probabilities: NDArray[np.float32]
+    """[N, C]."""
+    familiarity: NDArray[np.float64] | None
+    """[N]; see serving/trust.py."""
+
+    def part(self, start: int, stop: int) -> "Found":
+        familiarity = None if self.familiarity is None else self.familiarity[start:stop]
+        return Found(self.probabilities[start:stop], familiarity)
+
+
+def parse(
+    row: Mapping[str, Any],
+    top: str | None = None,
+    abstain: str | None = None,
+    confidence: str | None = None,
+) -> Request:
     """Reads one TorchServe row.
 
     Args:
         row: the bytes of `body`, or of a multipart upload's only part.
-        top: how many classes the answer is to name, as the client wrote it.
+        top: how many classes the answer is to name; as the client wrote it, like the others.
 
     Raises:
         RequestError: it is none of the forms above.
     """
-    count = _top(top) if top else TOP
-    content = _content(row)
+    return replace(
+        _read(_content(row)),
+        top=_top(top) if top else TOP,
+        abstain=_share(abstain, "abstain") if abstain else 0.0,
+        confidence=_share(confidence, "confidence") if confidence else None,
+    )
+
+
+def _read(content: bytes | Mapping[str, Any]) -> Request:
     if isinstance(content, bytes):
-        return Request([content], top=count)
+        return Request([content])
     if "inputs" in content:
-        return _parse_v2(content, count)
+        return _parse_v2(content)
     if "instances" in content:
-        return Request(_list_of(content["instances"], "instances"), Form.V1, count)
+        return Request(_list_of(content["instances"], "instances"), Form.V1)
     if "b64" in content:
-        return Request([_decoded(content["b64"])], top=count)
+        return Request([_decoded(content["b64"])])
     raise RequestError('send a picture, {"b64": …}, {"instances": [{"b64": …}]} or {"inputs": …}')
 
 
@@ -123,6 +153,15 @@ def _top(text: str) -> int:
     return int(text[:9])
 
 
+def _share(text: str, name: str) -> float:
+    try:
+        if 0 <= (share := float(text)) < 1:
+            return share
+    except ValueError:
+        pass
+    raise RequestError(f"{name}={text[:20]}: a number from 0 to below 1 is needed")
+
+
 def _list_of(instances: Any, name: str) -> list[Picture]:
     if not isinstance(instances, list) or not 1 <= len(instances) <= MAX_PICTURES:
         raise RequestError(f"{name}: a list of 1 to {MAX_PICTURES} is needed")
@@ -140,7 +179,7 @@ def _decoded(text: Any) -> bytes:
         raise RequestError(f"b64: {error}") from None
 
 
-def _parse_v2(content: Mapping[str, Any], top: int) -> Request:
+def _parse_v2(content: Mapping[str, Any]) -> Request:
     """https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol"""
     inputs = content["inputs"]
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
@@ -159,7 +198,7 @@ def _parse_v2(content: Mapping[str, Any], top: int) -> Request:
     identity = content.get("id")
     if identity is not None and not isinstance(identity, str):
         raise RequestError("id: a string is needed")
-    return Request(readers[tensor["datatype"]](shape, data), Form.V2, top, identity)
+    return Request(readers[tensor["datatype"]](shape, data), Form.V2, id=identity)
 
 
 def _bytes_tensor(shape: list[int], data: list[Any]) -> list[Picture]:
@@ -184,47 +223,86 @@ def _uint8_tensor(shape: list[int], data: list[Any]) -> list[Picture]:
 
 def answer(
     request: Request,
-    probabilities: NDArray[np.float32],
+    found: Found,
     classes: Sequence[str],
     model: Mapping[str, str],
+    least: float | None = None,
 ) -> dict[str, Any]:
-    """The answer to a request from its pictures' probabilities, float32 [N, C]."""
+    """The answer to a request from what was found of its pictures.
+
+    Args:
+        least: probability of the classes that go into `set`; None for no such field.
+    """
     if request.form is Form.V2:
-        return _answer_v2(request, probabilities, classes, model)
-    answers = [prediction(row, classes, model, request.top) for row in probabilities]
+        return _answer_v2(request, found, classes, model, least)
+    answers = [_prediction(request, *one, classes, model, least) for one in _each(found)]
     return {"predictions": answers} if request.form is Form.V1 else answers[0]
 
 
-def prediction(
-    probabilities: NDArray[np.float32], classes: Sequence[str], model: Mapping[str, str], top: int
+def _each(found: Found) -> Iterator[tuple[NDArray[np.float32], float | None]]:
+    """Probabilities [C] and familiarity of every picture."""
+    for index, row in enumerate(found.probabilities):
+        yield row, None if found.familiarity is None else float(found.familiarity[index])
+
+
+def _prediction(
+    request: Request,
+    probabilities: NDArray[np.float32],
+    familiarity: float | None,
+    classes: Sequence[str],
+    model: Mapping[str, str],
+    least: float | None,
 ) -> dict[str, Any]:
-    """The answer to one picture from its probabilities, float32 [C]."""
-    order = np.argsort(-probabilities, kind="stable")[:top]
-    entries = [{"label": classes[i], "probability": float(probabilities[i])} for i in order]
-    return {**entries[0], "top": entries, "model": dict(model)}
+    order = np.argsort(-probabilities, kind="stable")
+    entries = [
+        {"label": classes[i], "probability": float(probabilities[i])} for i in order[: request.top]
+    ]
+    result = {**entries[0], "familiarity": familiarity, "top": entries, "model": dict(model)}
+    if _is_strange(request, familiarity):
+        result |= {"label": None, "reason": "unfamiliar"}
+    if least is not None:
+        members = _members(probabilities, least)
+        result["set"] = [classes[i] for i in order if members[i]]
+    return result
+
+
+def _is_strange(request: Request, familiarity: float | None) -> bool:
+    return familiarity is not None and familiarity <= request.abstain
+
+
+def _members(probabilities: NDArray[np.float32], least: float) -> NDArray[np.bool_]:
+    """Which classes are in the set, bool […, C]: the likeliest one always is."""
+    inside: NDArray[np.bool_] = probabilities >= np.minimum(
+        least, probabilities.max(axis=-1, keepdims=True)
+    )
+    return inside
 
 
 def _answer_v2(
     request: Request,
-    probabilities: NDArray[np.float32],
+    found: Found,
     classes: Sequence[str],
     model: Mapping[str, str],
+    least: float | None,
 ) -> dict[str, Any]:
-    labels = [classes[i] for i in probabilities.argmax(1)]
-    result = {
-        "model_name": model["name"],
-        "model_version": model["version"],
-        "outputs": [
-            {"name": "label", "datatype": "BYTES", "shape": [len(labels)], "data": labels},
-            {
-                "name": "probabilities",
-                "datatype": "FP32",
-                "shape": list(probabilities.shape),
-                "data": probabilities.ravel().tolist(),
-            },
-        ],
-    }
+    """No label is an empty one here, as a tensor of BYTES has no null."""
+    labels = [
+        "" if _is_strange(request, familiarity) else classes[int(row.argmax())]
+        for row, familiarity in _each(found)
+    ]
+    outputs = [_tensor("label", "BYTES", np.array(labels))]
+    outputs.append(_tensor("probabilities", "FP32", found.probabilities))
+    if found.familiarity is not None:
+        outputs.append(_tensor("familiarity", "FP64", found.familiarity))
+    if least is not None:
+        outputs.append(_tensor("set", "BOOL", _members(found.probabilities, least)))
+    result = {"model_name": model["name"], "model_version": model["version"], "outputs": outputs}
     return result if request.id is None else {**result, "id": request.id}
+
+
+def _tensor(name: str, datatype: str, values: NDArray[Any]) -> dict[str, Any]:
+    shape, data = list(values.shape), values.ravel().tolist()
+    return {"name": name, "datatype": datatype, "shape": shape, "data": data}
 
 
 def failure(code: str, message: str) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 Every serving engine calls it; it depends on none. On a CPU it needs neither torch nor TorchServe.
 """
 
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,20 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving import archive, runtimes
-from serving.archive import Description, Form
+from serving import archive, messages, runtimes
+from serving.archive import TOLERANCES, Form, Golden, Model, ModelError
 from serving.images import decode, to_pixels
-from serving.messages import TOP, Picture, prediction, softmax
+from serving.messages import TOP, Found, Picture, Request, RequestError, softmax
+from serving.trust import Trust
+
+logger = logging.getLogger(__name__)
 
 
 class Predictor:
     """One archive's network, ready to answer; threads may call it at the same time."""
 
-    def __init__(self, description: Description, network: runtimes.Predict) -> None:
-        self.description, self.network = description, network
-        self.classes = description.classes
-        self.size = description.data.image_size
-        self.model = {"name": description.name, "version": description.version}
+    def __init__(
+        self, opened: Model, form: Form, network: runtimes.Predict, trust: Trust | None
+    ) -> None:
+        self.description, self.form = opened.description, form
+        self.network, self.trust = network, trust
+        self.classes = opened.classes
+        self.size = self.description.data.image_size
+        self.model = {"name": opened.name, "version": opened.version}
 
     @classmethod
     def open(
@@ -38,7 +47,8 @@ class Predictor:
         """Loads an archive, or the folder that one was unpacked to.
 
         Args:
-            form: by default the one that is meant for the device.
+            form: by default the first one that is meant for the device and that gives the golden
+                pictures' answers on this machine; the last one is taken as it is.
             gpu: a GPU's number, which then runs the program in bf16; None for the CPU.
             threads: of the CPU; by default one for each core.
             callers: threads that will call it at the same time; each has a share of those.
@@ -50,32 +60,88 @@ class Predictor:
         if not path.is_dir():
             with archive.unpacked(path) as folder:
                 return cls.open(folder, form=form, gpu=gpu, threads=threads, callers=callers)
-        described = path / archive.DESCRIPTION
-        if not described.is_file():
-            raise archive.ModelError(f"{path}: not a model archive, it has no {described.name}")
-        description = archive.describe(path, described.read_bytes())
-        if form is None:
-            form = description.forms[0] if gpu is None else "program"
-        if form not in description.forms:
-            raise archive.ModelError(f"{path}: has the network as {', '.join(description.forms)}")
-        network = runtimes.load(
-            path / archive.FILES[form][0], gpu, description.data.image_size, threads, callers
-        )
-        return cls(description, network)
+        opened = archive.open_model(path)
+        forms = _meant(opened, gpu) if form is None else [form]
+        if not set(forms) <= set(opened.description.forms):
+            names = ", ".join(opened.description.forms)
+            raise ModelError(f"{path}: has the network as {names}")
+        for preferred, next_one in pairwise(forms):
+            predictor = cls._load(opened, preferred, gpu, threads, callers)
+            if (deviation := predictor.deviation(opened.golden)) is None:
+                return predictor
+            logger.warning("%s: %s; %s serves instead", preferred, deviation, next_one)
+        return cls._load(opened, forms[-1], gpu, threads, callers)
 
-    def __call__(self, picture: bytes | str | Path, top: int = TOP) -> dict[str, Any]:
+    @classmethod
+    def _load(
+        cls, opened: Model, form: Form, gpu: int | None, threads: int | None, callers: int
+    ) -> Self:
+        file, size = archive.FILES[form][0], opened.description.data.image_size
+        network = runtimes.load(opened.path / file, gpu, size, threads, callers)
+        return cls(opened, form, network, _trust(opened))
+
+    def __call__(
+        self,
+        picture: bytes | str | Path,
+        top: int = TOP,
+        *,
+        abstain: float = 0.0,
+        confidence: float | None = None,
+    ) -> dict[str, Any]:
         """The prediction for a JPEG, PNG or WebP, in the service's form: `label`, `probability`,
-        `top` classes, `model`.
+        `familiarity`, `top` classes, `model`.
 
         Args:
             picture: the file's bytes, or its path.
+            abstain: a picture whose familiarity is no larger gets no label.
+            confidence: adds `set`, classes of which one is the right one with that probability.
 
         Raises:
             ImageError: it is not a picture that can be read.
+            RequestError: the archive has no familiarity, and it is asked for.
         """
         content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        row = self.probabilities(self.pixels(content)[None])[0]
-        return prediction(row, self.classes, self.model, top)
+        request = Request([content], top=top, abstain=abstain, confidence=confidence)
+        self.require(request)
+        return self.answer(request, self.find(self.pixels(content)[None]))
+
+    def require(self, request: Request) -> None:
+        """Raises:
+        RequestError: it asks for what this archive cannot tell.
+        """
+        if self.trust is None and (request.abstain or request.confidence is not None):
+            raise RequestError(
+                "abstain, confidence: this model has none of it, as too few pictures were held out"
+            )
+
+    def answer(self, request: Request, found: Found) -> dict[str, Any]:
+        """What is sent back for a request whose pictures gave this."""
+        least = None
+        if self.trust is not None and request.confidence is not None:
+            least = self.trust.least_probability(request.confidence)
+        return messages.answer(request, found, self.classes, self.model, least)
+
+    def find(self, images: NDArray[np.uint8]) -> Found:
+        """Probabilities and familiarity of images uint8 [N, 3, H, W], N any number but 0, from one
+        run of the network."""
+        outputs = self.network(images)
+        familiarity = None if self.trust is None else self.trust.familiarity(outputs.features)
+        return Found(softmax(outputs.logits / self.description.temperature), familiarity)
+
+    def deviation(self, golden: Sequence[Golden]) -> str | None:
+        """How the answers to golden pictures are further off than the form's tolerance allows;
+        None if they are not. The spread of logits cannot be told from probabilities."""
+        allowed = TOLERANCES[self.form]
+        pixels = np.stack([self.pixels(one.picture) for one in golden])
+        expected, given = (
+            np.array([one.probabilities for one in golden]),
+            self.probabilities(pixels),
+        )
+        agreement = (given.argmax(1) == expected.argmax(1)).mean()
+        error = np.quantile(np.abs(given - expected).max(axis=1), 0.99)
+        if agreement >= allowed.agreement and error <= allowed.probability_error:  # not so for NaN
+            return None
+        return f"{agreement:.0%} of the golden labels, probabilities off by {error:.2f}"
 
     def pixels(self, picture: Picture) -> NDArray[np.uint8]:
         """uint8 [3, H, W] in the size that the network takes, of a file or of other pixels.
@@ -91,8 +157,25 @@ class Predictor:
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 [N, C] of images uint8 [N, 3, H, W] in that size, N any number but 0."""
-        return self.network(images)
+        return self.network(images).logits
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 [N, C], as :meth:`logits`."""
-        return softmax(self.logits(images))
+        return self.find(images).probabilities
+
+
+def _meant(opened: Model, gpu: int | None) -> list[Form]:
+    """A device's forms, the preferred one first."""
+    if gpu is not None:
+        return ["program"]
+    return [form for form in opened.description.forms if form != "program"]
+
+
+def _trust(opened: Model) -> Trust | None:
+    if not opened.description.held_out:
+        return None
+    file = opened.path / archive.FAMILIARITY
+    try:
+        return Trust.load(file)
+    except (OSError, KeyError, ValueError) as error:
+        raise ModelError(f"{file}: {error}") from None

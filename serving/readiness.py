@@ -41,6 +41,8 @@ class Readiness:
         self.classes, self.golden = model.classes, itertools.cycle(model.golden)
         forms = model.description.forms  # which one it is depends on the device that serves
         self.tolerance = ROUNDING * max(TOLERANCES[form].probability_error for form in forms)
+        self.form: str | None = None
+        """Which form of the network gave the last golden answer; None before the first."""
         self.answered: float | None = None
         """TorchServe's count of answers; None when it was not read since the last golden one."""
         self.answered_at = float("-inf")
@@ -78,6 +80,7 @@ class Readiness:
             headers["Authorization"] = f"Bearer {self.key}"
         request = urllib.request.Request(self.url, data=golden.picture, headers=headers)
         with urllib.request.urlopen(request, timeout=seconds) as response:
+            self.form = response.headers["X-Form"]
             return json.load(response)
 
     def _wrong(self, golden: Golden, answer: Any) -> str | None:

@@ -3,19 +3,29 @@
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""From images uint8 [N, 3, H, W], N any number, to logits float32 [N, C]."""
+
+class Outputs(NamedTuple):
+    """What one run of the network gives for N pictures."""
+
+    logits: NDArray[np.float32]
+    """[N, C]."""
+    features: NDArray[np.float32]
+    """[N, 2048], the inputs of its last layer; [N, 0] of archives that give none."""
+
+
+Predict = Callable[[NDArray[np.uint8]], Outputs]
+"""From images uint8 [N, 3, H, W], N any number but 0."""
 
 CHUNK = 32  # pictures that the network takes at once
 
@@ -46,11 +56,16 @@ def load(
 def in_chunks(predict: Predict, size: int) -> Predict:
     """Bounds the memory of a call, whatever the number of pictures."""
 
-    def predict_all(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        chunks = [predict(images[i : i + size]) for i in range(0, len(images), size)]
-        return np.concatenate(chunks)
+    def predict_all(images: NDArray[np.uint8]) -> Outputs:
+        return joined([predict(images[i : i + size]) for i in range(0, len(images), size)])
 
     return predict_all
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """Those of all pictures, in their order."""
+    logits, features = zip(*parts, strict=True)
+    return Outputs(np.concatenate(logits), np.concatenate(features))
 
 
 def load_program(path: Path) -> Predict:
@@ -60,11 +75,21 @@ def load_program(path: Path) -> Predict:
     network = torch.export.load(path).module()
 
     @torch.inference_mode()
-    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
-        return logits
+    def predict(images: NDArray[np.uint8]) -> Outputs:
+        return from_torch(network(torch.from_numpy(images)))
 
     return predict
+
+
+def from_torch(found: "Tensor | tuple[Tensor, Tensor]") -> Outputs:
+    """Of what a program gives: logits and features, or in earlier archives logits alone."""
+    logits, *features = (found,) if not isinstance(found, tuple) else found
+    arrays = [tensor.float().cpu().numpy() for tensor in (logits, *features)]
+    return Outputs(arrays[0], arrays[1] if features else _none(len(arrays[0])))
+
+
+def _none(count: int) -> NDArray[np.float32]:
+    return np.empty((count, 0), np.float32)
 
 
 def load_compiled(path: Path, device: str, size: tuple[int, int], chunk: int = CHUNK) -> Predict:
@@ -77,12 +102,11 @@ def load_compiled(path: Path, device: str, size: tuple[int, int], chunk: int = C
     network = torch.compile(on_device(torch.export.load(path), device), dynamic=True)
 
     @torch.inference_mode()
-    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(images: NDArray[np.uint8]) -> Outputs:
         batch = torch.from_numpy(images if len(images) > 1 else images.repeat(2, axis=0))
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            logits = network(batch.to(device))
-        result: NDArray[np.float32] = logits.float().cpu().numpy()[: len(images)]
-        return result
+            found = from_torch(network(batch.to(device)))
+        return Outputs(found.logits[: len(images)], found.features[: len(images)])
 
     for count in range(1, chunk + 1):
         predict(np.zeros((count, 3, *size), np.uint8))
@@ -128,10 +152,10 @@ def load_ir(path: Path, threads: int | None = None, callers: int = 1) -> Predict
     network = core().compile_model(path, "CPU", settings)
     own = threading.local()
 
-    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(images: NDArray[np.uint8]) -> Outputs:
         if not hasattr(own, "request"):
             own.request = network.create_infer_request()
-        result: NDArray[np.float32] = own.request.infer(images)[0]
-        return result
+        found = own.request.infer(images)
+        return Outputs(found[0], found[1] if len(found) > 1 else _none(len(images)))
 
     return predict

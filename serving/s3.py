@@ -80,9 +80,13 @@ def default_client() -> Any:
 
 @contextmanager
 def explained(uri: str, kind: type[Exception]) -> Iterator[None]:
-    """Turns boto3's errors into one of `kind`, with one line that says what to do."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    """Turns boto3's errors, and its absence, into one of `kind`, with one line that says what to
+    do."""
+    try:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    except ModuleNotFoundError as error:
+        raise kind(f"{uri}: S3 needs the package boto3 ({error})") from None
 
     try:
         yield

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from serving import s3
 from serving.files import replacing, write
 from serving.images import ImageError, decode, to_pixels
-from serving.messages import prediction
+from serving.messages import Request
 from serving.predictor import Predictor
 
 ROWS = 5000  # in a part, at most
@@ -47,6 +47,7 @@ ENTRY = pa.struct([("label", pa.string()), ("probability", pa.float32())])
 SCHEMA = pa.schema(
     [
         *(("path", pa.string()), ("label", pa.string()), ("probability", pa.float32())),
+        ("familiarity", pa.float32()),
         *(("top", pa.list_(ENTRY)), ("model", pa.string()), ("version", pa.string())),
         *(("error", pa.string()), ("width", pa.int32()), ("height", pa.int32())),
         *(("bytes", pa.int64()), ("sha256", pa.string())),
@@ -239,11 +240,11 @@ def answers(predictor: Predictor, items: Sequence[Item]) -> list[Row]:
             row["error"] = f"not readable: {error.strerror or error}"
         rows.append(row)
     if pixels:
-        probabilities = iter(predictor.probabilities(np.stack(pixels)))
-        for row in rows:
-            if row["error"] is None:
-                answer = prediction(next(probabilities), predictor.classes, {}, top=5)
-                row |= {key: answer[key] for key in ("label", "probability", "top")}
+        found = predictor.find(np.stack(pixels))
+        good = [row for row in rows if row["error"] is None]
+        for index, row in enumerate(good):
+            answer = predictor.answer(Request([]), found.part(index, index + 1))
+            row |= {key: answer[key] for key in ("label", "probability", "familiarity", "top")}
     return rows
 
 

@@ -41,6 +41,9 @@ class Settings(BaseModel):
     other workers idle."""
     batch_delay_ms: Annotated[int, Field(ge=0)] = 1
     """How long a worker waits for a batch to fill."""
+    abstain: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """A picture whose familiarity is no larger gets no label, unless its request says `abstain`
+    itself."""
     queue_size: Positive = 100
     """Requests that may wait for a worker; further ones are answered 503 with Retry-After."""
     response_seconds: Positive = 60

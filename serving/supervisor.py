@@ -20,7 +20,7 @@ from serving import api, processes, torchserve
 from serving.archive import open_model
 from serving.fetch import fetch, is_local
 from serving.readiness import INTERVAL_SECONDS, Readiness
-from serving.settings import Settings
+from serving.settings import Settings, SettingsError
 
 WATCH_SECONDS = 0.25  # between looks at the children, and at a service that is not ready
 GATEWAY = Path(__file__).parent / "gateway"
@@ -43,6 +43,7 @@ class Supervisor:
 
         Raises:
             ModelError: there is no model to serve.
+        SettingsError: it cannot do what it is set to.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stopping.set())
@@ -62,6 +63,8 @@ class Supervisor:
             else fetch(settings.model_uri, settings.model_sha256, state / "model.mar")
         )
         self.model = open_model(path, settings.model_sha256)
+        if settings.abstain and not self.model.description.held_out:
+            raise SettingsError("SERVING_ABSTAIN: this archive knows nothing of familiarity")
         own, *others = processes.free_ports(1 + len(torchserve.PORTS))
         ports = dict(zip(torchserve.PORTS, others, strict=True))
         self.readiness = Readiness(
@@ -70,7 +73,8 @@ class Supervisor:
             f"http://127.0.0.1:{ports['metrics']}/metrics",
             self.keys.own if self.keys.required else None,
         )
-        api.serve(own, api.routes(self.model, lambda: self.problem), self.keys)
+        routes = api.routes(self.model, lambda: self.problem, lambda: self.readiness.form)
+        api.serve(own, routes, self.keys)
         server = torchserve.start(self.model, settings, state, ports)
         self.children["torchserve"] = server
         assert server.stdout is not None
@@ -88,6 +92,7 @@ class Supervisor:
             "AUTHENTICATION": "keys" if self.keys.required else "open",
             "MODEL_NAME": self.model.name,
             "MODEL_VERSION": self.model.version,
+            "ABSTAIN": self.settings.abstain or "",
             "INFERENCE_PORT": ports["inference"],
             "TORCHSERVE_METRICS_PORT": ports["metrics"],
             "API_PORT": own,

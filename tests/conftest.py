@@ -163,6 +163,7 @@ def exported(make_once: MakeOnce) -> RunFolder:
         from jobs import pipeline
 
         sure = tiny_config(
+            data={"train_images": 240, "test_images": 100},  # 60 held out: enough for familiarity
             optim={"epochs": 100, "learning_rate": 0.02, "label_smoothing": 0.0},
             export={"enabled": True},
         )
@@ -175,6 +176,31 @@ def exported(make_once: MakeOnce) -> RunFolder:
 @pytest.fixture(scope="session")
 def archive(exported: RunFolder) -> Path:
     return exported.path / "model" / f"{MODEL}.mar"
+
+
+@pytest.fixture(scope="session")
+def strange_integers(archive: Path, make_once: MakeOnce) -> Path:
+    """The same, unpacked, on a machine where integers go wrong: their logits have other signs."""
+
+    def fill(folder: Path) -> None:
+        import openvino
+        from openvino import opset13
+
+        from serving import archive as archives
+        from serving import runtimes
+
+        archives.unpack(archive, folder)
+        model = runtimes.core().read_model(folder / "float.xml")
+        logits, features = (output.get_node().input_value(0) for output in model.outputs)
+        turned = openvino.Model(
+            [opset13.negative(logits).output(0), features], model.get_parameters()
+        )
+        openvino.save_model(turned, folder / "int8.xml")
+        description = archives.open_model(folder).description
+        forms = ("int8", "float", "program")
+        archives.write_description(folder, description.model_copy(update={"forms": forms}))
+
+    return make_once("strange-integers", fill)
 
 
 @pytest.fixture(scope="session")

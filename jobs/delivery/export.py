@@ -21,23 +21,34 @@ import serving
 from jobs.config import Export
 from jobs.data.dataset import Dataset, load
 from jobs.data.images import Images
-from jobs.delivery import forms
-from jobs.delivery.parity import ExportError, Logits, asked, compare, predict
+from jobs.delivery import forms, trust
+from jobs.delivery.parity import ExportError, Logits, asked, asked_all, compare, predict
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import RunFolder, now, read_arrays, write_arrays
+from jobs.seeds import generator
 from jobs.train import evaluation
 from serving import archive
-from serving.archive import ARCHIVE, PREDICTIONS, TOLERANCES, Check, Data, Description, Form
+from serving.archive import (
+    ARCHIVE,
+    PREDICTIONS,
+    TOLERANCES,
+    Calibration,
+    Check,
+    Data,
+    Description,
+    Form,
+)
 from serving.files import write
 from serving.images import to_png
 from serving.messages import softmax
 from serving.progress import log
+from serving.runtimes import Outputs, Predict
 
 GOLDEN_IMAGES = 32
 # Of `serving`, what the handler and the check need.
 MODULES = (
     *("__init__", "archive", "checking", "files", "images", "messages", "metrics", "predictor"),
-    "runtimes",
+    *("runtimes", "trust"),
 )
 
 
@@ -83,21 +94,32 @@ def export(folder: RunFolder, settings: Export) -> Path:
         stage = Path(work) / "stage"
         stage.mkdir()
         forms.write(network, dataset.train, settings.calibration_images, stage)
-        reference = predict("reference", forms.eager(network), judged)
-        _write_golden(judged, reference, stage)
+        reference = predict("reference", forms.eager(network), judged).logits
+        if held_out := len(dataset.validation):
+            temperature = trust.fit_temperature(reference, judged.labels.numpy())
+            description = description.model_copy(update={"temperature": temperature})
+        _write_golden(judged, reference / description.temperature, stage)
         packed = _pack(stage, Path(work), description)
         trained = read_arrays(variant.path / PREDICTIONS)["logits"]
         with archive.unpacked(packed) as unpacked:
             archive.write_description(unpacked, description)
-            description = _check(description, unpacked, judged, reference, settings)
-            description, logits = _test(description, unpacked, dataset, trained)
-            description = _check_handler(description, unpacked, dataset.test, logits)
-        if "int8" not in description.forms:
-            for name in archive.FILES["int8"]:
-                (stage / name).unlink()
-            packed = _pack(stage, Path(work), description)
-        with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as file:
-            file.writestr(archive.DESCRIPTION, description.to_json())
+            with asked_all(unpacked, description.forms) as networks:
+                description, answers = _check(description, networks, judged, reference, settings)
+                description, logits = _test(description, networks, dataset, trained)
+                form = description.forms[0]
+                if held_out:
+                    given = (dataset.train, judged, answers[form])
+                    description = _calibrate(description, unpacked, networks[form], *given)
+            tempered = logits / description.temperature
+            description = _check_handler(description, unpacked, dataset.test, tempered)
+            if "int8" not in description.forms:
+                for name in archive.FILES["int8"]:
+                    (stage / name).unlink()
+                packed = _pack(stage, Path(work), description)
+            with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as file:
+                file.writestr(archive.DESCRIPTION, description.to_json())
+                if description.held_out:
+                    file.write(unpacked / archive.FAMILIARITY, archive.FAMILIARITY)
         archive.open_model(packed)
         write(target, packed.read_bytes())
         arrays = {"logits": logits, "labels": dataset.test.labels.numpy()}
@@ -165,19 +187,25 @@ def _pack(stage: Path, work: Path, description: Description) -> Path:
 
 
 def _check(
-    description: Description, unpacked: Path, judged: Images, reference: Logits, settings: Export
-) -> Description:
+    description: Description,
+    networks: Mapping[Form, Predict],
+    judged: Images,
+    reference: Logits,
+    settings: Export,
+) -> tuple[Description, dict[Form, Outputs]]:
     """Runs every form on held-out images; int8 is kept if it is accurate enough, the others have to
     be.
+
+    Returns:
+        The description with the forms that stay, and what every form gave.
 
     Raises:
         ExportError: one of them deviates by more than rounding explains.
     """
     labels = judged.labels.cpu().numpy()
-    checks = {"reference": compare(reference, reference, labels)}
-    for form in description.forms:
-        with asked(unpacked, form) as network:
-            checks[form] = compare(predict(form, network, judged), reference, labels)
+    answers = {form: predict(form, networks[form], judged) for form in description.forms}
+    checks = {form: compare(given.logits, reference, labels) for form, given in answers.items()}
+    checks = {"reference": compare(reference, reference, labels), **checks}
     description = description.model_copy(update={"checks": checks})
     if "int8" in description.forms:
         log(f"export: {verdict(checks, settings.max_accuracy_drop)}")
@@ -185,7 +213,7 @@ def _check(
             description = _without_int8(description)
     for form in description.forms:
         _require(checks[form], form, form)
-    return description
+    return description, answers
 
 
 def _without_int8(description: Description) -> Description:
@@ -194,7 +222,7 @@ def _without_int8(description: Description) -> Description:
 
 
 def _test(
-    description: Description, unpacked: Path, dataset: Dataset, trained: Logits
+    description: Description, networks: Mapping[Form, Predict], dataset: Dataset, trained: Logits
 ) -> tuple[Description, Logits]:
     """Runs the form that a CPU uses on the test set: these predictions are what is served, so the
     promotion gate uses them, and not the job's.
@@ -204,16 +232,47 @@ def _test(
         within its tolerance on the held-out images and is beyond it on these, it is left out.
     """
     form = description.forms[0]
-    with asked(unpacked, form) as network:
-        logits = predict(f"{form}, test", network, dataset.test)
+    logits = predict(f"{form}, test", networks[form], dataset.test).logits
     labels = dataset.test.labels.cpu()
     check = compare(logits, trained, labels.numpy())
     if form == "int8" and not check.within(TOLERANCES[form]):
         log("export: but too far off on the test set: a CPU runs it in floats")
-        return _test(_without_int8(description), unpacked, dataset, trained)
+        return _test(_without_int8(description), networks, dataset, trained)
     _require(check, form, f"{form} form, on the test set,")
-    test = evaluation.scores(torch.from_numpy(logits), labels)
-    return description.model_copy(update={"test": test, "test_check": check}), logits
+    before, after = torch.from_numpy(logits), torch.from_numpy(logits / description.temperature)
+    found = {
+        "test": evaluation.scores(after, labels),
+        "test_check": check,
+        "calibration": Calibration(
+            before=evaluation.calibration_interval(before, labels),
+            after=evaluation.calibration_interval(after, labels),
+        ),
+    }
+    return description.model_copy(update=found), logits
+
+
+def _calibrate(
+    description: Description,
+    unpacked: Path,
+    network: Predict,
+    train: Images,
+    held_out: Images,
+    answers: Outputs,
+) -> Description:
+    """Adds familiarity and sets of classes, as the first form's answers to held-out images and to
+    some of the training images have it."""
+    if len(held_out) < trust.MIN_HELD_OUT:
+        few = f"{len(held_out)} held-out pictures are too few"
+        log(
+            f"export: no familiarity and no sets of classes: {few}, {trust.MIN_HELD_OUT} are enough"
+        )
+        return description
+    order = torch.randperm(len(train), generator=generator("familiarity"))[: trust.KNOWN]
+    known = predict("training images", network, train.take(order)).features
+    logits = answers.logits / description.temperature
+    fitted = trust.fit(known, answers.features, logits, held_out.labels.cpu().numpy())
+    fitted.save(unpacked / archive.FAMILIARITY)
+    return description.model_copy(update={"held_out": len(held_out)})
 
 
 def _check_handler(
@@ -227,7 +286,7 @@ def _check_handler(
     few = min(len(images), GOLDEN_IMAGES)
     archive.write_description(unpacked, description)
     with asked(unpacked, "handler") as network:
-        handled = predict("handler", network, images.take(torch.arange(few)))
+        handled = predict("handler", network, images.take(torch.arange(few))).logits
     check = compare(handled, logits[:few], images.labels[:few].cpu().numpy())
     _require(check, "float", "handler")
     return description.model_copy(update={"checks": {**description.checks, "handler": check}})

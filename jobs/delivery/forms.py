@@ -30,15 +30,17 @@ MAX_BATCH = 1024
 
 
 class Served(nn.Module):
-    """From images as stored, uint8 [N, 3, H, W], to logits float32 [N, C]."""
+    """From images as they come, uint8 [N, 3, H, W], to logits float32 [N, C] and the inputs of the
+    last layer, float32 [N, 2048]: one run of the network gives both."""
 
     def __init__(self, network: Inception3, input_size: int, normalization: str) -> None:
         super().__init__()
+        self.fc, network.fc = network.fc, nn.Identity()  # dropout does nothing in eval mode
         self.network, self.input_size, self.normalization = network, input_size, normalization
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(to_input(images, self.input_size, self.normalization))
-        return logits
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network(to_input(images, self.input_size, self.normalization))
+        return self.fc(features), features
 
 
 def served(best: Path, classes: int, input_size: int, normalization: str) -> Served:
@@ -58,9 +60,8 @@ def eager(network: Served) -> runtimes.Predict:
     """The trained network as it is, in float32: the reference for every form."""
 
     @torch.inference_mode()
-    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
-        return logits
+    def predict(images: NDArray[np.uint8]) -> runtimes.Outputs:
+        return runtimes.from_torch(network(torch.from_numpy(images)))
 
     return predict
 

@@ -9,8 +9,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from jobs import interruption
 from jobs.data.images import Images
 from jobs.errors import JobError
-from serving.archive import Check
+from serving.archive import Check, Form
 from serving.messages import softmax
 from serving.progress import task
-from serving.runtimes import Predict
+from serving.runtimes import Outputs, Predict, joined
 
 BATCH = 8  # images at a time
 
@@ -54,10 +54,11 @@ def asked(folder: Path, form: str) -> Iterator[Predict]:
         )
         theirs.close()
 
-        def ask(images: NDArray[np.uint8]) -> Logits:
+        def ask(images: NDArray[np.uint8]) -> Outputs:
             try:
                 ours.send_bytes(images.tobytes())
-                return np.frombuffer(ours.recv_bytes(), np.float32).reshape(len(images), -1)
+                received = (np.frombuffer(ours.recv_bytes(), np.float32) for _ in Outputs._fields)
+                return Outputs(*(array.reshape(len(images), -1) for array in received))
             except (EOFError, OSError):
                 child.wait()
                 said.seek(0)
@@ -72,15 +73,22 @@ def asked(folder: Path, form: str) -> Iterator[Predict]:
             child.wait()
 
 
-def predict(label: str, network: Predict, images: Images) -> Logits:
-    """Logits float32 [N, C] of all images, in batches."""
+@contextmanager
+def asked_all(folder: Path, forms: Iterable[Form]) -> Iterator[dict[Form, Predict]]:
+    """Several forms, whose processes start side by side: most of that time is imports."""
+    with ExitStack() as stack:
+        yield {form: stack.enter_context(asked(folder, form)) for form in forms}
+
+
+def predict(label: str, network: Predict, images: Images) -> Outputs:
+    """Those of all images, in batches."""
     outputs = []
     with task(f"export, {label}", len(images)) as advance:
         for batch in torch.arange(len(images)).split(BATCH):
             interruption.check()
             outputs.append(network(images.raw(batch).cpu().numpy()))
             advance(len(batch))
-    return np.concatenate(outputs)
+    return joined(outputs)
 
 
 def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Check:

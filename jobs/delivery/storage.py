@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from jobs import config, interruption
 from jobs.errors import ConfigurationError, UnavailableError
 from serving import s3
@@ -81,6 +79,8 @@ class Storage:
 
     def get(self, key: str) -> Object | None:
         """A small object, None where there is none."""
+        from botocore.exceptions import ClientError
+
         with self._explained():
             try:
                 answer = self.client.get_object(**self._where(key))
@@ -91,6 +91,8 @@ class Storage:
             return Object(answer["Body"].read(), answer["ETag"])
 
     def head(self, key: str) -> Mapping[str, Any] | None:
+        from botocore.exceptions import ClientError
+
         with self._explained():
             try:
                 answer: Mapping[str, Any] = self.client.head_object(**self._where(key))
@@ -242,6 +244,8 @@ class Storage:
 
     def _abort(self, where: Mapping[str, str]) -> None:
         """Takes parts back if storage can be reached; the next publish does it otherwise."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
         try:
             self.client.abort_multipart_upload(**where)
         except (BotoCoreError, ClientError):
@@ -295,6 +299,8 @@ def _client(settings: config.Storage) -> Any:
 
 def _settled(write: Callable[[], Any]) -> Any:
     """Retries a conditional write on 409 (concurrent write); 412 (condition failed) is final."""
+    from botocore.exceptions import ClientError
+
     for pause in (*CONFLICT_PAUSES, None):
         try:
             return write()

@@ -21,7 +21,7 @@ from jobs.errors import ConfigurationError, Diverged, Interrupted
 from jobs.seeds import generator
 from jobs.train.evaluation import predict, quick_scores
 from jobs.train.models import moving_norms, set_training_mode
-from serving.progress import log, note, task
+from serving.progress import note, task
 
 Row = dict[str, Any]
 
@@ -46,12 +46,20 @@ class Trainer:
     """A variant in training: its network, optimizer, schedule and progress."""
 
     def __init__(
-        self, network: nn.Module, variant: config.Variant, images: int, device: Device, seed: int
+        self,
+        network: nn.Module,
+        variant: config.Variant,
+        images: int,
+        device: Device,
+        seed: int,
+        *,
+        compiled: bool = False,
     ) -> None:
         """
         Args:
             network: on the device; what requires a gradient is trained.
             images: how many there are to train on.
+            compiled: whether its training step is; scoring is too short to win the time back.
 
         Raises:
             ConfigurationError: they do not fill one batch, or a batch not all processes.
@@ -73,10 +81,8 @@ class Trainer:
         self.seconds = 0.0  # of training alone, in finished epochs
         self.clock = Stopwatch()  # of this epoch
         self.best_accuracy, self.best_epoch = -1.0, -1
-        if device.compiles(variant, images):
-            log(f"{variant.name}: to be compiled, which takes minutes the first time")
-            network.compile(dynamic=False)
-            self.scored_network.compile(dynamic=False)
+        if compiled:
+            compile_step(network)
         torch.manual_seed(seed)  # dropout draws from the global generators
 
     @property
@@ -139,6 +145,18 @@ class Trainer:
         self.clock.seconds = state["epoch_seconds"]
         for name in self._plain:
             setattr(self, name, state[name])
+
+
+def compile_step(network: nn.Module) -> None:
+    """Compiles what a call of the network runs, when it first does; `network.forward` stays eager.
+
+    Networks that are alike share their code. Those that are not count against a limit, beyond which
+    PyTorch goes on eagerly without a word.
+    """
+    from torch._dynamo import config as dynamo
+
+    dynamo.recompile_limit += 1
+    network.compile(dynamic=False)
 
 
 class Average:
@@ -375,14 +393,16 @@ def recalibrate(trainer: Trainer, train: Examples, images: int) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
         norm.train()
     order = torch.randperm(len(train), generator=generator(trainer.seed, "batch norm"))
     order = order[:images].to(train.labels.device)
-    for inputs, _ in train.batches(order.chunk(math.ceil(len(order) / NORMALISED_TOGETHER))):
+    parts = order.chunk(math.ceil(len(order) / NORMALISED_TOGETHER))
+    for taken, (inputs, _) in enumerate(train.batches(parts), start=1):
         distributed.check()
+        for norm in norms:
+            norm.momentum = 1 / taken  # a plain mean; None is one, too, but waits for the device
         with trainer.device.autocast():
-            network.forward(inputs)  # not compiled: a plain mean breaks the graph at every layer
+            network.forward(inputs)  # not compiled: each momentum would be another graph
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import weakref
+from typing import Literal
 
 import pytest
 import torch
@@ -33,3 +35,30 @@ print(faults[-1] - faults[3])  # the first ones find their places
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"), [("fp32", "H200 in float32 without TF32"), ("bf16", "H200 in bfloat16")]
+)
+def test_float32_on_a_gpu_is_float32_and_is_said_to_be(
+    precision: Literal["fp32", "bf16"], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, answer in (("is_available", True), ("device_count", 1), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H200")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = True  # it is False by default, and again at the end
+    device = devices.choose(config.Runtime(device="cuda", precision=precision))
+    assert str(device) == said
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_what_is_left_of_an_earlier_network_is_not_measured_with_the_next() -> None:
+    network = torch.nn.Linear(1, 1)
+    network.itself = network
+    left = weakref.ref(network)
+    del network
+    assert left() is not None
+    devices.Device(torch.device("cpu"), torch.float32).start_measuring()
+    assert left() is None

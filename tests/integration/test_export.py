@@ -1,6 +1,7 @@
 """The archive answers what the job's network did, from its own files; test_service.py serves it."""
 
 import ctypes
+import json
 import subprocess
 import sys
 import zipfile
@@ -25,7 +26,7 @@ from serving import Predictor, archive, runtimes
 from serving.archive import FILES, TOLERANCES, Check, ModelError, Version
 from serving.files import digest_of
 from serving.handler import Handler
-from serving.messages import softmax
+from serving.messages import RequestError, softmax
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def test_the_archive_is_whole_and_holds_no_pickle(exported: RunFolder, unpacked:
         "MAR-INF/MANIFEST.json",
         "handler.py",
         "model.json",
+        "familiarity.npz",
         "golden/probabilities.json",
         *(archive.golden_file(i) for i in range(len(model.golden))),
         *(file for form in description.forms for file in FILES[form]),
@@ -122,6 +124,57 @@ def test_a_predictor_of_a_cpu_imports_neither_torch_nor_torchserve(unpacked: Pat
     model = archive.open_model(unpacked)
     best = int(np.argmax(model.golden[0].probabilities))
     assert label == model.classes[best].split()[0] and imported == model.classes[best].split()[1:]
+
+
+def test_a_form_that_is_off_on_this_machine_gives_way_to_the_next(
+    exported: RunFolder, strange_integers: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = Predictor.open(strange_integers)
+    assert predictor.form == "float" and "float serves instead" in caplog.text
+    picture = pictures(exported, 1)[0]
+    assert predictor(picture)["label"] == predictions(exported, 1)[0]
+    assert Predictor.open(strange_integers, form="int8").form == "int8", "as it was asked for"
+
+
+def test_a_form_that_gives_the_golden_answers_stays(unpacked: Path, tmp_path: Path) -> None:
+    """As float's own files do, under the name of int8."""
+    copy = copy_without(unpacked, tmp_path / "copy")
+    for given, shown in zip(FILES["float"], FILES["int8"], strict=True):
+        (copy / shown).unlink(missing_ok=True)
+        (copy / shown).hardlink_to(copy / given)
+    description = archive.open_model(copy).description
+    forms = ("int8", "float", "program")
+    archive.write_description(copy, description.model_copy(update={"forms": forms}))
+    assert Predictor.open(copy).form == "int8"
+
+
+def test_an_archive_that_knows_nothing_of_familiarity_says_so(
+    exported: RunFolder, unpacked: Path, tmp_path: Path
+) -> None:
+    """As those of earlier versions, whose description has none of the fields."""
+    copy = copy_without(unpacked, tmp_path / "copy", archive.FAMILIARITY)
+    found = json.loads((copy / archive.DESCRIPTION).read_text())
+    for field in ("temperature", "held_out", "calibration"):
+        del found[field]
+    (copy / archive.DESCRIPTION).write_text(json.dumps(found))
+    predictor, picture = Predictor.open(copy), pictures(exported, 1)[0]
+    answer = predictor(picture)
+    assert answer["label"] == predictions(exported, 1)[0] and answer["familiarity"] is None
+    with pytest.raises(RequestError, match="too few pictures were held out"):
+        predictor(picture, abstain=0.1)
+
+
+def test_the_archive_tells_how_familiar_a_picture_is(exported: RunFolder, unpacked: Path) -> None:
+    description = archive.open_model(unpacked).description
+    assert description.held_out == 60 and description.calibration is not None
+    predictor = Predictor.open(unpacked)
+    test = load(exported.config().data).test
+    found = predictor.find(test.raw(torch.arange(len(test))).numpy())
+    assert found.familiarity is not None and set(found.familiarity * 61) <= set(range(1, 62))
+    assert 0.2 < found.familiarity.mean() < 0.8, "0.5 in the mean of many draws"
+    noise = np.random.default_rng(0).integers(256, size=(8, 3, *predictor.size), dtype=np.uint8)
+    strange = predictor.find(noise).familiarity
+    assert strange is not None and strange.mean() < found.familiarity.mean()
 
 
 # What is checked
@@ -233,8 +286,8 @@ def test_int8_that_loses_too_much_stays_out_of_the_archive(
     def turned(label: str, network: Any, images: Any) -> Any:
         if label == "int8" != off:
             return answers["reference"]
-        answers[label] = real(label, network, images)
-        return answers[label][:, ::-1].copy() if label == off else answers[label]
+        answers[label] = given = real(label, network, images)
+        return given._replace(logits=given.logits[:, ::-1].copy()) if label == off else given
 
     monkeypatch.setattr(export, "predict", turned)
     target = export.export(copy, Export(calibration_images=2, images=4))
@@ -256,8 +309,9 @@ def test_an_archive_of_another_network_is_found_out(
     judged = load(exported.config().data).test.take(torch.arange(4))
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         another = np.roll(arrays["logits"][:4], 1, axis=1)
-    with pytest.raises(ExportError, match="does not give the job's predictions"):
-        export._check(description, copy, judged, another, Export(max_accuracy_drop=100))
+    with parity.asked_all(copy, description.forms) as networks:
+        with pytest.raises(ExportError, match="does not give the job's predictions"):
+            export._check(description, networks, judged, another, Export(max_accuracy_drop=100))
 
 
 def test_the_golden_set_has_the_surest_images_of_every_class() -> None:
@@ -276,7 +330,8 @@ class Context(SimpleNamespace):
         return None
 
     def set_response_header(self, index: int, name: str, value: str) -> None:
-        self.refusals[index] = value
+        if name == "X-Refusal":
+            self.refusals[index] = value
 
     def set_response_status(self, code: int, phrase: str, index: int) -> None:
         self.statuses[index] = code
@@ -321,7 +376,11 @@ def test_the_program_runs_on_the_device_it_is_moved_to(unpacked: Path) -> None:
     program = torch.export.load(unpacked / FILES["program"][0])
     size = archive.open_model(unpacked).description.data.image_size
     network = runtimes.on_device(program, "meta")
-    assert network(torch.empty(3, 3, *size, dtype=torch.uint8, device="meta")).is_meta
+    found = network(torch.empty(3, 3, *size, dtype=torch.uint8, device="meta"))
+    assert [(tensor.device.type, *tensor.shape) for tensor in found] == [
+        ("meta", 3, 10),
+        ("meta", 3, 2048),
+    ]
     nodes: Any = network.graph.nodes  # type: ignore[union-attr]
     checked = {str(n.kwargs["device"]) for n in nodes if "device" in n.kwargs}
     assert checked == {"meta"}
@@ -335,7 +394,8 @@ def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
     size = archive.open_model(unpacked).description.data.image_size
     predict = runtimes.load_compiled(unpacked / FILES["program"][0], "cpu", size, chunk=2)
     images = load(exported.config().data).test.raw(torch.arange(5)).numpy()
-    logits = runtimes.in_chunks(predict, 2)(images)
+    logits, features = runtimes.in_chunks(predict, 2)(images)
+    assert features.shape == (5, 2048)
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         expected = softmax(arrays["logits"][:5])
     np.testing.assert_allclose(softmax(logits), expected, atol=0.05)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.messages import MAX_PICTURES, Form, RequestError, answer, parse, unwrapped
+from serving.messages import MAX_PICTURES, Form, Found, RequestError, answer, parse, unwrapped
 
 FILE = b"\x89PNG some picture"
 B64 = {"b64": b64encode(FILE).decode()}
@@ -161,13 +161,48 @@ def test_no_json_gets_anything_but_a_request_or_a_refusal(body: dict[str, Any]) 
         assert 1 <= len(request.pictures) <= MAX_PICTURES
 
 
+@pytest.mark.parametrize("share", ["-0.1", "1", "x", "nan", "inf", "²"])
+def test_a_share_that_is_none_is_refused(share: str) -> None:
+    with pytest.raises(RequestError, match=f"abstain={share}: a number from 0 to below 1"):
+        parse({"body": FILE}, None, share)
+    with pytest.raises(RequestError, match=f"confidence={share}: a number from 0 to below 1"):
+        parse({"body": FILE}, None, None, share)
+
+
+MODEL = {"name": "m", "version": "1"}
+CLASSES = ["a", "b", "c"]
+FOUND = Found(np.array([[0.1, 0.6, 0.3]], np.float32), np.array([0.05]))
+
+
+@pytest.mark.parametrize(("abstain", "label"), [("", "b"), ("0.04", "b"), ("0.05", None)])
+def test_an_unfamiliar_picture_gets_no_label_where_that_is_wanted(
+    abstain: str, label: str | None
+) -> None:
+    one = answer(parse({"body": FILE}, None, abstain), FOUND, CLASSES, MODEL)
+    assert one["label"] == label and one["probability"] == pytest.approx(0.6)
+    assert one["familiarity"] == 0.05 and one["top"][0]["label"] == "b"
+    assert one.get("reason") == (None if label else "unfamiliar")
+    body = json.dumps({"inputs": [tensor()]}).encode()
+    v2 = answer(parse({"body": body}, None, abstain), FOUND, CLASSES, MODEL)
+    outputs = {output["name"]: output["data"] for output in v2["outputs"]}
+    assert outputs["label"] == [label or ""] and outputs["familiarity"] == [0.05]
+
+
+@pytest.mark.parametrize(("least", "members"), [(0.0, "bca"), (0.2, "bc"), (0.6, "b"), (0.9, "b")])
+def test_a_set_has_the_likely_classes_and_always_the_likeliest(least: float, members: str) -> None:
+    one = answer(parse({"body": FILE}), FOUND, CLASSES, MODEL, least)
+    assert "".join(one["set"]) == members
+    body = json.dumps({"inputs": [tensor()]}).encode()
+    last = answer(parse({"body": body}), FOUND, CLASSES, MODEL, least)["outputs"][-1]
+    assert (last["name"], last["datatype"], last["shape"]) == ("set", "BOOL", [1, 3])
+    assert last["data"] == [label in members for label in CLASSES]
+
+
 def test_an_answer_names_as_many_classes_as_were_asked_for() -> None:
-    shares = np.array([[0.1, 0.6, 0.3]], np.float32)
-    model = {"name": "m", "version": "1"}
-    one = answer(parse({"body": FILE}, "2"), shares, ["a", "b", "c"], model)
+    one = answer(parse({"body": FILE}, "2"), FOUND, CLASSES, MODEL)
     assert [entry["label"] for entry in one["top"]] == ["b", "c"] and one["label"] == "b"
     request = parse({"body": json.dumps({"inputs": [tensor()], "id": "7"}).encode()})
-    v2 = answer(request, shares, ["a", "b", "c"], model)
+    v2 = answer(request, FOUND, CLASSES, MODEL)
     assert v2["id"] == "7" and v2["model_version"] == "1"
     assert v2["outputs"][0] == {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["b"]}
     assert v2["outputs"][1]["shape"] == [1, 3]

@@ -34,7 +34,7 @@ def test_every_picture_has_its_answer_in_order_and_the_bad_ones_cost_no_other(
     good = [answer for answer in answers if isinstance(answer, Prediction)]
     assert [answer.label for answer in good] == predictions(exported, 10)
     assert good[0].model == Model(MODEL, exported.run_id)
-    assert good[0].top[0] == Score(good[0].label, good[0].probability)
+    assert good[0].top[0] == Score(predictions(exported, 1)[0], good[0].probability)
     assert first.label == good[0].label
     text, missing = answers[4], answers[11]
     assert isinstance(text, ClientError) and (text.status, text.code) == (400, "bad_image")

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
-from service import Service, get, load, run_all, running
+from service import Service, exchange, get, load, run_all, running, start
 
 from jobs.runs import RunFolder
-from serving.archive import ModelError, open_model
+from serving.archive import DESCRIPTION, ModelError, open_model, write_description
 from serving.files import digest_of
 
 
@@ -51,6 +51,61 @@ def test_it_reads_what_people_send(service: Service, exported: RunFolder) -> Non
     Image.effect_noise((900, 700), 80).convert("RGB").save(photo, "JPEG")
     status, answer = service.predict(photo.getvalue(), "image/jpeg")
     assert status == 200 and answer["label"] in classes_of(exported)
+
+
+def test_it_abstains_and_gives_sets_where_that_is_asked_for(
+    service: Service, exported: RunFolder
+) -> None:
+    url = f"{service.address}/predictions/{MODEL}"
+    files = pictures(exported, 10)
+    answers = [(get(url, file)[1], file) for file in files]
+    least, picture = min(answers, key=lambda one: float(one[0]["familiarity"]))
+    familiarity = least["familiarity"]
+    assert 0 < familiarity < 1 and least["label"] is not None and "set" not in least
+    status, strange = get(f"{url}?abstain={familiarity}", picture)
+    assert status == 200 and strange["label"] is None and strange["reason"] == "unfamiliar"
+    assert strange["top"] == least["top"]
+    assert get(f"{url}?abstain={familiarity / 2}", picture)[1]["label"] == least["label"]
+    some, every = (get(f"{url}?confidence={c}", picture)[1]["set"] for c in (0.5, 0.999))
+    assert some[0] == least["label"] and set(every) == set(classes_of(exported))
+    for query in ("abstain=2", "confidence=x"):
+        assert get(f"{url}?{query}", picture)[1]["error"]["code"] == "bad_request"
+
+
+def packed(folder: Path, file: Path) -> Path:
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in folder.rglob("*"):
+            archive.write(path, path.relative_to(folder))
+    return file
+
+
+def test_it_serves_the_form_that_is_right_on_this_machine_and_abstains_by_default(
+    strange_integers: Path, exported: RunFolder, tmp_path: Path
+) -> None:
+    archive = packed(strange_integers, tmp_path / f"{MODEL}.mar")
+    picture, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    with running(archive, tmp_path / "state", SERVING_ABSTAIN="0.999") as service:
+        assert get(f"{service.address}/v2/models/{MODEL}")[1]["form"] == "float"
+        assert "float serves instead" in service.log.read_text()
+        url = f"{service.address}/predictions/{MODEL}"
+        _, headers, answer = exchange(url, picture, {"Content-Type": "image/png"})
+        assert headers["X-Form"] == "float" and answer["top"][0]["label"] == label
+        assert (answer["label"] is None) == (answer["familiarity"] <= 0.999)
+        assert get(f"{url}?abstain=0", picture)[1]["label"] == label
+
+
+def test_it_does_not_start_where_it_could_never_abstain(
+    strange_integers: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(strange_integers, folder, copy_function=os.link)
+    described = open_model(folder).description.model_copy(update={"held_out": 0})
+    (folder / DESCRIPTION).unlink()
+    write_description(folder, described)
+    archive = packed(folder, tmp_path / f"{MODEL}.mar")
+    service = start(archive, tmp_path / "state", SERVING_ABSTAIN="0.1")
+    assert service.process.wait(60) == 2
+    assert "SERVING_ABSTAIN: this archive knows nothing" in service.log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import functools
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from conftest import tiny_config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from jobs import config, devices, interruption
+from jobs import config, devices, interruption, pipeline
 from jobs.data.dataset import Dataset, load
 from jobs.data.images import Draws, Examples, Images, augment
 from jobs.errors import ConfigurationError, Diverged, Interrupted
+from jobs.runs import RunFolder
 from jobs.seeds import generator
 from jobs.train import models, training
 from jobs.train.features import Features, extract
@@ -127,17 +129,52 @@ def test_the_loop_is_the_textbooks_bit_for_bit(dataset: Dataset, pretrained: mod
 def test_compiling_is_for_much_work_on_a_gpu_or_on_demand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     gpu = devices.Device(torch.device("cuda", 0), torch.bfloat16)
     scratch, frozen = variant("scratch", epochs=5), variant("frozen", epochs=5)
-    much = devices.COMPILING_PAYS // 5
+    much = devices.COMPILING_PAYS
     assert gpu.compiles(scratch, much) and not gpu.compiles(scratch, much - 1)
     assert not gpu.compiles(frozen, much), "its trunk is not trained"
     assert not CPU.compiles(scratch, much)
     demanded = devices.Device(torch.device("cpu"), torch.float32, compile=True)
     assert demanded.compiles(scratch, 1) and not demanded.compiles(frozen, 1)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("sysconfig.get_config_var", lambda _: "/nowhere")
+    assert gpu.missing_to_compile() == "no /nowhere/Python.h"
     monkeypatch.setattr("shutil.which", lambda _: None)
-    assert not gpu.compiles(scratch, much), "a slim image has no C compiler for Triton"
+    assert gpu.missing_to_compile() == "no gcc or clang"
+    assert CPU.missing_to_compile() == "no g++ or clang++"
+
+
+def test_variants_and_seeds_that_share_a_graph_pay_for_it_together() -> None:
+    settings = tiny_config(runtime={"seeds": [0, 1, 2]}, optim={"epochs": 5})
+    scratch, finetune, frozen = settings.variants
+    assert settings.epochs_alike(scratch) == settings.epochs_alike(finetune) == 2 * 3 * 5
+    assert settings.epochs_alike(frozen) == 3 * 5
+
+
+def test_without_a_compiler_the_job_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    job = pipeline.Job(tiny_config(runtime={"compile": True}), RunFolder(tmp_path))
+    assert not job._compiles(variant("scratch"), 1)
+    assert not job._compiles(variant("frozen"), 1)
+    errors = capsys.readouterr().err
+    assert errors.count("not compiled") == 1 and "scratch: not compiled" in errors
+
+
+def test_ten_kinds_of_networks_are_ten_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own limit is eight, beyond which a network runs eagerly and nobody is told."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)
+    torch.compiler.reset()
+    counters.clear()
+    for kind in range(10):
+        layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(10)))
+        layers[kind].requires_grad_(False)
+        training.compile_step(layers)
+        layers(torch.zeros(1, 2))
+    assert counters["stats"]["unique_graphs"] == 10
 
 
 def test_a_compiled_network_trains_and_is_saved_as_the_same(
@@ -145,20 +182,22 @@ def test_a_compiled_network_trains_and_is_saved_as_the_same(
 ) -> None:
     """With a back end that generates no code, which takes minutes; all else is as with one.
 
-    The step is one graph for all steps, and so is scoring: what breaks or repeats would be
-    compiled anew, at half a minute each.
+    The step is one graph for all steps and both variants, and scoring is none: what breaks or
+    repeats would be compiled anew, at half a minute each.
     """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch.compiler.reset()
     counters.clear()
     chosen = variant("scratch", epochs=2, average_decay=0.9)
-    stores = [Memory(), Memory()]
-    for store, compiled in zip(stores, (False, True), strict=True):
-        device = devices.Device(torch.device("cpu"), torch.float32, compile=compiled)
-        network = models.create(chosen, len(dataset.classes), pretrained, seed=0)
-        trainer = training.Trainer(network, chosen, len(dataset.train), device, seed=0)
+    another = variant("finetune", epochs=1, average_decay=0.0)
+    stores = [Memory(), Memory(), Memory()]
+    runs = ((chosen, False), (chosen, True), (another, True))
+    for store, (wanted, compiled) in zip(stores, runs, strict=True):
+        network = models.create(wanted, len(dataset.classes), pretrained, seed=0)
+        count = len(dataset.train)
+        trainer = training.Trainer(network, wanted, count, CPU, seed=0, compiled=compiled)
         fit(trainer, dataset, store)
-    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1
     assert [r["loss"] for r in stores[0].rows] == [r["loss"] for r in stores[1].rows]
     _assert_equal(stores[0].best, stores[1].best)
 
@@ -197,6 +236,7 @@ def test_a_step_neither_waits_for_the_device_nor_leaves_it(
     ):
         trainer = training.Trainer(trained, chosen, len(train), meta, seed=0)
         training.train_epoch(trainer, examples, lambda: None, steps.append)
+        training.recalibrate(trainer, examples, 60)
         assert trainer.totals.is_meta
         with pytest.raises(RuntimeError, match="meta"):
             training.read_totals(trainer)  # this is where it waits

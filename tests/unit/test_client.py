@@ -169,6 +169,17 @@ def test_it_asks_for_the_models_name_once_and_sends_its_key() -> None:
         assert {request.key for request in seen} == {"Bearer secret"}
 
 
+def test_it_asks_for_abstention_and_sets_and_takes_them() -> None:
+    unknown = {**ANSWER, "label": None, "familiarity": 0.01, "set": ["cat", "dog"]}
+    with (
+        server(answers(200, unknown)) as (url, seen),
+        closing(Client(url, model="m", abstain=0.05, confidence=0.9)) as client,
+    ):
+        got = client.predict(b"x")
+    assert seen[0].path == "/predictions/m?abstain=0.05&confidence=0.9"
+    assert (got.label, got.familiarity, got.set) == (None, 0.01, ("cat", "dog"))
+
+
 def test_it_does_not_choose_among_models() -> None:
     names = answers(200, {"models": ["a", "b"]})
     with (

@@ -1,0 +1,108 @@
+"""Temperature, familiarity and sets of classes keep what they promise, on numbers from a seed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jobs.delivery import trust
+from serving.messages import softmax
+from serving.trust import Trust
+
+RNG = np.random.default_rng(0)
+CENTRES = RNG.normal(size=(3, 40))
+
+
+def drawn(count: int) -> tuple[Any, NDArray[np.int64]]:
+    """Features [count, 40] around a class's centre, and the classes."""
+    labels = RNG.integers(3, size=count)
+    return (CENTRES[labels] + RNG.normal(size=(count, 40))).astype(np.float32), labels
+
+
+def logits_of(features: Any) -> Any:
+    """Larger for nearer centres, [N, 3], and not too sure."""
+    squares = np.square(features[:, None] - CENTRES).sum(axis=2)
+    return (-squares / 20).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Trust:
+    known, _ = drawn(500)
+    held_out, labels = drawn(999)
+    return trust.fit(known, held_out, logits_of(held_out), labels)
+
+
+def test_familiarity_is_uniform_among_pictures_of_the_same_kind(fitted: Trust) -> None:
+    p = fitted.familiarity(drawn(4000)[0])
+    for share in (0.01, 0.05, 0.1, 0.5, 0.9):
+        # Of 4,000 pictures against 999: the two samples' errors add up.
+        error = (share * (1 - share) * (1 / 4000 + 1 / 999)) ** 0.5
+        assert abs((p <= share).mean() - share) < 4 * error
+
+
+def test_strangers_are_hardly_familiar(fitted: Trust) -> None:
+    strangers = (3 * RNG.normal(size=(20, 40)) - 5 * CENTRES.sum(axis=0)).astype(np.float32)
+    assert (fitted.familiarity(strangers) < 0.05).all()
+
+
+def test_familiarity_counts_the_held_out_pictures_that_are_as_strange() -> None:
+    east = np.array([[1, 0]], np.float32)
+    some = Trust(
+        centre=np.zeros(2, np.float32),
+        directions=np.eye(2, dtype=np.float32),
+        known=east,
+        nearest=np.array(1),
+        strangeness=np.array([-1, -0.6, 0], np.float32),
+        right=np.array([0.5, 0.6, 0.7], np.float32),
+    )
+    features = np.array([[5, 0], [3, 4], [0, 2], [-1, 0]], np.float32)
+    assert some.familiarity(features).tolist() == [1, 0.75, 0.5, 0.25]
+
+
+def test_a_set_holds_the_right_class_as_often_as_it_says(fitted: Trust) -> None:
+    features, labels = drawn(4000)
+    right = softmax(logits_of(features))[np.arange(4000), labels]
+    for confidence in (0.5, 0.9, 0.99):
+        error = (confidence * (1 - confidence) * (1 / 4000 + 1 / 999)) ** 0.5
+        holds = (right >= fitted.least_probability(confidence)).mean()
+        assert abs(holds - confidence) < 4 * error
+
+
+def test_a_set_has_every_class_where_the_promise_needs_more_pictures(fitted: Trust) -> None:
+    assert fitted.least_probability(0.9995) == 0
+    assert fitted.least_probability(0.999) == fitted.right[0]
+    assert fitted.least_probability(0) == fitted.right[-1]
+
+
+def test_it_comes_back_from_its_file(fitted: Trust, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "familiarity.npz")
+    again, features = Trust.load(tmp_path / "familiarity.npz"), drawn(10)[0]
+    np.testing.assert_array_equal(again.familiarity(features), fitted.familiarity(features))
+    np.savez(tmp_path / "less.npz", centre=fitted.centre)
+    with pytest.raises(KeyError):
+        Trust.load(tmp_path / "less.npz")
+    np.savez(tmp_path / "pickled.npz", centre=np.array([Path()]))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        Trust.load(tmp_path / "pickled.npz")
+
+
+def test_what_is_kept_of_a_large_network_is_small() -> None:
+    rng = np.random.default_rng(1)
+    known, held_out = (
+        rng.normal(size=(n, 2048)).astype(np.float32) for n in (trust.KNOWN, trust.MIN_HELD_OUT)
+    )
+    logits, labels = np.zeros((trust.MIN_HELD_OUT, 2), np.float32), np.zeros(50, np.int64)
+    fitted = trust.fit(known, held_out, logits, labels)
+    assert sum(array.nbytes for array in vars(fitted).values()) < 5e6
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_the_temperature_undoes_a_factor_of_the_logits(factor: float) -> None:
+    features, _ = drawn(2000)
+    weak = logits_of(features)
+    labels = (softmax(weak).cumsum(axis=1) > RNG.random((2000, 1))).argmax(axis=1)
+    assert trust.fit_temperature(factor * weak, labels) == pytest.approx(factor, rel=0.15)
+    assert trust.fit_temperature(weak, labels) == 1
+    assert trust.fit_temperature(factor * weak[:99], labels[:99]) == 1
