@@ -19,6 +19,7 @@ from serving.images import decode, to_pixels
 from serving.messages import TOP, Found, Picture, Request, RequestError, softmax
 from serving.trust import Trust
 
+AT_ONCE = 4  # golden pictures: no more memory than a service with few requests takes
 logger = logging.getLogger(__name__)
 
 
@@ -132,11 +133,10 @@ class Predictor:
         """How the answers to golden pictures are further off than the form's tolerance allows;
         None if they are not. The spread of logits cannot be told from probabilities."""
         allowed = TOLERANCES[self.form]
+        expected = np.array([one.probabilities for one in golden])
         pixels = np.stack([self.pixels(one.picture) for one in golden])
-        expected, given = (
-            np.array([one.probabilities for one in golden]),
-            self.probabilities(pixels),
-        )
+        parts = np.split(pixels, range(AT_ONCE, len(pixels), AT_ONCE))
+        given = np.concatenate([self.probabilities(part) for part in parts])
         agreement = (given.argmax(1) == expected.argmax(1)).mean()
         error = np.quantile(np.abs(given - expected).max(axis=1), 0.99)
         if agreement >= allowed.agreement and error <= allowed.probability_error:  # not so for NaN
