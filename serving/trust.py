@@ -2,9 +2,9 @@
 
 *Familiarity* is a conformal p-value (Vovk, Gammerman and Shafer 2005): the share of held-out
 pictures that are at least as strange as this one, itself counted. A picture of their kind gets α or
-less with a probability of α at most, for every α. How strange a picture is, is the distance of its
-features to those of the k-th nearest training picture (Sun et al. 2022), all scaled to unit length
-along the training pictures' principal directions.
+less with a probability of α at most, for every α. How strange a picture is, is how unlikely its
+features are under probabilistic principal components of the training pictures' (Tipping and Bishop
+1999), the square roots of them, whose tails are lighter.
 
 The *set* of classes that holds the right one with a given probability is split conformal, with
 1 − p as the score of a class (Sadinle, Lei and Wasserman 2019).
@@ -26,13 +26,13 @@ Array = NDArray[np.float32]
 @dataclass(frozen=True)
 class Trust:
     centre: Array
-    """[F], of the training pictures' features."""
+    """[F], of the training pictures' roots of features."""
     directions: Array
     """[F, D], their principal ones, orthonormal."""
-    known: Array
-    """[M, D], training pictures along these, of unit length."""
-    nearest: NDArray[np.int64]
-    """[], k: which of the nearest training pictures counts."""
+    variances: Array
+    """[D], along these."""
+    rest: Array
+    """[], the variance along any other direction."""
     strangeness: Array
     """[n], of the held-out pictures, ascending."""
     right: Array
@@ -49,14 +49,20 @@ class Trust:
     def save(self, file: Path) -> None:
         np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
 
+    def strange(self, features: Array) -> Array:
+        """How strange pictures are, [N], by their features, float32 [N, F]: twice the negative
+        logarithm of their likelihood, less a constant."""
+        off = roots(features) - self.centre
+        along = np.square(off @ self.directions)
+        across = np.maximum(np.square(off).sum(axis=1) - along.sum(axis=1), 0)
+        found: Array = (along / self.variances).sum(axis=1) + across / self.rest
+        return found
+
     def familiarity(self, features: Array) -> NDArray[np.float64]:
         """p-values [N] in (0, 1] of pictures by their features, float32 [N, F]."""
-        strange = distances(
-            project(features, self.centre, self.directions), self.known, int(self.nearest)
-        )
         count = len(self.strangeness)
-        as_strange = count - np.searchsorted(self.strangeness, strange, side="left")
-        return (1 + as_strange) / (count + 1)
+        less = np.searchsorted(self.strangeness, self.strange(features), side="left")
+        return (1 + count - less) / (count + 1)
 
     def least_probability(self, confidence: float) -> float:
         """What a class needs to be in the set that holds the right one so often; 0, which all
@@ -66,15 +72,6 @@ class Trust:
         return float(self.right[count - rank]) if rank <= count else 0.0
 
 
-def project(features: Array, centre: Array, directions: Array) -> Array:
-    """[N, D] of unit length, of features [N, F]."""
-    along = (features - centre) @ directions
-    unit: Array = along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-12)
-    return unit
-
-
-def distances(pictures: Array, known: Array, nearest: int) -> Array:
-    """Squared, less 2 and halved, [N]: of pictures [N, D] to the `nearest`-th of known [M, D], all
-    of unit length."""
-    found: Array = -np.partition(pictures @ known.T, -nearest, axis=1)[:, -nearest]
-    return found
+def roots(features: Array) -> Array:
+    """Of means over a layer that has no negative outputs; rounding may have made some."""
+    return np.sqrt(np.maximum(features, 0))

@@ -4,18 +4,19 @@ They have chosen the epoch, the seed and the variant, so answers to them are a l
 new pictures; the test set, which has chosen nothing, shows what that leaves of the promises.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.messages import softmax
 from serving.progress import log
-from serving.trust import Array, Trust, distances, project
+from serving.trust import Array, Trust, roots
 
 MIN_FOR_TEMPERATURE = 100  # held-out pictures
 MIN_HELD_OUT = 50  # … for p-values down to 2 %
-KNOWN = 2000  # training pictures, at most, that others are compared with
-DIRECTIONS = 64
-NEAREST = 5
+KNOWN = 2000  # training pictures, at most, whose spread others are compared with
+COMPONENTS = 64
 SIGNIFICANT = 3.84  # 95 % of χ² with one degree of freedom
 
 
@@ -67,18 +68,15 @@ def fit(known: Array, held_out: Array, logits: Array, labels: NDArray[np.int64])
     """
     from sklearn.decomposition import PCA
 
-    directions = min(DIRECTIONS, *known.shape)
-    found = PCA(directions, svd_solver="randomized", random_state=0).fit(known)
-    centre, axes = found.mean_.astype(np.float32), found.components_.T.astype(np.float32)
-    nearest = min(NEAREST, len(known))
-    references = project(known, centre, axes)
-    strangeness = distances(project(held_out, centre, axes), references, nearest)
+    components = min(COMPONENTS, min(known.shape) // 2)
+    found = PCA(components, svd_solver="randomized", random_state=0).fit(roots(known))
     right = softmax(logits)[np.arange(len(labels)), labels]
-    return Trust(
-        centre=centre,
-        directions=np.ascontiguousarray(axes),
-        known=references,
-        nearest=np.array(nearest),
-        strangeness=np.sort(strangeness),
+    fitted = Trust(
+        centre=found.mean_.astype(np.float32),
+        directions=found.components_.T.astype(np.float32, order="C"),
+        variances=found.explained_variance_.astype(np.float32),
+        rest=np.array(found.noise_variance_, np.float32),
+        strangeness=np.empty(0, np.float32),
         right=np.sort(right),
     )
+    return replace(fitted, strangeness=np.sort(fitted.strange(held_out)))

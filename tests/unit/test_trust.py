@@ -12,7 +12,7 @@ from serving.messages import softmax
 from serving.trust import Trust
 
 RNG = np.random.default_rng(0)
-CENTRES = RNG.normal(size=(3, 40))
+CENTRES = RNG.normal(loc=9, size=(3, 40))
 
 
 def drawn(count: int) -> tuple[Any, NDArray[np.int64]]:
@@ -43,22 +43,22 @@ def test_familiarity_is_uniform_among_pictures_of_the_same_kind(fitted: Trust) -
 
 
 def test_strangers_are_hardly_familiar(fitted: Trust) -> None:
-    strangers = (3 * RNG.normal(size=(20, 40)) - 5 * CENTRES.sum(axis=0)).astype(np.float32)
+    strangers = (9 + 3 * RNG.normal(size=(20, 40))).astype(np.float32)
     assert (fitted.familiarity(strangers) < 0.05).all()
 
 
 def test_familiarity_counts_the_held_out_pictures_that_are_as_strange() -> None:
-    east = np.array([[1, 0]], np.float32)
     some = Trust(
-        centre=np.zeros(2, np.float32),
-        directions=np.eye(2, dtype=np.float32),
-        known=east,
-        nearest=np.array(1),
-        strangeness=np.array([-1, -0.6, 0], np.float32),
+        centre=np.array([1, 0], np.float32),
+        directions=np.array([[1], [0]], np.float32),
+        variances=np.array([4], np.float32),
+        rest=np.array(0.5, np.float32),
+        strangeness=np.array([0.5, 2, 4], np.float32),
         right=np.array([0.5, 0.6, 0.7], np.float32),
     )
-    features = np.array([[5, 0], [3, 4], [0, 2], [-1, 0]], np.float32)
-    assert some.familiarity(features).tolist() == [1, 0.75, 0.5, 0.25]
+    features = np.array([[1, 0], [9, 0], [1, 1], [16, 1]], np.float32)  # roots 1 0, 3 0, 1 1, 4 1
+    assert some.strange(features).tolist() == [0, 1, 2, 4.25]
+    assert some.familiarity(features).tolist() == [1, 0.75, 0.75, 0.25]
 
 
 def test_a_set_holds_the_right_class_as_often_as_it_says(fitted: Trust) -> None:
