@@ -164,7 +164,7 @@ def exported(make_once: MakeOnce) -> RunFolder:
 
         sure = tiny_config(
             data={"train_images": 240, "test_images": 100},  # 60 held out: enough for familiarity
-            optim={"epochs": 40, "learning_rate": 0.02, "label_smoothing": 0.0},
+            optim={"epochs": 100, "learning_rate": 0.02, "label_smoothing": 0.0},
             export={"enabled": True},
         )
         sure = sure.model_copy(update={"variants": sure.variants[2:]})
