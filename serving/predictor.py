@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,5 +178,5 @@ def _trust(opened: Model) -> Trust | None:
     file = opened.path / archive.FAMILIARITY
     try:
         return Trust.load(file)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise ModelError(f"{file}: {error}") from None

@@ -41,7 +41,7 @@ class Trust:
     @classmethod
     def load(cls, file: Path) -> Self:
         """Raises:
-        OSError, KeyError, ValueError: the file is not what :meth:`save` writes.
+        OSError, KeyError, ValueError, BadZipFile: the file is not what :meth:`save` writes.
         """
         with np.load(file, allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
