@@ -66,7 +66,8 @@ def test_what_is_said_of_the_archive_was_measured_on_the_archive(exported: RunFo
     with np.load(model.with_suffix(".npz")) as arrays:
         logits, labels = arrays["logits"], arrays["labels"]
     test = whole.description.test
-    assert test is not None and test.accuracy == (logits.argmax(1) == labels).mean()
+    assert test is not None
+    assert test.accuracy == pytest.approx((logits.argmax(1) == labels).mean())  # a float32
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         assert whole.description.test_check == compare(logits, arrays["logits"], labels)
     for form, check in whole.description.checks.items():
