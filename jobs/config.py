@@ -178,7 +178,8 @@ class Runtime(Section):
     """Every variant is trained once for each; the comparison gives mean and spread."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints, of which each epoch's end has one, too. 0: only at the ends of
-    epochs, and not within 20 seconds of the one before."""
+    epochs, and not within 20 seconds of the one before. The last epoch's end has one where a
+    minute of training would be lost without."""
 
 
 class Evaluation(Section):

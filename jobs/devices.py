@@ -7,7 +7,7 @@ import platform
 import resource
 import shutil
 import sysconfig
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,6 +62,16 @@ class Device:
         if evaluation.batch_size != "auto":
             return evaluation.batch_size
         return 500 if self.device.type == "cuda" else 50
+
+    def aside(self) -> AbstractContextManager[None]:
+        """For another thread: what a GPU does in it, it does beside the work that it is given from
+        now on, and after what it has been given before."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        context: AbstractContextManager[None] = torch.cuda.stream(stream)
+        return context
 
     def start_measuring(self) -> None:
         """What is left of an earlier network is let go of first: compiled, it is a cycle."""

@@ -29,7 +29,7 @@ from jobs import config, results
 from jobs.config import Config
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.results import Comparison, Diverged, Done, Facts, Trained
-from serving.files import digest_of, write
+from serving.files import digest_of, replacing, write
 
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, ".lock"}
@@ -105,9 +105,8 @@ class VariantFolder:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         import torch
 
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write(self.checkpoint, buffer.getbuffer())  # type: ignore[arg-type]
+        with replacing(self.checkpoint) as part:
+            torch.save(state, part)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state saved last, on the CPU; None where there is none."""

@@ -6,7 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,25 +21,15 @@ from jobs.errors import ConfigurationError, Diverged, Interrupted
 from jobs.seeds import generator
 from jobs.train.evaluation import predict, quick_scores
 from jobs.train.models import moving_norms, set_training_mode
+from jobs.train.writing import Row, Store, Writer
 from serving.progress import note, task
 
-Row = dict[str, Any]
-
-SECONDS_BETWEEN_CHECKPOINTS = 20  # at the ends of short epochs; writing one takes up to a second
+SECONDS_BETWEEN_CHECKPOINTS = 20  # at the ends of short epochs
+SECONDS_WORTH_A_LAST_ONE = 60  # it is deleted as soon as the variant is tested
 # Images, at most, of which batch-norm statistics are re-estimated together. More than in a small
 # training batch, because a variance within few images misses what they differ by among batches;
 # no more than fits into a CPU's memory. A constant, because it affects the weights.
 NORMALISED_TOGETHER = 50
-
-
-class Store(Protocol):
-    """Where a variant's progress is kept."""
-
-    def save_checkpoint(self, state: dict[str, Any]) -> None: ...
-
-    def save_best(self, state: dict[str, Tensor]) -> None: ...
-
-    def append(self, rows: list[Row]) -> None: ...
 
 
 class Trainer:
@@ -274,47 +264,47 @@ def fit(
     def save() -> None:
         nonlocal saved
         read_totals(trainer)  # raises before a checkpoint is spoilt
-        write_best()
-        state = trainer.state_dict()
-        distributed.once(lambda: store.save_checkpoint(state))
+        writer.begin(unwritten.copy(), trainer.state_dict())
+        unwritten.clear()
         saved = time.monotonic()
 
     def is_due() -> bool:
-        return bool(checkpoint_every) or time.monotonic() >= saved + SECONDS_BETWEEN_CHECKPOINTS
-
-    def write_best() -> None:
-        if unwritten:
-            distributed.once(lambda: store.save_best(unwritten))
-            unwritten.clear()
+        passed = time.monotonic() - saved
+        if trainer.epoch == optim.epochs:
+            return passed >= SECONDS_WORTH_A_LAST_ONE
+        return bool(checkpoint_every) or passed >= SECONDS_BETWEEN_CHECKPOINTS
 
     def checkpoint() -> None:
         if checkpoint_every and trainer.step % checkpoint_every == 0:
             save()
 
-    try:
-        while trainer.epoch < optim.epochs:
-            label = f"{trainer.variant.name}, epoch {trainer.epoch + 1} of {optim.epochs}"
-            images = (trainer.steps_per_epoch - trainer.step) * optim.batch_size
-            with trainer.clock, task(label, images) as advance:
-                train_epoch(trainer, train, checkpoint, advance)
-                totals = read_totals(trainer)
-            rows = [training_row(trainer, totals)]
-            recalibrate(trainer, train, evaluation.batch_norm_images)
-            rows += [score(trainer, *split, scored_at_once) for split in scored.items()]
-            distributed.once(functools.partial(store.append, rows))
-            accuracy = rows[-1]["accuracy"]
-            note(functools.partial(_epoch_line, label, rows[-1]))
-            if evaluation.keep == "last" or accuracy > trainer.best_accuracy:
-                trainer.best_accuracy, trainer.best_epoch = accuracy, trainer.epoch
-                state = trainer.scored_network.state_dict()
-                unwritten.update({name: tensor.clone() for name, tensor in state.items()})
-            trainer.start_next_epoch()
-            if distributed.once(is_due):
-                save()
-        write_best()
-    except Interrupted:
-        save()
-        raise
+    with Writer(store, trainer.device) as writer:
+        try:
+            while trainer.epoch < optim.epochs:
+                label = f"{trainer.variant.name}, epoch {trainer.epoch + 1} of {optim.epochs}"
+                images = (trainer.steps_per_epoch - trainer.step) * optim.batch_size
+                with trainer.clock, task(label, images) as advance:
+                    train_epoch(trainer, train, checkpoint, advance)
+                    totals = read_totals(trainer)
+                rows = [training_row(trainer, totals)]
+                recalibrate(trainer, train, evaluation.batch_norm_images)
+                rows += [score(trainer, *split, scored_at_once) for split in scored.items()]
+                distributed.once(functools.partial(store.append, rows))
+                accuracy = rows[-1]["accuracy"]
+                note(functools.partial(_epoch_line, label, rows[-1]))
+                if evaluation.keep == "last" or accuracy > trainer.best_accuracy:
+                    trainer.best_accuracy, trainer.best_epoch = accuracy, trainer.epoch
+                    state = trainer.scored_network.state_dict()
+                    unwritten.update({name: tensor.clone() for name, tensor in state.items()})
+                trainer.start_next_epoch()
+                if distributed.once(is_due):
+                    save()
+            writer.begin(unwritten)
+            writer.finish()
+        except Interrupted:
+            save()
+            writer.finish()
+            raise
 
 
 def read_totals(trainer: Trainer) -> dict[str, float | None]:
