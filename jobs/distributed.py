@@ -7,21 +7,19 @@ call the same functions in the same order.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
-from torch.nn import functional as F  # noqa: N812 - torch's own idiom
-from torch.nn.parallel import DistributedDataParallel
 
 from jobs import interruption
-from jobs.errors import ConfigurationError, JobError
+from jobs.errors import JobError
 from serving import progress
 
 T = TypeVar("T")
@@ -79,46 +77,6 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _patient else 1
 
 
-def parallel(network: nn.Module, batch_size: int) -> nn.Module:
-    """The network as the training step calls it: gradients are averaged over the processes.
-
-    In place, the network's dropout draws as it would in one process, and on GPUs its batch norm
-    takes its statistics over the whole batch (PyTorch has that for GPUs only). On CPUs each process
-    keeps those of its share, which :func:`average` brings together before they are used.
-
-    Raises:
-        ConfigurationError: a batch has less images than there are processes.
-    """
-    if size() == 1:
-        return network
-    if batch_size < size():
-        raise ConfigurationError(f"optim.batch_size: {batch_size} is less than {size()} processes")
-    assert isinstance(network.dropout, nn.Dropout)
-    network.dropout = WholeBatchDropout(network.dropout.p, batch_size)
-    if next(network.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    parallel = DistributedDataParallel(network, gradient_as_bucket_view=True)
-    # Buffers are batch norm's: sent from the first process at every step, as is the default, they
-    # would be its share's alone on CPUs, and what every process has already on GPUs. As an argument
-    # it is deprecated from torch 2.13 on, for one that earlier versions do not have.
-    parallel.broadcast_buffers = False
-    return parallel
-
-
-class WholeBatchDropout(nn.Dropout):
-    """Draws the whole batch's mask in every process, and applies the part for its own share."""
-
-    def __init__(self, p: float, batch_size: int) -> None:
-        super().__init__(p)
-        self.batch_size = batch_size
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        drawn = F.dropout(x.new_ones(self.batch_size, *x.shape[1:]), self.p)
-        return x * drawn[share(self.batch_size)]
-
-
 def share(count: int, owner: int | None = None) -> slice:
     """The slice of `count` consecutive items that belongs to this process, or to `owner`."""
     owner = rank() if owner is None else owner
@@ -152,14 +110,6 @@ def total(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values
-
-
-def average(tensors: Iterable[Tensor]) -> None:
-    """Gives every process, in place, the mean of what they have."""
-    if size() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-            tensor.div_(size())
 
 
 def check() -> None:

@@ -108,7 +108,7 @@ def set_training_mode(network: nn.Module, variant: Variant) -> None:
         norm.train(norm in moving)
 
 
-def moving_norms(network: nn.Module, variant: Variant) -> list[nn.modules.batchnorm._BatchNorm]:
+def moving_norms(network: nn.Module, variant: Variant) -> list[nn.BatchNorm2d]:
     """The batch-norm layers whose statistics move when the variant trains."""
     kept = variant.batch_norm == "eval"
     every = variant.batch_norm == "train"
@@ -116,9 +116,8 @@ def moving_norms(network: nn.Module, variant: Variant) -> list[nn.modules.batchn
     return [norm for norm in norms if every or (norm.weight.requires_grad and not kept)]
 
 
-def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """All batch-norm layers, be they of one process or synchronised over several."""
-    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
 def count_parameters(network: nn.Module) -> Parameters:

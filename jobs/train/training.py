@@ -19,6 +19,7 @@ from jobs.data.images import Examples
 from jobs.devices import Device
 from jobs.errors import ConfigurationError, Diverged, Interrupted
 from jobs.seeds import generator
+from jobs.train import whole_batch
 from jobs.train.evaluation import predict, quick_scores
 from jobs.train.models import moving_norms, set_training_mode
 from jobs.train.writing import Row, Store, Writer
@@ -62,7 +63,7 @@ class Trainer:
                 f"optim.batch_size: {optim.batch_size} is more than the {images} training images"
             )
         self.network, self.variant, self.device, self.seed = network, variant, device, seed
-        self.forward = distributed.parallel(network, optim.batch_size)
+        self.forward = whole_batch.parallel(network, optim.batch_size)
         self.optimizer = make_optimizer(network, optim)
         self.schedule = make_schedule(self.optimizer, optim, self.steps_per_epoch)
         self.average = Average(network, optim.average_decay) if optim.average_decay else None
@@ -89,7 +90,6 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to resume, as tensors and plain values; the same in any process."""
-        self.share_statistics()
         cuda = self.device.device.type == "cuda"
         return {
             "network": self.network.state_dict(),
@@ -104,17 +104,6 @@ class Trainer:
         }
 
     _plain = ("epoch", "step", "seconds", "best_accuracy", "best_epoch")
-
-    def share_statistics(self) -> None:
-        """Gives every process the mean of the batch-norm statistics that each took of its share.
-
-        Running statistics and their averages are linear in what they take in, so it makes no
-        difference to them when, and how often, this is done.
-        """
-        for network in dict.fromkeys((self.network, self.scored_network)):
-            for norm in moving_norms(network, self.variant):
-                if not isinstance(norm, nn.SyncBatchNorm):  # which has those of the whole batch
-                    distributed.average(b for b in norm.buffers() if b.is_floating_point())
 
     def start_next_epoch(self) -> None:
         self.seconds += self.clock.seconds
@@ -377,7 +366,6 @@ def recalibrate(trainer: Trainer, train: Examples, images: int) -> None:
     network = trainer.scored_network
     norms = moving_norms(network, trainer.variant)
     network.eval()  # dropout stays off: it would draw random numbers
-    trainer.share_statistics()
     if not images or not norms:
         return
     momenta = [norm.momentum for norm in norms]

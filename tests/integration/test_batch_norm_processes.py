@@ -1,16 +1,17 @@
-"""Batch norm in two processes: what each takes from its share counts, and their mean is scored."""
+"""Batch norm in two processes is that of one, in every figure, and in one graph."""
 
 import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from jobs import config, devices, distributed
 from jobs.data.images import Images
-from jobs.train import training
+from jobs.train import training, whole_batch
 from serving.processes import free_ports
 
 DECAYS = (0.0, 0.5)  # without an average of the weights, and with one
@@ -66,25 +67,72 @@ def train(average_decay: float) -> dict[str, list[Tensor]]:
     return store.means
 
 
+def normalised(share: slice, wrap: Any) -> dict[str, Tensor]:
+    """Two steps of a layer, and what they leave behind, this process's share of it."""
+    random = torch.Generator().manual_seed(1)
+    norm = whole_batch.WholeBatchNorm(3, eps=1e-3) if wrap else nn.BatchNorm2d(3, eps=1e-3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    layer = wrap(norm) if wrap else norm
+    found: dict[str, Tensor] = {}
+    for step in range(2):
+        x = 3 + torch.randn(9, 3, 4, 4, generator=random)  # in shares of 4 and 5
+        wanted = torch.randn(9, 3, 4, 4, generator=random)[share]
+        own = x[share].requires_grad_()
+        y = layer(own)
+        (y * wanted).square().sum().backward()
+        assert own.grad is not None
+        found |= {f"output {step}": y.detach(), f"gradient {step}": own.grad}
+    for name, parameter in norm.named_parameters():
+        assert parameter.grad is not None
+        found[name] = distributed.total(parameter.grad)  # as DDP does
+    return found | dict(norm.named_buffers())
+
+
+def one_graph(norm: nn.Module) -> Any:
+    return torch.compile(norm, backend="aot_eager", fullgraph=True)
+
+
 def work(rank: int, port: int, folder: Path) -> None:
     group = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
     group["MASTER_PORT"] = port
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     os.environ.update({key: str(value) for key, value in group.items()})
     with distributed.joined() as first:
+        share = distributed.share(9)
+        for name, wrap in (("eager", lambda norm: norm), ("compiled", one_graph)):
+            torch.save(normalised(share, wrap), folder / f"{name}-{rank}.pt")
         for average_decay in DECAYS:
             means = train(average_decay)
             if first:
                 torch.save(means, folder / f"{average_decay}.pt")
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pair")
+    spawn(work, (free_ports(1)[0], folder), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["eager", "compiled"])
+def test_outputs_gradients_and_statistics_are_those_of_one_process(form: str, pair: Path) -> None:
+    alone = normalised(slice(0, 9), None)
+    shares = [torch.load(pair / f"{form}-{rank}.pt") for rank in range(2)]
+    assert all(share.keys() == alone.keys() for share in shares)
+    for name, expected in alone.items():
+        own = [share[name] for share in shares]
+        together = torch.cat(own) if expected.ndim == 4 else own[0]
+        torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-3, msg=name)
+        assert expected.ndim == 4 or torch.equal(own[0], own[1])
+
+
 def test_the_statistics_that_are_scored_and_saved_are_those_of_all_processes(
-    tmp_path: Path,
+    pair: Path,
 ) -> None:
-    spawn(work, (free_ports(1)[0], tmp_path), nprocs=2)
     for average_decay in DECAYS:
-        pair, alone = torch.load(tmp_path / f"{average_decay}.pt"), train(average_decay)
-        assert [len(means) for means in pair.values()] == [len(means) for means in alone.values()]
+        ours, alone = torch.load(pair / f"{average_decay}.pt"), train(average_decay)
+        assert [len(means) for means in ours.values()] == [len(means) for means in alone.values()]
         for name, means in alone.items():
             for step, mean in enumerate(means):
-                torch.testing.assert_close(pair[name][step], mean, msg=f"{name} {step}")
+                torch.testing.assert_close(ours[name][step], mean, msg=f"{name} {step}")

@@ -23,10 +23,10 @@ from torch import nn
 from jobs import distributed
 from jobs.errors import ConfigurationError
 from jobs.runs import RunFolder, read_arrays
+from jobs.train import whole_batch
 
 # Batches, splits and scoring that do not divide by two. No Adam, which magnifies the order of
-# additions where a gradient is nearly zero; no batch statistics, which PyTorch does not
-# synchronise on a CPU.
+# additions where a gradient is nearly zero.
 RAW = tiny(
     data={"train_images": 40, "test_images": 21, "validation": 0.3},
     optim={"name": "sgd", "learning_rate": 0.01, "batch_size": 9},
@@ -257,9 +257,9 @@ def test_dropout_over_processes_draws_what_one_process_draws(
     for rank in range(2):
         pretend(monkeypatch, rank, 2)
         torch.manual_seed(7)
-        parts.append(distributed.WholeBatchDropout(0.5, 9)(x[distributed.share(9)]))
+        parts.append(whole_batch.WholeBatchDropout(0.5, 9)(x[distributed.share(9)]))
     assert torch.equal(torch.cat(parts), expected)
-    layer = distributed.WholeBatchDropout(0.5, 9).eval()
+    layer = whole_batch.WholeBatchDropout(0.5, 9).eval()
     assert layer(x) is x
 
 
@@ -268,4 +268,4 @@ def test_a_batch_smaller_than_the_group_is_a_configuration_error(
 ) -> None:
     pretend(monkeypatch, 0, 4)
     with pytest.raises(ConfigurationError, match="batch_size: 3 is less than 4 processes"):
-        distributed.parallel(nn.Linear(1, 1), 3)
+        whole_batch.parallel(nn.Linear(1, 1), 3)
