@@ -70,15 +70,22 @@ def test_memory_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_measurement_for_a_gpu_reads_all_from_the_run(tmp_path: Path) -> None:
+def test_what_is_measured_on_a_gpu_is_kept_stage_by_stage(tmp_path: Path) -> None:
     make_photos(tmp_path / "photos")
     raw = tiny(optim={"epochs": 1, "batch_size": 4}, evaluation={"batch_norm_images": 0})
     raw["data"] |= {"train_images": None, "test_images": None}
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(raw))
-    options = ("--data", str(tmp_path / "photos"), "--weights", "random", "--runs", "eager")
-    figures = measured("gpu", tmp_path, "--config", str(config), *options)
-    variants = figures["runs"]["eager"]["variants"]
+    options = ["--data", str(tmp_path / "photos"), "--config", str(config), "--weights", "random"]
+    options += ["--part=--size 75 --batch 4 --steps 1 --side 64 --pictures 4"]
+    options += ["--work", str(tmp_path / "work")]
+    options += ["--stages", "ceilings,scoring,checkpoint,decoding,eager-job"]
+    stages = measured("gpu", tmp_path, *options)["stages"]
+    assert stages["ceilings"]["copy_bytes_per_second"] > 0
+    assert stages["scoring"]["images_per_second"] > 0
+    assert stages["checkpoint"]["waited_seconds"] < stages["checkpoint"]["written_seconds"]
+    assert stages["decoding"]["images"] and any((tmp_path / "work" / "cache").iterdir())
+    variants = stages["eager-job"]["variants"]
     assert set(variants) == {"scratch", "finetune", "frozen"}
     assert variants["scratch"]["training_images_per_second"][0] > 0
 
@@ -89,6 +96,37 @@ def test_scoring_is_measured_against_the_network_alone(archive: Path, tmp_path: 
     figures = measured("scoring", tmp_path, *small)
     rates, ratios = figures["images_per_second"], figures["score_over"]
     assert ratios["network"] == pytest.approx(rates["score"] / rates["network"])
+
+
+def test_a_stage_that_fails_or_has_no_time_left_is_noted_and_the_next_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import gpu
+
+    written: list[dict[str, Any]] = []
+
+    def run(command: list[str], seconds: float, cache: Path | None) -> str:
+        if "ceilings" in command:
+            raise subprocess.CalledProcessError(1, command, stderr="Traceback\nError: no kernel\n")
+        if "scoring" in command:
+            raise subprocess.TimeoutExpired(command, seconds)
+        monkeypatch.setattr("time.monotonic", lambda: float("inf"))
+        return 'noise\n{"seconds_a_step": 2.0}\n'
+
+    def save(name: str, out: Path, n: int, figures: dict[str, Any]) -> None:
+        written.append({**figures["stages"]})
+
+    monkeypatch.setattr(gpu, "_run", run)
+    monkeypatch.setattr("benchmarks.record.save", save)
+    stages = "ceilings,scoring,eager-256,eager-512"
+    options = ["--stages", stages, "--seconds", "500", "--work", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu", *options])
+    gpu.main()
+    assert [len(stages) for stages in written] == [1, 2, 3, 4]
+    assert [stage.get("failed") for stage in written[-1].values()] == [
+        *("Error: no kernel", "not done in 500 s", None, "no time was left")
+    ]
+    assert written[-1]["eager-256"] == {"seconds_a_step": 2.0}
 
 
 def test_a_step_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
