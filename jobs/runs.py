@@ -105,8 +105,9 @@ class VariantFolder:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         import torch
 
-        with replacing(self.checkpoint) as part:
-            torch.save(state, part)
+        # Given a path, torch would turn a full disk into an error that is not one of the disk.
+        with replacing(self.checkpoint) as part, part.open("wb") as file:
+            torch.save(state, file)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state saved last, on the CPU; None where there is none."""

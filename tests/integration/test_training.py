@@ -18,7 +18,7 @@ from jobs import config, devices, interruption, pipeline
 from jobs.data.dataset import Dataset, load
 from jobs.data.images import Draws, Examples, Images, augment
 from jobs.errors import ConfigurationError, Diverged, Interrupted
-from jobs.runs import RunFolder
+from jobs.runs import RunFolder, VariantFolder
 from jobs.seeds import generator
 from jobs.train import models, training
 from jobs.train.features import Features, extract
@@ -311,6 +311,12 @@ def test_a_checkpoint_that_cannot_be_written_ends_training(
     """At the next one, or at the end, where only the first epoch's end has one."""
     with pytest.raises(OSError, match="no space left"):
         fit(trainer_of(variant("scratch"), dataset, pretrained), dataset, Full(), every)
+
+
+def test_a_full_disk_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.runs.replacing", lambda _: nullcontext(Path("/dev/full")))
+    with pytest.raises(OSError, match="No space left on device"):
+        VariantFolder(tmp_path, RunFolder(tmp_path)).save_checkpoint({"a": torch.zeros(10**6)})
 
 
 @pytest.mark.parametrize("moment", ["a step", "scoring"])
