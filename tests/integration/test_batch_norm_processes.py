@@ -1,5 +1,6 @@
 """Batch norm in two processes is that of one, in every figure, and in one graph."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.multiprocessing.spawn import spawn
 
 from jobs import config, devices, distributed
@@ -48,7 +50,7 @@ class Kept:
     def append(self, rows: list[dict[str, Any]]) -> None: ...
 
 
-def train(average_decay: float) -> dict[str, list[Tensor]]:
+def train(average_decay: float, compiled: bool = False) -> dict[str, list[Tensor]]:
     """Two epochs of three steps with a checkpoint after each; the weights stand still."""
     optim = config.Optim(
         name="sgd", learning_rate=1e-30, batch_size=4, epochs=2, average_decay=average_decay
@@ -60,7 +62,7 @@ def train(average_decay: float) -> dict[str, list[Tensor]]:
     images = Images(pixels, torch.arange(12), torch.arange(12) % 2, settings)
     torch.manual_seed(0)
     device = devices.Device(torch.device("cpu"), torch.float32)
-    trainer = training.Trainer(Network(), variant, len(images), device, seed=0)
+    trainer = training.Trainer(Network(), variant, 12, device, seed=0, compiled=compiled)
     store = Kept()
     evaluation = config.Evaluation(keep="last")
     training.fit(trainer, images, {"validation": images}, evaluation, store, checkpoint_every=1)
@@ -106,6 +108,12 @@ def work(rank: int, port: int, folder: Path) -> None:
             means = train(average_decay)
             if first:
                 torch.save(means, folder / f"{average_decay}.pt")
+        counters.clear()
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
+        means = train(DECAYS[1], compiled=True)
+        breaks, graphs = sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]
+        if first:
+            torch.save((means, breaks, graphs), folder / "compiled-step.pt")
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +144,11 @@ def test_the_statistics_that_are_scored_and_saved_are_those_of_all_processes(
         for name, means in alone.items():
             for step, mean in enumerate(means):
                 torch.testing.assert_close(ours[name][step], mean, msg=f"{name} {step}")
+
+
+def test_the_compiled_step_of_several_processes_is_one_graph(pair: Path) -> None:
+    """All of it, dropout and what averages the gradients included."""
+    means, breaks, graphs = torch.load(pair / "compiled-step.pt")
+    assert (breaks, graphs) == (0, 1)
+    expected = torch.load(pair / f"{DECAYS[1]}.pt")["best"]
+    torch.testing.assert_close(means["best"], expected)
