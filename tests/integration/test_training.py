@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 
 from jobs import config, devices, interruption, pipeline
@@ -167,14 +168,14 @@ def test_without_a_compiler_the_job_says_so_and_goes_on(
 def test_ten_kinds_of_networks_are_ten_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own limit is eight, beyond which a network runs eagerly and nobody is told."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)
     torch.compiler.reset()
     counters.clear()
-    for kind in range(10):
-        layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(10)))
-        layers[kind].requires_grad_(False)
-        training.compile_step(layers)
-        layers(torch.zeros(1, 2))
+    with dynamo.patch(recompile_limit=8):
+        for kind in range(10):
+            layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(10)))
+            layers[kind].requires_grad_(False)
+            training.compile_step(layers)
+            layers(torch.zeros(1, 2))
     assert counters["stats"]["unique_graphs"] == 10
 
 
