@@ -116,7 +116,8 @@ def _variant(options: argparse.Namespace) -> config.Variant:
 
 
 def _network(options: argparse.Namespace, device: devices.Device) -> torch.nn.Module:
-    return models.create(_variant(options), 10, None, seed=0).to(device.device)
+    network: torch.nn.Module = models.create(_variant(options), 10, None, seed=0)
+    return network.to(device.device)
 
 
 def _trainer(options: argparse.Namespace, device: devices.Device) -> Trainer:

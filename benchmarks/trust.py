@@ -185,8 +185,9 @@ def neighbours(train: Split, some: Trust, nearest: int = 5) -> Strangeness:
     among the principal ones."""
 
     def unit(features: Array) -> Array:
-        along: Array = (roots(features) - some.centre) @ some.directions
-        return along / np.linalg.norm(along, axis=1, keepdims=True)
+        along = (roots(features) - some.centre) @ some.directions
+        directions: Array = along / np.linalg.norm(along, axis=1, keepdims=True)
+        return directions
 
     known = unit(train[0])
     return lambda features, _: -np.partition(unit(features) @ known.T, -nearest)[:, -nearest]

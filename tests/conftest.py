@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -83,6 +84,17 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         if "MPLCONFIGDIR" not in os.environ:
             patch.setenv("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bytecode() -> Iterator[None]:
+    """Processes that tests start compile what they import, torch above all, once and not each:
+    an environment may forbid bytecode, and Python then compiles 1,500 files at every start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        folder = Path(tempfile.gettempdir()) / f"inception-transfer-tests-bytecode-{os.getuid()}"
+        patch.setenv("PYTHONPYCACHEPREFIX", str(folder))
         yield
 
 

@@ -112,24 +112,12 @@ def export(folder: RunFolder, settings: Export) -> Path:
                     description = _calibrate(description, unpacked, networks[form], *given)
             tempered = logits / description.temperature
             description = _check_handler(description, unpacked, dataset.test, tempered)
-            if "int8" not in description.forms:
-                for name in archive.FILES["int8"]:
-                    (stage / name).unlink()
-                packed = _pack(stage, Path(work), description)
-            with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as file:
-                file.writestr(archive.DESCRIPTION, description.to_json())
-                if description.held_out:
-                    file.write(unpacked / archive.FAMILIARITY, archive.FAMILIARITY)
+            packed = _complete(packed, stage, unpacked, description)
         archive.open_model(packed)
         write(target, packed.read_bytes())
         arrays = {"logits": logits, "labels": dataset.test.labels.numpy()}
         write_arrays(target.with_suffix(".npz"), arrays)
-        files = {
-            name: archive.describe_file(target.with_suffix(suffix))
-            for name, suffix in ((ARCHIVE, ".mar"), (PREDICTIONS, ".npz"))
-        }
-        whole = archive.Version(time=now(), files=files, description=description)
-        write(target.with_suffix(".json"), whole.to_json())
+        write(target.with_suffix(".json"), _version(target, description).to_json())
         write(folder.path / "MODEL_CARD.md", _model_card(description, config.data.input_size))
         folder.write_manifest()
     return target
@@ -186,6 +174,27 @@ def _pack(stage: Path, work: Path, description: Description) -> Path:
     return work / f"{name}.mar"
 
 
+def _complete(packed: Path, stage: Path, unpacked: Path, description: Description) -> Path:
+    """The archive with what the checks have found: forms, description, familiarity."""
+    if "int8" not in description.forms:
+        for name in archive.FILES["int8"]:
+            (stage / name).unlink()
+        packed = _pack(stage, packed.parent, description)
+    with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(archive.DESCRIPTION, description.to_json())
+        if description.held_out:
+            file.write(unpacked / archive.FAMILIARITY, archive.FAMILIARITY)
+    return packed
+
+
+def _version(target: Path, description: Description) -> archive.Version:
+    files = {
+        name: archive.describe_file(target.with_suffix(suffix))
+        for name, suffix in ((ARCHIVE, ".mar"), (PREDICTIONS, ".npz"))
+    }
+    return archive.Version(time=now(), files=files, description=description)
+
+
 def _check(
     description: Description,
     networks: Mapping[Form, Predict],
@@ -204,8 +213,9 @@ def _check(
     """
     labels = judged.labels.cpu().numpy()
     answers = {form: predict(form, networks[form], judged) for form in description.forms}
-    checks = {form: compare(given.logits, reference, labels) for form, given in answers.items()}
-    checks = {"reference": compare(reference, reference, labels), **checks}
+    checks = {"reference": compare(reference, reference, labels)}
+    for form, given in answers.items():
+        checks[form] = compare(given.logits, reference, labels)
     description = description.model_copy(update={"checks": checks})
     if "int8" in description.forms:
         log(f"export: {verdict(checks, settings.max_accuracy_drop)}")

@@ -311,9 +311,9 @@ def test_an_archive_of_another_network_is_found_out(
     judged = load(exported.config().data).test.take(torch.arange(4))
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         another = np.roll(arrays["logits"][:4], 1, axis=1)
-    with parity.asked_all(copy, description.forms) as networks:
-        with pytest.raises(ExportError, match="does not give the job's predictions"):
-            export._check(description, networks, judged, another, Export(max_accuracy_drop=100))
+    refused = pytest.raises(ExportError, match="does not give the job's predictions")
+    with parity.asked_all(copy, description.forms) as networks, refused:
+        export._check(description, networks, judged, another, Export(max_accuracy_drop=100))
 
 
 def test_the_golden_set_has_the_surest_images_of_every_class() -> None:
