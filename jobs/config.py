@@ -144,6 +144,9 @@ class Variant(Section):
     """`all`, `head`, or the first block of the trunk to train, such as `Mixed_7a`."""
     batch_norm: Literal["auto", "train", "eval"] = "auto"
     """`auto`: batch statistics where a layer trains, stored ones where it is frozen."""
+    head_of: str | None = None
+    """An earlier variant, which trains the head alone: this one starts with that trained head
+    (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054)."""
     optim: Optim = Optim()
     """What differs from the section `optim`; the resolved file spells all of it out."""
 
@@ -307,6 +310,7 @@ class Config(Section):
         problems = {
             f"variants: two have the same name: {names}": len(set(names)) < len(names),
             "variants: the name stand-in is taken by the source task": "stand-in" in names,
+            **self._head_problems(),
             "data.root: a folder source needs the folder": self.data.source == "folder"
             and not self.data.root,
             "data.validation: select_on validation needs a share above 0": not self.data.validation
@@ -321,6 +325,21 @@ class Config(Section):
             if found:
                 raise ValueError(problem)
         return self
+
+    def _head_problems(self) -> dict[str, bool]:
+        problems: dict[str, bool] = {}
+        earlier: set[str] = set()
+        for variant in self.variants:
+            problems[
+                f"variants.{variant.name}.head_of: {variant.head_of} is no earlier variant with "
+                "pretrained weights that trains its head alone"
+            ] = variant.head_of not in {None, *earlier}
+            problems[f"variants.{variant.name}.head_of: it needs init: pretrained, too"] = (
+                variant.head_of is not None and variant.init != "pretrained"
+            )
+            if variant.init == "pretrained" and variant.trainable == "head":
+                earlier.add(variant.name)
+        return problems
 
     def to_yaml(self) -> str:
         """The resolved configuration; loading it again gives an equal one."""

@@ -1,6 +1,5 @@
 """The job from configuration to run folder: every variant in turn, then comparison and report."""
 
-import functools
 import hashlib
 import json
 import time
@@ -57,8 +56,8 @@ def run(config: Config, folder: RunFolder) -> Comparison:
                 result = _work(config, folder)
     if result.winner is None:
         raise JobError(f"no variant has a result, see {folder.path}/comparison.json")
-    distributed.once(lambda: _export(config, folder))
-    distributed.once(lambda: _publish(config, folder))
+    distributed.once(_export, config, folder)
+    distributed.once(_publish, config, folder)
     return result
 
 
@@ -68,7 +67,7 @@ def _work(config: Config, folder: RunFolder) -> Comparison:
     for seed in config.runtime.seeds:
         for variant in config.variants:
             job.train(variant, seed)
-    return distributed.once(lambda: _conclude(config, folder))
+    return distributed.once(_conclude, config, folder)
 
 
 def _conclude(config: Config, folder: RunFolder) -> Comparison:
@@ -127,7 +126,7 @@ class Job:
         self.config, self.folder = config, folder
         self.device = devices.choose(config.runtime)
         devices.keep_compiled(Path(config.data.cache).expanduser() / "compiled")
-        distributed.once(lambda: folder.add_environment(environment.describe(self.device)))
+        distributed.once(folder.add_environment, environment.describe(self.device))
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -143,7 +142,7 @@ class Job:
                 f"data.validation: {self.config.data.validation} of {len(dataset.train)} training "
                 "images is none, and evaluation.select_on validation chooses by them"
             )
-        distributed.once(lambda: self._describe(dataset))
+        distributed.once(self._describe, dataset)
         splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description.images)
         log(f"data: {dataset.description.source}: {splits}")
         height, width = dataset.description.image_size
@@ -193,7 +192,7 @@ class Job:
         if source != "stand-in":
             return distributed.in_turns(lambda: models.load_pretrained(source))
         folder = self.folder.stand_in()
-        if not distributed.once(lambda: _take_stand_in(folder, self._kept_stand_in)):
+        if not distributed.once(_take_stand_in, folder, self._kept_stand_in):
             self._train_stand_in(folder)
         return models.check_fit(_best(folder), source)
 
@@ -222,11 +221,11 @@ class Job:
         self._fit(trainer, images, {}, folder)
         outcome = Trained(seconds=trainer.seconds)
         distributed.once(lambda: write(self._kept_stand_in, folder.best.read_bytes()))
-        distributed.once(lambda: folder.save_result(outcome))
+        distributed.once(folder.save_result, outcome)
 
     def train(self, variant: Variant, seed: int) -> Done | Diverged:
         """Trains and tests one variant, or gives the result that the run already has."""
-        folder = distributed.once(lambda: self.folder.variant(variant.name, seed))
+        folder = distributed.once(self.folder.variant, variant.name, seed)
         result: Done | Diverged | None = distributed.once(folder.result)
         if result is None:
             try:
@@ -239,15 +238,20 @@ class Job:
                     f"{variant.name}: the GPU's memory is too small; smaller optim.batch_size or "
                     f"evaluation.batch_size may fit ({str(error).splitlines()[0]})"
                 ) from None
-            distributed.once(functools.partial(folder.save_result, result))
+            distributed.once(folder.save_result, result)
         return result
 
     def _train(self, variant: Variant, seed: int, folder: VariantFolder) -> Done:
         dataset, select_on = self.dataset, self.config.evaluation.select_on
         pretrained = self.pretrained if variant.init == "pretrained" else None
-        log(f"{variant.name}: {variant.init} start, trains {variant.trainable}, on {self.device}")
+        start_with = f"{variant.init} start" + (
+            f", head of {variant.head_of}" * bool(variant.head_of)
+        )
+        log(f"{variant.name}: {start_with}, trains {variant.trainable}, on {self.device}")
         self.device.start_measuring()
         whole = models.create(variant, len(dataset.classes), pretrained, seed)
+        if variant.head_of is not None:
+            whole.fc.load_state_dict(self._head(variant.head_of, seed))
         whole.to(self.device.device)
         before = models.first_kernels(whole)
         parameters = models.count_parameters(whole)
@@ -270,7 +274,7 @@ class Job:
         whole.load_state_dict(_best(folder))  # and so the head, which is a part of it
         test = scored.get("test") or self._examples(variant, whole, dataset.test)
         after = models.first_kernels(whole)
-        distributed.once(lambda: _write_kernels(folder, before, after))
+        distributed.once(_write_kernels, folder, before, after)
         return Done(
             variant=variant.name,
             seed=seed,
@@ -285,6 +289,21 @@ class Job:
             test=self._test(trainer, network, test, folder),
             peak_memory_bytes=self.device.peak_memory(),
         )
+
+    def _head(self, name: str, seed: int) -> models.State:
+        """The last layer as another variant has trained it.
+
+        Raises:
+            UnavailableError: it has not been trained yet.
+            Diverged: nor will it be.
+        """
+        folder = distributed.once(self.folder.variant, name, seed)
+        result = distributed.once(folder.result)
+        if result is None:
+            raise UnavailableError(f"{name} is not trained yet: `train {name}` comes first")
+        if isinstance(result, Diverged):
+            raise errors.Diverged(f"{name}, whose head it starts with, was stopped")
+        return {k.removeprefix("fc."): v for k, v in _best(folder).items() if k.startswith("fc.")}
 
     def _compiles(self, variant: Variant, images: int) -> bool:
         """Whether it pays, and can be done here; says which."""
@@ -331,7 +350,7 @@ class Job:
         with task(f"{name}, test", len(test)) as advance:
             batch_size = self.device.scored_at_once(self.config.evaluation)
             logits = predict(network, test, batch_size, self.device.autocast, advance)
-        return distributed.once(lambda: self._record(trainer, logits, test.labels.cpu(), folder))
+        return distributed.once(self._record, trainer, logits, test.labels.cpu(), folder)
 
     def _record(
         self, trainer: Trainer, logits: Tensor, labels: Tensor, folder: VariantFolder
@@ -358,7 +377,7 @@ def _take_stand_in(folder: VariantFolder, kept: Path) -> bool:
 
 
 def _best(folder: VariantFolder) -> models.State:
-    return distributed.once(lambda: load_file(folder.best))
+    return distributed.once(load_file, folder.best)
 
 
 def _write_kernels(

@@ -278,7 +278,7 @@ def fit(
                 rows = [training_row(trainer, totals)]
                 recalibrate(trainer, train, evaluation.batch_norm_images)
                 rows += [score(trainer, *split, scored_at_once) for split in scored.items()]
-                distributed.once(functools.partial(store.append, rows))
+                distributed.once(store.append, rows)
                 accuracy = rows[-1]["accuracy"]
                 note(functools.partial(_epoch_line, label, rows[-1]))
                 if evaluation.keep == "last" or accuracy > trainer.best_accuracy:
