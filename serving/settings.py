@@ -48,6 +48,10 @@ class Settings(BaseModel):
     """Requests that may wait for a worker; further ones are answered 503 with Retry-After."""
     response_seconds: Positive = 60
     """A worker that takes longer over a batch is replaced."""
+    startup_seconds: Positive = 300
+    """A worker that takes longer to load the network is replaced; on a GPU that compiles it."""
+    compile_cache: Path | None = None
+    """Where compiled kernels stay for the next start; in the state directory when absent."""
     max_body_bytes: Positive = 10_000_000
     """Larger requests are answered 413."""
     api_keys: str = ""

@@ -16,6 +16,7 @@ from serving.settings import Settings
 METRICS = Path(__file__).parent / "metrics.yaml"
 LOGGING = Path(__file__).parent / "gateway" / "log4j2.xml"
 WITHOUT_TORCH = Path(__file__).parent / "without_torch"
+COMPILERS = 4  # each takes up to 0.5 GB, and by default there is one for each core of the machine
 PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 
 
@@ -41,7 +42,8 @@ def start(
         "TMPDIR": str(state),
         "LOG_LOCATION": str(state),
         "METRICS_LOCATION": str(state),
-        "TORCHINDUCTOR_CACHE_DIR": str(state / "inductor"),
+        "TORCHINDUCTOR_CACHE_DIR": str(settings.compile_cache or state / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(min(processes.cores(), COMPILERS)),
         "JAVA_HOME": str(processes.java_home()),
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
@@ -91,6 +93,7 @@ def _model(model: Model, settings: Settings) -> dict[str, object]:
         "batchSize": settings.batch_size,
         "maxBatchDelay": settings.batch_delay_ms,
         "responseTimeout": settings.response_seconds,
+        "startupTimeout": settings.startup_seconds,
     }
 
 

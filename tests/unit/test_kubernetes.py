@@ -13,7 +13,7 @@ from conftest import ROOT
 from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS
 
 from jobs.cli import app
-from serving.settings import from_environment
+from serving.settings import Settings, from_environment
 
 VERSIONS = ("1.29", "1.33", "1.37")
 CUSTOM = {"ServiceMonitor", "PrometheusRule"}  # Prometheus Operator's; no schema comes along
@@ -269,6 +269,17 @@ def test_the_local_overlay_needs_nothing_from_outside(rendered: dict[str, str]) 
     )
     assert "nvidia.com" not in rendered["local"] and "registry.example.com" not in rendered["local"]
     assert "NOT FOR PRODUCTION" in (K8S / "overlays" / "local" / "kustomization.yaml").read_text()
+
+
+def test_a_start_on_a_gpu_may_take_as_long_everywhere(rendered: dict[str, str]) -> None:
+    objects = list(yaml.safe_load_all(rendered["serve-gpu"]))
+    [container] = inference(objects)["containers"]
+    probe, allowed = container["startupProbe"], Settings.model_fields["startup_seconds"].default
+    assert probe["failureThreshold"] * probe["periodSeconds"] == allowed
+    assert f"--start-period={allowed}s" in (ROOT / "Dockerfile").read_text()
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert environment(container)["SERVING_COMPILE_CACHE"] == mounts["compiled"]
+    assert named(objects, "PersistentVolumeClaim", "compiled")
 
 
 def test_every_alert_is_explained(rendered: dict[str, str]) -> None:
