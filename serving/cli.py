@@ -26,7 +26,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True, epilog=EXIT_CODES)
-def serve(context: typer.Context) -> None:
+def serve(
+    context: typer.Context,
+    engine: Annotated[
+        str | None, typer.Option(help="What runs the network: torchserve (the default) or asgi.")
+    ] = None,
+) -> None:
     """Serves a model; without a command, the one that the environment describes (settings.py)."""
     if context.invoked_subcommand is not None:
         return
@@ -34,8 +39,9 @@ def serve(context: typer.Context) -> None:
     from serving.settings import SettingsError, from_environment
     from serving.supervisor import Supervisor
 
+    given = {"SERVING_ENGINE": engine} if engine else {}
     try:
-        raise typer.Exit(Supervisor(from_environment(os.environ)).run())
+        raise typer.Exit(Supervisor(from_environment({**os.environ, **given})).run())
     except SettingsError as error:
         _fail(error, 2)
     except ModelError as error:

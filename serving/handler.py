@@ -36,12 +36,15 @@ class Handler:
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """An answer for every row; a status of 400 or 500 goes with those that are none."""
-        meter = Meter(context.metrics, self.predictor.description.name)
+        meter = self.meter(context)
         try:
             return self._handle(rows, context, meter)
         except Exception as error:
             logger.exception("a batch failed")  # TorchServe would call it 503, as if it were busy
             return [_refusal(error, index, context, meter) for index in range(len(rows))]
+
+    def meter(self, context: Any) -> Meter:
+        return Meter(context.metrics, self.predictor.description.name)
 
     def _handle(
         self, rows: list[dict[str, Any]], context: Any, meter: Meter

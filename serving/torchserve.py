@@ -16,7 +16,6 @@ from serving.settings import Settings
 METRICS = Path(__file__).parent / "metrics.yaml"
 LOGGING = Path(__file__).parent / "gateway" / "log4j2.xml"
 WITHOUT_TORCH = Path(__file__).parent / "without_torch"
-COMPILERS = 4  # each takes up to 0.5 GB, and by default there is one for each core of the machine
 PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 
 
@@ -42,8 +41,7 @@ def start(
         "TMPDIR": str(state),
         "LOG_LOCATION": str(state),
         "METRICS_LOCATION": str(state),
-        "TORCHINDUCTOR_CACHE_DIR": str(settings.compile_cache or state / "inductor"),
-        "TORCHINDUCTOR_COMPILE_THREADS": str(min(processes.cores(), COMPILERS)),
+        **processes.compiling(settings.compile_cache, state),
         "JAVA_HOME": str(processes.java_home()),
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
