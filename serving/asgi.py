@@ -166,6 +166,11 @@ def give_up() -> None:
     os._exit(1)
 
 
+def application(engine: Engine) -> Starlette:
+    predict = Route("/{path:path}", engine.predict, methods=["POST", "PUT"])
+    return Starlette(routes=[Route("/metrics", engine.metrics), predict])
+
+
 class JsonFormatter(logging.Formatter):
     """One line of JSON, as the gateway and the supervisor write them."""
 
@@ -179,11 +184,7 @@ def main(archive: str, port: str, settings: str) -> None:
     log.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[log])
     engine = Engine(Path(archive), Settings.model_validate_json(settings))
-    routes = [
-        Route("/metrics", engine.metrics),
-        Route("/{path:path}", engine.predict, methods=["POST", "PUT"]),
-    ]
-    uvicorn.run(Starlette(routes=routes), host="127.0.0.1", port=int(port), log_config=None)
+    uvicorn.run(application(engine), host="127.0.0.1", port=int(port), log_config=None)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def strange_integers(archive: Path, make_once: MakeOnce) -> Path:
     return make_once("strange-integers", fill)
 
 
-@pytest.fixture(scope="session", params=["torchserve", "asgi"])
+@pytest.fixture(scope="session", params=["torchserve", "asgi"])  # service.ENGINES
 def service(
     request: pytest.FixtureRequest, archive: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator["Service"]:

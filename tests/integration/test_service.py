@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
-from service import Service, exchange, get, load, run_all, running, start
+from service import ENGINES, Service, exchange, get, load, run_all, running, start
 
 from jobs.runs import RunFolder
 from serving.archive import DESCRIPTION, ModelError, open_model, write_description
@@ -149,7 +149,9 @@ def test_live_ready_and_metrics(service: Service) -> None:
     assert get(f"{service.address}/livez")[0] == 200
     assert get(f"{service.address}/readyz")[0] == 200
     with urllib.request.urlopen(f"{service.metrics}/metrics", timeout=10) as response:
-        assert b"ts_inference_requests_total" in response.read()
+        lines = response.read().decode().splitlines()
+    samples = {line.partition("{")[0].partition(" ")[0] for line in lines if line[:1] != "#"}
+    assert samples >= {"Requests2XX", "inception_predictions_total", "inception_confidence_bucket"}
 
 
 def workers_of(service: Service) -> list[int]:
@@ -164,6 +166,7 @@ def workers_of(service: Service) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
+@pytest.mark.parametrize("service", ["torchserve"], indirect=True)  # the other one has none
 def test_a_killed_worker_costs_its_batch_and_comes_back(
     service: Service, exported: RunFolder
 ) -> None:
@@ -185,12 +188,13 @@ def test_a_killed_worker_costs_its_batch_and_comes_back(
     assert get(f"{service.address}/readyz")[0] == 200
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 def test_sigterm_under_load_fails_no_request(
-    archive: Path, exported: RunFolder, tmp_path: Path
+    archive: Path, exported: RunFolder, tmp_path: Path, engine: str
 ) -> None:
     """Clients send until the listener is gone, which is when a load balancer would have left."""
     file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
-    with running(archive, tmp_path / "state") as service:
+    with running(archive, tmp_path / "state", SERVING_ENGINE=engine) as service:
         with load(service, file, label, clients=8) as statuses:
             while statuses.total() < 200:
                 time.sleep(0.05)
@@ -205,16 +209,19 @@ def test_sigterm_under_load_fails_no_request(
     assert set(statuses) == {200}, statuses
 
 
-def test_a_dead_child_ends_the_service(archive: Path, tmp_path: Path) -> None:
-    with running(archive, tmp_path / "state") as service:
+@pytest.mark.parametrize(("child", "command"), [("gateway", "caddy"), ("asgi", "serving.asgi")])
+def test_a_dead_child_ends_the_service(
+    archive: Path, tmp_path: Path, child: str, command: str
+) -> None:
+    with running(archive, tmp_path / "state", SERVING_ENGINE="asgi") as service:
         found = subprocess.run(
-            ["pgrep", "-P", str(service.process.pid), "-f", "caddy"],
+            ["pgrep", "-P", str(service.process.pid), "-f", command],
             capture_output=True,
             check=True,
         )
         os.kill(int(found.stdout), signal.SIGKILL)
         assert service.process.wait(30) == 1
-        assert service.events()[-1]["child"] == "gateway"
+        assert service.events()[-1]["child"] == child
 
 
 def test_two_services_share_a_machine(service: Service, locked: Service) -> None:
