@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,13 @@ def service(archive: Path, folder: Path) -> Contender:
         label=lambda answer: str(answer["label"]),
         ready=f"http://127.0.0.1:{port}/readyz",
     )
+
+
+def asgi(archive: Path, folder: Path) -> Contender:
+    """The same with its other engine."""
+    made = service(archive, folder)
+    environment = {**made.environment, "SERVING_ENGINE": "asgi"}
+    return replace(made, name="asgi", environment=environment)
 
 
 def stock(archive: Path, folder: Path) -> Contender:
