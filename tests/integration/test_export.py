@@ -382,6 +382,7 @@ def test_the_program_runs_on_the_device_it_is_moved_to(unpacked: Path) -> None:
     assert [(tensor.device.type, *tensor.shape) for tensor in found] == [
         ("meta", 3, 10),
         ("meta", 3, 2048),
+        ("meta", 3, 10, 1, 1),
     ]
     nodes: Any = network.graph.nodes  # type: ignore[union-attr]
     checked = {str(n.kwargs["device"]) for n in nodes if "device" in n.kwargs}
@@ -396,8 +397,8 @@ def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
     size = archive.open_model(unpacked).description.data.image_size
     predict = runtimes.load_compiled(unpacked / FILES["program"][0], "cpu", size, chunk=2)
     images = load(exported.config().data).test.raw(torch.arange(5)).numpy()
-    logits, features = runtimes.in_chunks(predict, 2)(images)
-    assert features.shape == (5, 2048)
+    logits, features, maps = runtimes.in_chunks(predict, 2)(images)
+    assert features.shape == (5, 2048) and maps.shape == (5, 10, 1, 1)
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         expected = softmax(arrays["logits"][:5])
     np.testing.assert_allclose(softmax(logits), expected, atol=0.05)
