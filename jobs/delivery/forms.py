@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from jobs import interruption
+from jobs.config import BLOCKS
 from jobs.data.images import Images, to_input
 from jobs.seeds import generator
 from jobs.train import models
@@ -34,24 +34,19 @@ MAPS = runtimes.Outputs._fields.index("maps")
 
 class Served(nn.Module):
     """From images as they come, uint8 [N, 3, H, W], to logits float32 [N, C], the inputs of the
-    last layer, float32 [N, 2048], and class maps float32 [N, C, h, w]: one run of the network gives
-    all three.
-
-    A class map (Zhou et al. 2016) is the last layer without its bias at every place of the last
-    block's output, which is pooled otherwise: its mean over the places and the bias add up to
-    the logit.
-    """
+    last layer, float32 [N, 2048], and class maps, float32 [N, C, h, w]: one run of the network
+    gives all three."""
 
     def __init__(self, network: Inception3, input_size: int, normalization: str) -> None:
         super().__init__()
         # Without the last layer and dropout, which does nothing in eval mode.
-        outputs = {"Mixed_7c": "places", "flatten": "features"}
+        outputs = {BLOCKS[-1]: "places", "flatten": "features"}
         self.trunk, self.fc = create_feature_extractor(network, outputs), network.fc
         self.input_size, self.normalization = input_size, normalization
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = self.trunk(to_input(images, self.input_size, self.normalization))
-        maps = F.conv2d(found["places"], self.fc.weight[:, :, None, None])
+        maps = models.class_maps(found["places"], self.fc)
         return self.fc(found["features"]), found["features"], maps
 
 
