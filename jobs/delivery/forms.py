@@ -112,7 +112,7 @@ def _quantised(model: Any, train: Images, count: int) -> Any:
             return pixels
 
         dataset = nncf.Dataset(order.split(1), image)
-        maps = nncf.IgnoredScope(
-            names=[model.output(MAPS).get_node().input_value(0).get_node().name]
-        )
-        return nncf.quantize(model, dataset, subset_size=len(order), ignored_scope=maps)
+        # A range for its inputs would be one for the logits', too, and so change them.
+        maps = model.output(MAPS).get_node().input_value(0).get_node().get_friendly_name()
+        floats = nncf.IgnoredScope(names=[maps])
+        return nncf.quantize(model, dataset, subset_size=len(order), ignored_scope=floats)

@@ -203,7 +203,7 @@ def test_each_place_of_a_larger_input_has_its_own_part_in_the_logit(
     """107 pixels are the fewest that give more than one."""
     best = exported.path / "variants" / "frozen" / "best.safetensors"
     train = load(exported.config().data).train
-    forms.write(forms.served(best, 10, 107, "pretrained"), train, 4, tmp_path)
+    forms.write(forms.served(best, 10, 107, "inception"), train, 4, tmp_path)
     for form in FILES:
         network = runtimes.load(tmp_path / FILES[form][0], None, (75, 75))
         found = network(train.raw(torch.arange(6)).numpy())
