@@ -2,7 +2,7 @@
 
     python -m benchmarks.maps --archive MODEL.mar
 
-Both forms that a CPU runs, as they are in the archive and without their third output, answer one
+The forms that a CPU runs, as they are in the archive and without their third output, answer one
 picture after the other in turns, on one thread as a worker of the service does. Without `--archive`
 one of 299 px and 10 classes is made first, in a few minutes.
 """
@@ -21,7 +21,6 @@ from benchmarks.archive import make_archive
 from serving import archive, runtimes
 from serving.archive import FILES, Form
 
-FORMS: tuple[Form, ...] = ("int8", "float")
 ONE_BY_ONE = 10  # answers of one side before it is the other's turn
 
 
@@ -33,16 +32,18 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as files:
         archive.unpack(options.archive or make_archive(Path(work)), Path(files))
-        figures: dict[str, Any] = {
-            form: measure(Path(files), form, options.rounds) for form in FORMS
-        }
+        opened = archive.open_model(Path(files))
+        of_a_cpu = [form for form in opened.description.forms if form != "program"]
+        figures: dict[str, Any] = {}
+        for form in of_a_cpu:
+            figures[form] = measure(Path(files), form, options.rounds)
     columns = ("form", "ms with maps", "without", "ratio", "quarter", "three quarters")
-    record.show(columns, [(form, *figures[form].values()) for form in FORMS])
+    record.show(columns, [(form, *found.values()) for form, found in figures.items()])
     record.save("maps", options.out, options.rounds, figures)
 
 
 def measure(files: Path, form: Form, rounds: int) -> dict[str, Any]:
-    """Milliseconds a picture, medians of the rounds; the ratios of the rounds' own figures."""
+    """Milliseconds a picture, medians over the rounds; of the rounds' ratios median and quartiles."""
     file = files / FILES[form][0]
     sides = {
         "with": runtimes.load_ir(file, threads=1),
