@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure(files: Path, form: Form, rounds: int) -> dict[str, Any]:
-    """Milliseconds a picture, medians over the rounds; of the rounds' ratios median and quartiles."""
+    """Milliseconds a picture, medians of the rounds; of the rounds' ratios median and quartiles."""
     file = files / FILES[form][0]
     sides = {
         "with": runtimes.load_ir(file, threads=1),
