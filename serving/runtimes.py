@@ -1,7 +1,6 @@
 """One interface to the network's runtimes: OpenVINO on a CPU, torch on a GPU."""
 
 import functools
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,15 +146,16 @@ def load_ir(path: Path, threads: int | None = None, callers: int = 1) -> Predict
     """The IR on so many threads, by default one for each core; each caller at the same time has a
     share of them to itself.
 
-    Pinning is off: two workers would otherwise pin to the same core (measured: 31 instead of 55
-    images/s with two single-thread workers on two cores).
+    It computes in float32 wherever it is not in integers: bf16, which OpenVINO would take where
+    there are instructions for it, was off by 44 % of the logits' spread on a network that is hardly
+    trained, and answers would hang on the machine. Pinning is off: two workers would otherwise pin
+    to the same core (measured: 31 instead of 55 images/s with two single-thread workers on two
+    cores).
     """
     settings: dict[str, Any] = {"NUM_STREAMS": callers, "ENABLE_CPU_PINNING": False}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    if "ONEDNN_MAX_CPU_ISA" in os.environ:
-        # OpenVINO would take bf16 if the hardware has it, and find no kernels that are allowed.
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
     network = core().compile_model(path, "CPU", settings)
     own = threading.local()
 
