@@ -66,7 +66,7 @@ class Handler:
                 done += len(pixels)
                 if request.explain is Explain.PICTURE:
                     answers.append(self.predictor.picture(request, its_own))
-                    context.set_response_content_type(index, PNG)
+                    context.set_response_header(index, "content-type", PNG)
                 else:
                     answers.append(self.predictor.answer(request, its_own))
                 context.set_response_header(index, FORM_HEADER, self.predictor.form)
@@ -103,8 +103,8 @@ class Handler:
 
 
 def _explain(header: Callable[[str], str | None]) -> Explain | None:
-    """TorchServe says by a header which requests came to /explanations."""
-    if header("explain") != "True":
+    """A header says which requests came to /explanations: the gateway's, or TorchServe's own."""
+    if "True" not in (header("Explain"), header("explain")):
         return None
     return Explain.PICTURE if PNG in (header("Accept") or "") else Explain.MAP
 
