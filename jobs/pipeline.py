@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
@@ -25,7 +27,7 @@ from jobs.report import comparison, page
 from jobs.results import Comparison, Diverged, Done, Trained
 from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
 from jobs.train import models, plan
-from jobs.train.evaluation import predict, scores
+from jobs.train.evaluation import class_maps, predict, scores
 from jobs.train.features import extract
 from jobs.train.training import Trainer, fit
 from serving.archive import Scores
@@ -34,8 +36,11 @@ from serving.progress import log, task
 
 COARSE = 2  # from an input this many times as large as the images on, the log says so
 MISTAKES = 24  # pictures kept for the report
-MISTAKE_SIDE = 96  # pixels
+EXPLAINED = 8  # … of mistakes and of right answers each, with their class maps
+KEPT_SIDE = 96  # pixels
 STAND_IN_VERSION = 1  # to be raised when its pictures or its training change
+
+Array = NDArray[Any]
 
 
 def run(config: Config, folder: RunFolder) -> Comparison:
@@ -286,7 +291,7 @@ class Job:
             selection_accuracy=trainer.best_accuracy,
             seconds=trainer.seconds,
             images_per_second=variant.optim.epochs * len(train) / trainer.seconds,
-            test=self._test(trainer, network, test, folder),
+            test=self._test(trainer, network, whole, test, folder),
             peak_memory_bytes=self.device.peak_memory(),
         )
 
@@ -343,28 +348,55 @@ class Job:
         fit(trainer, train, scored, evaluation, folder, every)
 
     def _test(
-        self, trainer: Trainer, network: nn.Module, test: Examples, folder: VariantFolder
+        self,
+        trainer: Trainer,
+        network: nn.Module,
+        whole: Inception3,
+        test: Examples,
+        folder: VariantFolder,
     ) -> Scores:
-        """Scores the weights that were kept on the test set and stores its predictions."""
+        """Scores the weights that were kept on the test set and stores its predictions.
+
+        Args:
+            network: what takes `test`'s inputs: `whole`, or its head.
+        """
         name = trainer.variant.name
         with task(f"{name}, test", len(test)) as advance:
             batch_size = self.device.scored_at_once(self.config.evaluation)
             logits = predict(network, test, batch_size, self.device.autocast, advance)
-        return distributed.once(self._record, trainer, logits, test.labels.cpu(), folder)
+        labels = test.labels.cpu()
+        return distributed.once(self._record, trainer, whole, logits, labels, folder)
 
     def _record(
-        self, trainer: Trainer, logits: Tensor, labels: Tensor, folder: VariantFolder
+        self,
+        trainer: Trainer,
+        whole: Inception3,
+        logits: Tensor,
+        labels: Tensor,
+        folder: VariantFolder,
     ) -> Scores:
         name = trainer.variant.name
         arrays = {"logits": logits.numpy(), "labels": labels.numpy()}
         write_arrays(folder.path / "test_predictions.npz", arrays)
-        _write_mistakes(folder, self.dataset.test, logits, labels)
+        wrong, right = _surest(logits, labels)
+        answers = (self.dataset.test, logits, labels)
+        write_arrays(folder.path / "mistakes.npz", _examples(*answers, wrong[:MISTAKES]))
+        explained = torch.cat([wrong[:EXPLAINED], right[:EXPLAINED]])
+        maps = {"maps": self._maps(whole, explained, logits[explained].argmax(1))}
+        write_arrays(folder.path / "maps.npz", _examples(*answers, explained) | maps)
         result = scores(logits, labels)
         row = {"variant": name, "seed": trainer.seed, "epoch": trainer.best_epoch, "split": "test"}
         row |= {"loss": result.loss, "accuracy": result.accuracy, "seconds": trainer.seconds}
         folder.append([row])
         log(f"{name}: {result.accuracy:.2%} of {len(labels):,} test images")
         return result
+
+    def _maps(self, whole: Inception3, rows: Tensor, classes: Tensor) -> Array:
+        """Class maps float32 [n, h, w] of some test images, each for one class, both int64 [n]."""
+        batch_size = self.device.scored_at_once(self.config.evaluation)
+        images = self.dataset.test.take(rows)
+        maps = class_maps(whole, images, batch_size, self.device.autocast)
+        return maps[torch.arange(len(rows)), classes].numpy()
 
 
 def _take_stand_in(folder: VariantFolder, kept: Path) -> bool:
@@ -388,20 +420,23 @@ def _write_kernels(
     write_arrays(folder.path / "kernels.npz", arrays)
 
 
-def _write_mistakes(folder: VariantFolder, test: Images, logits: Tensor, labels: Tensor) -> None:
-    """Keeps the test images misclassified with the highest confidence, the worst first."""
+def _surest(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the wrong answers and of the right ones, the most confident first."""
     confidence, predicted = logits.softmax(1).max(1)
-    worst = torch.where(predicted == labels, -1.0, confidence).argsort(descending=True)
-    worst = worst[: min(MISTAKES, int((predicted != labels).sum()))]
-    pixels = test.raw(worst.to(test.labels.device)).float()
-    if len(worst) and max(pixels.shape[-2:]) > MISTAKE_SIDE:
-        pixels = F.interpolate(
-            pixels, (MISTAKE_SIDE, MISTAKE_SIDE), mode="bilinear", antialias=True
-        )
-    arrays = {
+    order = confidence.argsort(descending=True)
+    wrong = (predicted != labels)[order]
+    return order[wrong], order[~wrong]
+
+
+def _examples(test: Images, logits: Tensor, labels: Tensor, rows: Tensor) -> dict[str, Array]:
+    """Some test images and what was made of them, small enough to be kept."""
+    pixels = test.raw(rows.to(test.labels.device)).float()
+    if len(rows) and max(pixels.shape[-2:]) > KEPT_SIDE:
+        pixels = F.interpolate(pixels, (KEPT_SIDE, KEPT_SIDE), mode="bilinear", antialias=True)
+    confidence, predicted = logits[rows].softmax(1).max(1)
+    return {
         "pixels": pixels.round().to(torch.uint8).cpu().numpy(),
-        "labels": labels[worst].numpy(),
-        "predicted": predicted[worst].numpy(),
-        "confidence": confidence[worst].numpy(),
+        "labels": labels[rows].numpy(),
+        "predicted": predicted.numpy(),
+        "confidence": confidence.numpy(),
     }
-    write_arrays(folder.path / "mistakes.npz", arrays)

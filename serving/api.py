@@ -110,6 +110,7 @@ def _v2_metadata(model: Model, engine: str, form: str | None) -> dict[str, Any]:
         "versions": [model.version],
         "platform": f"pytorch_{engine}",
         "form": form,
+        "map_size": model.description.map_size,
         "inputs": [{"name": "pictures", "datatype": "BYTES", "shape": [-1]}],
         "outputs": [
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
@@ -125,6 +126,8 @@ def openapi(model: Model) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load(text)
     document["info"]["version"] = version(NAME)
     document["components"]["schemas"]["Label"]["enum"] = list(model.classes)
+    if model.description.map_size is None:
+        del document["paths"][f"/explanations/{model.name}"]
     return document
 
 

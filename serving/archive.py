@@ -176,6 +176,8 @@ class Description(Record):
     """Those in the archive; a CPU runs the first, a GPU the program."""
     temperature: float = 1.0
     """What logits are divided by before the softmax (Guo et al. 2017)."""
+    map_size: tuple[int, int] | None = None
+    """Height and width of class maps; None of earlier archives, which give none."""
     held_out: int = 0
     """Pictures that familiarity and sets of classes are calibrated on; 0 where there are none."""
     calibration: Calibration | None = None

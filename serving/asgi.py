@@ -153,10 +153,15 @@ def respond(handler: Handler, batch: list[Waiting]) -> list[Response]:
     try:
         answers = handler.handle([{"body": one.body} for one in batch], context)
         whole = zip(answers, context.statuses, context.headers, strict=True)
-        return [JSONResponse(*parts) for parts in whole]
+        return [_response(*parts) for parts in whole]
     except Exception:  # of an answer that is no JSON, such as NaN: the thread has to live
         logger.exception("a batch has no answers")
         return [Response(status_code=500) for _ in batch]
+
+
+def _response(answer: Any, status: int, headers: Mapping[str, str]) -> Response:
+    kind = Response if isinstance(answer, bytes) else JSONResponse
+    return kind(answer, status, headers)
 
 
 def give_up() -> None:

@@ -4,8 +4,8 @@
 
 is run in the folder that an archive was unpacked to, in a process of its own. Through a pipe it
 gets images, uint8 [N, 3, H, W] in the archive's size, and sends back logits float32 [N, C], then
-features float32 [N, F]. `handler`, which asks TorchServe's entry point with PNG files, has no
-features, and for logits the logarithms of the probabilities.
+features float32 [N, F]; class maps stay here. `handler`, which asks TorchServe's entry point with
+PNG files, has no features, and for logits the logarithms of the probabilities.
 """
 
 import sys
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from serving.images import to_png
 from serving.predictor import Predictor
-from serving.runtimes import Outputs, Predict
+from serving.runtimes import Outputs, Predict, outputs
 
 
 def main(form: Any, descriptor: int) -> None:
@@ -29,9 +29,9 @@ def main(form: Any, descriptor: int) -> None:
     with suppress(EOFError):  # nothing more is asked
         while True:
             images = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(-1, *shape)
-            outputs = asked(images)
+            found = asked(images)
             only_from(Path.cwd())
-            for array in outputs:
+            for array in (found.logits, found.features):
                 pipe.send_bytes(array.astype(np.float32).tobytes())
 
 
@@ -70,7 +70,7 @@ def open_form(form: Any) -> tuple[Predict, tuple[int, ...]]:
         by_label = [{entry["label"]: entry["probability"] for entry in a["top"]} for a in answers]
         rows = [[row[label] for label in classes] for row in by_label]
         logits = np.log(np.maximum(rows, np.finfo(np.float32).tiny))
-        return Outputs(logits, np.empty((len(images), 0), np.float32))
+        return outputs([logits])
 
     return ask, (3, *size)
 

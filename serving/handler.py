@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.images import ImageError
-from serving.messages import Found, Request, RequestError, failure, parse, unwrapped
+from serving.messages import Explain, Found, Request, RequestError, failure, parse, unwrapped
 from serving.metrics import Meter, seconds_since
 from serving.predictor import Predictor
 
+PNG = "image/png"
 FORM_HEADER = "X-Form"  # of an answer: which form of the network gave it
 logger = logging.getLogger(__name__)
 Read = tuple[Request, list[NDArray[np.uint8]]]
@@ -34,8 +35,9 @@ class Handler:
         folder, gpu = Path(properties["model_dir"]), properties.get("gpu_id")
         self.predictor = Predictor.open(folder, gpu=gpu, threads=1)
 
-    def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
-        """An answer for every row; a status of 400 or 500 goes with those that are none."""
+    def handle(self, rows: list[dict[str, Any]], context: Any) -> list[Any]:
+        """An answer for every row, JSON or a PNG file; a status of 400 or 500 goes with those that
+        are none."""
         meter = self.meter(context)
         try:
             return self._handle(rows, context, meter)
@@ -46,9 +48,7 @@ class Handler:
     def meter(self, context: Any) -> Meter:
         return Meter(context.metrics, self.predictor.description.name)
 
-    def _handle(
-        self, rows: list[dict[str, Any]], context: Any, meter: Meter
-    ) -> list[dict[str, Any]]:
+    def _handle(self, rows: list[dict[str, Any]], context: Any, meter: Meter) -> list[Any]:
         read = []
         for index, row in enumerate(rows):
             waited = seconds_since(context.get_request_header(index, "X-Request-Start"))
@@ -58,7 +58,8 @@ class Handler:
             read.append(self._read(row, header, meter))
         arrays = [array for item in read if not isinstance(item, Exception) for array in item[1]]
         found = self._infer(arrays, meter)
-        answers, done = [], 0
+        answers: list[Any] = []
+        done = 0
         for index, item in enumerate(read):
             if isinstance(item, Exception):
                 answers.append(_refusal(item, index, context, meter))
@@ -66,7 +67,11 @@ class Handler:
                 request, pixels = item
                 its_own = found.part(done, done + len(pixels))
                 done += len(pixels)
-                answers.append(self.predictor.answer(request, its_own))
+                if request.explain is Explain.PICTURE:
+                    answers.append(self.predictor.picture(request, its_own))
+                    context.set_response_header(index, "content-type", PNG)
+                else:
+                    answers.append(self.predictor.answer(request, its_own))
                 context.set_response_header(index, FORM_HEADER, self.predictor.form)
         return answers
 
@@ -76,7 +81,8 @@ class Handler:
         start = time.perf_counter()
         try:
             asked = (header(f"X-{name}") for name in ("Top", "Abstain", "Confidence"))
-            request = parse(unwrapped(row, header("X-Multipart")), *asked)
+            content = unwrapped(row, header("X-Multipart"))
+            request = parse(content, *asked, explain=_explain(header))
             self.predictor.require(request)
             return request, [self.predictor.pixels(picture) for picture in request.pictures]
         except (ImageError, RequestError) as error:
@@ -97,6 +103,13 @@ class Handler:
             meter.observe("confidence", float(row.max()))
             meter.count("predictions_total", classes[int(row.argmax())])
         return found
+
+
+def _explain(header: Callable[[str], str | None]) -> Explain | None:
+    """A header says which requests came to /explanations: the gateway's, or TorchServe's own."""
+    if "True" not in (header("Explain"), header("explain")):
+        return None
+    return Explain.PICTURE if PNG in (header("Accept") or "") else Explain.MAP
 
 
 def _refusal(error: Exception, index: int, context: Any, meter: Meter) -> dict[str, Any]:

@@ -36,6 +36,15 @@ class Form(Enum):
     V2 = "v2"
 
 
+class Explain(Enum):
+    """How a class map is sent."""
+
+    MAP = "map"
+    """With the prediction, as numbers."""
+    PICTURE = "picture"
+    """Laid over the picture, as a PNG file alone."""
+
+
 Picture = bytes | NDArray[np.uint8]
 """A file as it was sent, or its pixels, uint8 [3, H, W]."""
 
@@ -49,6 +58,8 @@ class Request:
     """A picture whose familiarity is no larger gets no label."""
     confidence: float | None = None
     """With which probability the set of classes, if one is wanted, holds the right one."""
+    explain: Explain | None = None
+    """How to say why the answer is the likeliest class, if that is wanted."""
     id: str | None = None
     """Given by V2's clients, and given back to them."""
 
@@ -61,10 +72,13 @@ class Found:
     """[N, C]."""
     familiarity: NDArray[np.float64] | None
     """[N]; see serving/trust.py."""
+    maps: NDArray[np.float32] | None = None
+    """[N, h, w], what each place says for the likeliest class; see :class:`runtimes.Outputs`."""
 
     def part(self, start: int, stop: int) -> "Found":
         familiarity = None if self.familiarity is None else self.familiarity[start:stop]
-        return Found(self.probabilities[start:stop], familiarity)
+        maps = None if self.maps is None else self.maps[start:stop]
+        return Found(self.probabilities[start:stop], familiarity, maps)
 
 
 def parse(
@@ -72,6 +86,8 @@ def parse(
     top: str | None = None,
     abstain: str | None = None,
     confidence: str | None = None,
+    *,
+    explain: Explain | None = None,
 ) -> Request:
     """Reads one TorchServe row.
 
@@ -82,11 +98,15 @@ def parse(
     Raises:
         RequestError: it is none of the forms above.
     """
+    request = _read(_content(row))
+    if explain is Explain.PICTURE and request.form is not Form.ONE:
+        raise RequestError("image/png explains one picture; several are explained in JSON")
     return replace(
-        _read(_content(row)),
+        request,
         top=_top(top) if top else TOP,
         abstain=_share(abstain, "abstain") if abstain else 0.0,
         confidence=_share(confidence, "confidence") if confidence else None,
+        explain=explain,
     )
 
 
@@ -236,6 +256,8 @@ def answer(
     if request.form is Form.V2:
         return _answer_v2(request, found, classes, model, least)
     answers = [_prediction(request, *one, classes, model, least) for one in _each(found)]
+    if request.explain and found.maps is not None:
+        answers = _explained(answers, found.maps)
     return {"predictions": answers} if request.form is Form.V1 else answers[0]
 
 
@@ -243,6 +265,16 @@ def _each(found: Found) -> Iterator[tuple[NDArray[np.float32], float | None]]:
     """Probabilities [C] and familiarity of every picture."""
     for index, row in enumerate(found.probabilities):
         yield row, None if found.familiarity is None else float(found.familiarity[index])
+
+
+def _explained(
+    answers: Sequence[dict[str, Any]], maps: NDArray[np.float32]
+) -> list[dict[str, Any]]:
+    """The answers with the likeliest class and its map, also where the label is withheld."""
+    return [
+        {**answer, "explanation": {"label": answer["top"][0]["label"], "map": one.tolist()}}
+        for answer, one in zip(answers, maps, strict=True)
+    ]
 
 
 def _prediction(
@@ -296,6 +328,8 @@ def _answer_v2(
         outputs.append(_tensor("familiarity", "FP64", found.familiarity))
     if least is not None:
         outputs.append(_tensor("set", "BOOL", _members(found.probabilities, least)))
+    if request.explain and found.maps is not None:
+        outputs.append(_tensor("map", "FP32", found.maps))
     result = {"model_name": model["name"], "model_version": model["version"], "outputs": outputs}
     return result if request.id is None else {**result, "id": request.id}
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving import archive, messages, runtimes
+from serving import archive, explanations, messages, runtimes
 from serving.archive import TOLERANCES, Form, Golden, Model, ModelError
 from serving.images import decode, to_pixels
-from serving.messages import TOP, Found, Picture, Request, RequestError, softmax
+from serving.messages import TOP, Explain, Found, Picture, Request, RequestError, softmax
 from serving.trust import Trust
 
 AT_ONCE = 4  # golden pictures: no more memory than a service with few requests takes
@@ -89,6 +89,7 @@ class Predictor:
         *,
         abstain: float = 0.0,
         confidence: float | None = None,
+        explain: bool = False,
     ) -> dict[str, Any]:
         """The prediction for a JPEG, PNG or WebP, in the service's form: `label`, `probability`,
         `familiarity`, `top` classes, `model`.
@@ -97,13 +98,16 @@ class Predictor:
             picture: the file's bytes, or its path.
             abstain: a picture whose familiarity is no larger gets no label.
             confidence: adds `set`, classes of which one is the right one with that probability.
+            explain: adds `explanation`, the likeliest class as `label` and its `map`: rows of what
+                each place of the picture says for it; the mean of all is the logit less its bias.
 
         Raises:
             ImageError: it is not a picture that can be read.
-            RequestError: the archive has no familiarity, and it is asked for.
+            RequestError: the archive has no familiarity or no maps, and they are asked for.
         """
         content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        request = Request([content], top=top, abstain=abstain, confidence=confidence)
+        how = Explain.MAP if explain else None
+        request = Request([content], top=top, abstain=abstain, confidence=confidence, explain=how)
         self.require(request)
         return self.answer(request, self.find(self.pixels(content)[None]))
 
@@ -115,6 +119,10 @@ class Predictor:
             raise RequestError(
                 "abstain, confidence: this model has none of it, as too few pictures were held out"
             )
+        if request.explain and self.description.map_size is None:
+            raise RequestError(
+                "this archive gives no class maps; `python -m jobs export RUN` makes one that does"
+            )
 
     def answer(self, request: Request, found: Found) -> dict[str, Any]:
         """What is sent back for a request whose pictures gave this."""
@@ -123,12 +131,22 @@ class Predictor:
             least = self.trust.least_probability(request.confidence)
         return messages.answer(request, found, self.classes, self.model, least)
 
+    def picture(self, request: Request, found: Found) -> bytes:
+        """A PNG file of a request's only picture with the map that was found laid over it."""
+        assert found.maps is not None, "`require` comes first"
+        (picture,) = request.pictures
+        assert isinstance(picture, bytes), "`parse` refuses others"
+        return explanations.to_png(explanations.overlay(decode(picture), found.maps[0]))
+
     def find(self, images: NDArray[np.uint8]) -> Found:
-        """Probabilities and familiarity of images uint8 [N, 3, H, W], N any number but 0, from one
-        run of the network."""
+        """Probabilities, familiarity and the likeliest classes' maps of images uint8 [N, 3, H, W],
+        N any number but 0, from one run of the network."""
         outputs = self.network(images)
         familiarity = None if self.trust is None else self.trust.familiarity(outputs.features)
-        return Found(softmax(outputs.logits / self.description.temperature), familiarity)
+        probabilities = softmax(outputs.logits / self.description.temperature)
+        maps = outputs.maps
+        likeliest = maps[np.arange(len(maps)), probabilities.argmax(1)] if maps.size else None
+        return Found(probabilities, familiarity, likeliest)
 
     def deviation(self, golden: Sequence[Golden]) -> str | None:
         """How the answers to golden pictures are further off than the form's tolerance allows;

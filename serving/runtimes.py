@@ -14,13 +14,19 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
+Array = NDArray[np.float32]
+
+
 class Outputs(NamedTuple):
     """What one run of the network gives for N pictures."""
 
-    logits: NDArray[np.float32]
+    logits: Array
     """[N, C]."""
-    features: NDArray[np.float32]
+    features: Array
     """[N, 2048], the inputs of its last layer; [N, 0] of archives that give none."""
+    maps: Array
+    """[N, C, h, w], what each place says for each class: the mean over the places is the logit less
+    the class's bias. [N, 0, 0, 0] of archives that give none."""
 
 
 Predict = Callable[[NDArray[np.uint8]], Outputs]
@@ -63,8 +69,14 @@ def in_chunks(predict: Predict, size: int) -> Predict:
 
 def joined(parts: Sequence[Outputs]) -> Outputs:
     """Those of all pictures, in their order."""
-    logits, features = zip(*parts, strict=True)
-    return Outputs(np.concatenate(logits), np.concatenate(features))
+    return Outputs(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def outputs(given: Sequence[Array]) -> Outputs:
+    """Of what a form gives, in this order: earlier archives give the first, or the first two."""
+    count = len(given[0])
+    absent = np.empty((count, 0), np.float32), np.empty((count, 0, 0, 0), np.float32)
+    return Outputs(*given, *absent[len(given) - 1 :])
 
 
 def load_program(path: Path) -> Predict:
@@ -80,15 +92,10 @@ def load_program(path: Path) -> Predict:
     return predict
 
 
-def from_torch(found: "Tensor | tuple[Tensor, Tensor]") -> Outputs:
-    """Of what a program gives: logits and features, or in earlier archives logits alone."""
-    logits, *features = (found,) if not isinstance(found, tuple) else found
-    arrays = [tensor.float().cpu().numpy() for tensor in (logits, *features)]
-    return Outputs(arrays[0], arrays[1] if features else _none(len(arrays[0])))
-
-
-def _none(count: int) -> NDArray[np.float32]:
-    return np.empty((count, 0), np.float32)
+def from_torch(found: "Tensor | tuple[Tensor, ...]") -> Outputs:
+    """Of what a program gives; in the earliest archives that is no tuple."""
+    tensors = found if isinstance(found, tuple) else (found,)
+    return outputs([tensor.float().cpu().numpy() for tensor in tensors])
 
 
 def load_compiled(path: Path, device: str, size: tuple[int, int], chunk: int = CHUNK) -> Predict:
@@ -105,7 +112,7 @@ def load_compiled(path: Path, device: str, size: tuple[int, int], chunk: int = C
         batch = torch.from_numpy(images if len(images) > 1 else images.repeat(2, axis=0))
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             found = from_torch(network(batch.to(device)))
-        return Outputs(found.logits[: len(images)], found.features[: len(images)])
+        return Outputs(*(array[: len(images)] for array in found))
 
     for count in range(1, chunk + 1):
         predict(np.zeros((count, 3, *size), np.uint8))
@@ -155,7 +162,6 @@ def load_ir(path: Path, threads: int | None = None, callers: int = 1) -> Predict
     def predict(images: NDArray[np.uint8]) -> Outputs:
         if not hasattr(own, "request"):
             own.request = network.create_infer_request()
-        found = own.request.infer(images)
-        return Outputs(found[0], found[1] if len(found) > 1 else _none(len(images)))
+        return outputs(list(own.request.infer(images).values()))
 
     return predict

@@ -85,6 +85,7 @@ class Supervisor:
         log("starting", model=self.model.name, version=self.model.version, port=settings.port)
 
     def _gateway(self, state: Path, ports: dict[str, int], own: int) -> subprocess.Popen[bytes]:
+        explains = self.model.description.map_size is not None
         environment = {
             "PORT": self.settings.port,
             "METRICS_PORT": self.settings.metrics_port,
@@ -95,6 +96,7 @@ class Supervisor:
             "MODEL_NAME": self.model.name,
             "MODEL_VERSION": self.model.version,
             "ABSTAIN": self.settings.abstain or "",
+            "EXPLANATIONS": f"/explanations/{self.model.name}" if explains else "",
             "INFERENCE_PORT": ports["inference"],
             "ENGINE_METRICS_PORT": ports["metrics"],
             "API_PORT": own,

@@ -203,9 +203,9 @@ def strange_integers(archive: Path, make_once: MakeOnce) -> Path:
 
         archives.unpack(archive, folder)
         model = runtimes.core().read_model(folder / "float.xml")
-        logits, features = (output.get_node().input_value(0) for output in model.outputs)
+        logits, *others = (output.get_node().input_value(0) for output in model.outputs)
         turned = openvino.Model(
-            [opset13.negative(logits).output(0), features], model.get_parameters()
+            [opset13.negative(logits).output(0), *others], model.get_parameters()
         )
         openvino.save_model(turned, folder / "int8.xml")
         description = archives.open_model(folder).description

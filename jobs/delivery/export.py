@@ -49,8 +49,8 @@ GOLDEN_IMAGES = 32
 DIFFERENT = 0.001  # a p-value below which rounding is no explanation
 # Of `serving`, what the handler and the check need.
 MODULES = (
-    *("__init__", "archive", "checking", "files", "images", "messages", "metrics", "predictor"),
-    *("runtimes", "trust"),
+    *("__init__", "archive", "checking", "explanations", "files", "images", "messages", "metrics"),
+    *("predictor", "runtimes", "trust"),
 )
 
 
@@ -96,7 +96,9 @@ def export(folder: RunFolder, settings: Export) -> Path:
         stage = Path(work) / "stage"
         stage.mkdir()
         forms.write(network, dataset.train, settings.calibration_images, stage)
-        reference = predict("reference", forms.eager(network), judged).logits
+        right = predict("reference", forms.eager(network), judged)
+        reference, map_size = right.logits, right.maps.shape[2:]
+        description = description.model_copy(update={"map_size": map_size})
         if held_out := len(dataset.validation):
             temperature = trust.fit_temperature(reference, judged.labels.numpy())
             description = description.model_copy(update={"temperature": temperature})

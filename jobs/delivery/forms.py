@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import Inception3
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from jobs import interruption
+from jobs.config import BLOCKS
 from jobs.data.images import Images, to_input
 from jobs.seeds import generator
 from jobs.train import models
@@ -27,20 +29,25 @@ from serving.archive import FILES
 from serving.progress import log, task
 
 MAX_BATCH = 1024
+MAPS = runtimes.Outputs._fields.index("maps")
 
 
 class Served(nn.Module):
-    """From images as they come, uint8 [N, 3, H, W], to logits float32 [N, C] and the inputs of the
-    last layer, float32 [N, 2048]: one run of the network gives both."""
+    """From images as they come, uint8 [N, 3, H, W], to logits float32 [N, C], the inputs of the
+    last layer, float32 [N, 2048], and class maps, float32 [N, C, h, w]: one run of the network
+    gives all three."""
 
     def __init__(self, network: Inception3, input_size: int, normalization: str) -> None:
         super().__init__()
-        self.fc, network.fc = network.fc, nn.Identity()  # dropout does nothing in eval mode
-        self.network, self.input_size, self.normalization = network, input_size, normalization
+        # Without the last layer and dropout, which does nothing in eval mode.
+        outputs = {BLOCKS[-1]: "places", "flatten": "features"}
+        self.trunk, self.fc = create_feature_extractor(network, outputs), network.fc
+        self.input_size, self.normalization = input_size, normalization
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.network(to_input(images, self.input_size, self.normalization))
-        return self.fc(features), features
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.trunk(to_input(images, self.input_size, self.normalization))
+        maps = models.class_maps(found["places"], self.fc)
+        return self.fc(found["features"]), found["features"], maps
 
 
 def served(best: Path, classes: int, input_size: int, normalization: str) -> Served:
@@ -105,4 +112,7 @@ def _quantised(model: Any, train: Images, count: int) -> Any:
             return pixels
 
         dataset = nncf.Dataset(order.split(1), image)
-        return nncf.quantize(model, dataset, subset_size=len(order))
+        # A range for its inputs would be one for the logits', too, and so change them.
+        maps = model.output(MAPS).get_node().input_value(0).get_node().get_friendly_name()
+        floats = nncf.IgnoredScope(names=[maps])
+        return nncf.quantize(model, dataset, subset_size=len(order), ignored_scope=floats)

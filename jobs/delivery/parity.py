@@ -23,7 +23,7 @@ from jobs.errors import JobError
 from serving.archive import Check, Form
 from serving.messages import softmax
 from serving.progress import task
-from serving.runtimes import Outputs, Predict, joined
+from serving.runtimes import Outputs, Predict, joined, outputs
 
 BATCH = 8  # images at a time
 
@@ -36,7 +36,8 @@ class ExportError(JobError):
 
 @contextmanager
 def asked(folder: Path, form: str) -> Iterator[Predict]:
-    """One form of an unpacked archive, or its `handler`, in a process of its own.
+    """One form of an unpacked archive, or its `handler`, in a process of its own; it sends no class
+    maps.
 
     Raises:
         ExportError: on a call, if it does not run; the message has its last line of output.
@@ -57,8 +58,8 @@ def asked(folder: Path, form: str) -> Iterator[Predict]:
         def ask(images: NDArray[np.uint8]) -> Outputs:
             try:
                 ours.send_bytes(images.tobytes())
-                received = (np.frombuffer(ours.recv_bytes(), np.float32) for _ in Outputs._fields)
-                return Outputs(*(array.reshape(len(images), -1) for array in received))
+                received = [np.frombuffer(ours.recv_bytes(), np.float32) for _ in range(2)]
+                return outputs([array.reshape(len(images), -1) for array in received])
             except (EOFError, OSError):
                 child.wait()
                 said.seek(0)
@@ -82,13 +83,13 @@ def asked_all(folder: Path, forms: Iterable[Form]) -> Iterator[dict[Form, Predic
 
 def predict(label: str, network: Predict, images: Images) -> Outputs:
     """Those of all images, in batches."""
-    outputs = []
+    found = []
     with task(f"export, {label}", len(images)) as advance:
         for batch in torch.arange(len(images)).split(BATCH):
             interruption.check()
-            outputs.append(network(images.raw(batch).cpu().numpy()))
+            found.append(network(images.raw(batch).cpu().numpy()))
             advance(len(batch))
-    return joined(outputs)
+    return joined(found)
 
 
 def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Check:

@@ -53,6 +53,9 @@ def _figures(folder: RunFolder, comparison: Comparison) -> Iterator[tuple[str, F
         yield f"{name}-curves", plots.curves(rows, {name: palette[name]})
         yield f"{name}-confusion", plots.confusion(variant.test.confusion, classes, name)
         yield f"{name}-mistakes", plots.mistakes(read_arrays(path / "mistakes.npz"), classes)
+        explained = read_arrays(path / "maps.npz")
+        if explained["maps"][0].size > 1:  # of smaller inputs a map has one place, and says nothing
+            yield f"{name}-maps", plots.maps(explained, classes)
         arrays = read_arrays(path / "kernels.npz")
         for layer in LAYERS:
             yield f"{name}-{layer}", plots.kernels(arrays, layer)

@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
+from torchvision.models import Inception3
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from jobs import distributed
-from jobs.data.images import Examples
+from jobs.config import BLOCKS
+from jobs.data.images import Examples, Images
 from jobs.seeds import generator
 from jobs.statistics import wilson
+from jobs.train import models
 from serving.archive import Interval, Scores
 
 CALIBRATION_BINS = 15
@@ -43,6 +47,21 @@ def predict(
     logits[distributed.share(count)] = own
     distributed.complete(logits)
     return logits.cpu()
+
+
+@torch.no_grad()
+def class_maps(
+    network: Inception3, images: Images, batch_size: int, autocast: Callable[[], Any]
+) -> Tensor:
+    """Those of all images, float32 [N, C, h, w] on the CPU; see :func:`models.class_maps`."""
+    trunk = create_feature_extractor(network.eval(), [BLOCKS[-1]])
+    parts = torch.arange(len(images), device=images.labels.device).split(batch_size)
+    maps = []
+    for inputs, _ in images.batches(parts):
+        with autocast():
+            places = trunk(inputs)[BLOCKS[-1]]
+        maps.append(models.class_maps(places.float(), network.fc).cpu())
+    return torch.cat(maps)
 
 
 def quick_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

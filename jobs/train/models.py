@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3, Inception_V3_Weights, inception_v3
 
 from jobs.config import AUX_MIN_SIZE, BLOCKS, Variant
@@ -202,6 +203,15 @@ def _read(path: Path) -> State:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def class_maps(places: Tensor, head: nn.Linear) -> Tensor:
+    """Class maps [N, C, h, w] of the last block's output [N, 2048, h, w] (Zhou et al. 2016).
+
+    The last layer without its bias at every place, where the network pools first: a map's mean over
+    the places and the bias add up to the logit.
+    """
+    return F.conv2d(places, head.weight[:, :, None, None])
 
 
 def describe(num_classes: int, input_size: int) -> dict[str, Any]:

@@ -98,6 +98,13 @@ def test_scoring_is_measured_against_the_network_alone(archive: Path, tmp_path: 
     assert ratios["network"] == pytest.approx(rates["score"] / rates["network"])
 
 
+@pytest.mark.slow
+def test_what_class_maps_cost_is_measured_in_turns(archive: Path, tmp_path: Path) -> None:
+    figures = measured("maps", tmp_path, "--archive", str(archive), "--rounds", "3")
+    found = figures["float"]
+    assert found["with"] > 0 and found["quarter"] <= found["ratio"] <= found["three_quarters"]
+
+
 def test_a_stage_that_fails_or_has_no_time_left_is_noted_and_the_next_one_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

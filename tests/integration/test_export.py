@@ -12,18 +12,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from conftest import MODEL, copy_of, pictures, predictions, tiny_config
+from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from jobs.config import Export
 from jobs.data.dataset import load
-from jobs.delivery import export, parity
+from jobs.delivery import export, forms, parity
 from jobs.delivery.parity import ExportError, asked, compare
 from jobs.errors import UnavailableError
 from jobs.runs import RunFolder
 from serving import Predictor, archive, runtimes
-from serving.archive import FILES, TOLERANCES, Check, ModelError, Version
+from serving.archive import FILES, TOLERANCES, Check, Form, ModelError, Version
 from serving.files import digest_of
 from serving.handler import Handler
 from serving.messages import RequestError, softmax
@@ -155,14 +158,68 @@ def test_an_archive_that_knows_nothing_of_familiarity_says_so(
     """As those of earlier versions, whose description has none of the fields."""
     copy = copy_without(unpacked, tmp_path / "copy", archive.FAMILIARITY)
     found = json.loads((copy / archive.DESCRIPTION).read_text())
-    for field in ("temperature", "held_out", "calibration"):
+    for field in ("temperature", "held_out", "calibration", "map_size"):
         del found[field]
-    (copy / archive.DESCRIPTION).write_text(json.dumps(found))
+    (copy / archive.DESCRIPTION).write_text(json.dumps({**found, "forms": ["float", "program"]}))
+    model = runtimes.core().read_model(unpacked / FILES["float"][0])
+    for result in model.get_results()[1:]:
+        model.remove_result(result)
+    for file in FILES["float"]:
+        (copy / file).unlink()
+    openvino.save_model(model, copy / FILES["float"][0])
     predictor, picture = Predictor.open(copy), pictures(exported, 1)[0]
     answer = predictor(picture)
     assert answer["label"] == predictions(exported, 1)[0] and answer["familiarity"] is None
     with pytest.raises(RequestError, match="too few pictures were held out"):
         predictor(picture, abstain=0.1)
+    with pytest.raises(RequestError, match="this archive gives no class maps"):
+        predictor(picture, explain=True)
+
+
+@pytest.mark.parametrize("form", ["int8", "float", "program"])
+def test_a_class_map_and_the_bias_add_up_to_the_logit(
+    exported: RunFolder, unpacked: Path, form: Form
+) -> None:
+    if form not in archive.open_model(unpacked).description.forms:
+        pytest.skip("it was not accurate enough on this machine")
+    predictor = Predictor.open(unpacked, form=form)
+    images = load(exported.config().data).test.raw(torch.arange(6)).numpy()
+    check_maps(predictor.network(images), exported, form)
+    bias = dict(zip(predictor.classes, last_bias(exported), strict=True))
+    picture = pictures(exported, 1)[0]
+    answer, plain = predictor(picture, explain=True), predictor(picture)
+    explanation = answer.pop("explanation")
+    assert answer == plain and explanation["label"] == answer["label"]
+    logits = dict(zip(predictor.classes, predictor.logits(images[:1])[0], strict=True))
+    of_label = np.mean(explanation["map"]) + bias[answer["label"]]
+    off = abs(of_label - logits[answer["label"]]) / np.std(list(logits.values()))
+    assert off < TOLERANCES[form].logit_error
+
+
+@pytest.mark.slow
+def test_each_place_of_a_larger_input_has_its_own_part_in_the_logit(
+    exported: RunFolder, tmp_path: Path
+) -> None:
+    """107 pixels are the fewest that give more than one."""
+    best = exported.path / "variants" / "frozen" / "best.safetensors"
+    train = load(exported.config().data).train
+    forms.write(forms.served(best, 10, 107, "inception"), train, 4, tmp_path)
+    for form in FILES:
+        network = runtimes.load(tmp_path / FILES[form][0], None, (75, 75))
+        found = network(train.raw(torch.arange(6)).numpy())
+        assert found.maps.shape == (6, 10, 2, 2) and found.maps.std(axis=(2, 3)).min() > 0
+        check_maps(found, exported, form)
+
+
+def last_bias(run: RunFolder) -> NDArray[np.float32]:
+    best = load_file(run.path / "variants" / "frozen" / "best.safetensors")
+    return best["fc.bias"].numpy()
+
+
+def check_maps(found: runtimes.Outputs, run: RunFolder, form: Form) -> None:
+    logits = found.maps.mean(axis=(2, 3)) + last_bias(run)
+    labels = found.logits.argmax(1)
+    assert compare(logits, found.logits, labels).logit_error < TOLERANCES[form].logit_error
 
 
 def test_the_archive_tells_how_familiar_a_picture_is(exported: RunFolder, unpacked: Path) -> None:
@@ -382,6 +439,7 @@ def test_the_program_runs_on_the_device_it_is_moved_to(unpacked: Path) -> None:
     assert [(tensor.device.type, *tensor.shape) for tensor in found] == [
         ("meta", 3, 10),
         ("meta", 3, 2048),
+        ("meta", 3, 10, 1, 1),
     ]
     nodes: Any = network.graph.nodes  # type: ignore[union-attr]
     checked = {str(n.kwargs["device"]) for n in nodes if "device" in n.kwargs}
@@ -396,8 +454,8 @@ def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
     size = archive.open_model(unpacked).description.data.image_size
     predict = runtimes.load_compiled(unpacked / FILES["program"][0], "cpu", size, chunk=2)
     images = load(exported.config().data).test.raw(torch.arange(5)).numpy()
-    logits, features = runtimes.in_chunks(predict, 2)(images)
-    assert features.shape == (5, 2048)
+    logits, features, maps = runtimes.in_chunks(predict, 2)(images)
+    assert features.shape == (5, 2048) and maps.shape == (5, 10, 1, 1)
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         expected = softmax(arrays["logits"][:5])
     np.testing.assert_allclose(softmax(logits), expected, atol=0.05)

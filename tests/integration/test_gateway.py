@@ -217,7 +217,11 @@ def test_predictions_want_one_of_the_keys_and_nothing_else_does(
         assert with_key(locked, file, wrong) == 401, wrong
     for path in ("/readyz", "/livez", "/v2", "/openapi.json"):
         assert get(locked.address + path)[0] == 200
-    for path in (f"/v1/models/{MODEL}:predict", f"/v2/models/{MODEL}/infer"):
+    for path in (
+        f"/v1/models/{MODEL}:predict",
+        f"/v2/models/{MODEL}/infer",
+        f"/explanations/{MODEL}",
+    ):
         assert get(locked.address + path, b"{}", "application/json")[0] == 401
     assert "first-key" not in locked.log.read_text()
 

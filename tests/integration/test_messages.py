@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64encode
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.messages import MAX_PICTURES, Form, Found, RequestError, answer, parse, unwrapped
+from serving.messages import (
+    MAX_PICTURES,
+    Explain,
+    Form,
+    Found,
+    RequestError,
+    answer,
+    parse,
+    unwrapped,
+)
 
 FILE = b"\x89PNG some picture"
 B64 = {"b64": b64encode(FILE).decode()}
@@ -196,6 +206,29 @@ def test_a_set_has_the_likely_classes_and_always_the_likeliest(least: float, mem
     last = answer(parse({"body": body}), FOUND, CLASSES, MODEL, least)["outputs"][-1]
     assert (last["name"], last["datatype"], last["shape"]) == ("set", "BOOL", [1, 3])
     assert last["data"] == [label in members for label in CLASSES]
+
+
+EXPLAINED = replace(FOUND, maps=np.array([[[0.5, -1]]], np.float32))
+
+
+def test_an_explanation_has_the_likeliest_class_where_it_is_asked_for() -> None:
+    many = {"body": json.dumps({"instances": [B64]}).encode()}
+    v2 = {"body": json.dumps({"inputs": [tensor()]}).encode()}
+    for row in ({"body": FILE}, many, v2):
+        without = answer(parse(row), FOUND, CLASSES, MODEL)
+        assert answer(parse(row), EXPLAINED, CLASSES, MODEL) == without
+    expected = {"label": "b", "map": [[0.5, -1]]}
+    one = answer(
+        parse({"body": FILE}, abstain="0.1", explain=Explain.MAP), EXPLAINED, CLASSES, MODEL
+    )
+    assert one["label"] is None and one["explanation"] == expected
+    several = answer(parse(many, explain=Explain.MAP), EXPLAINED, CLASSES, MODEL)
+    assert several["predictions"][0]["explanation"] == expected
+    last = answer(parse(v2, explain=Explain.MAP), EXPLAINED, CLASSES, MODEL)["outputs"][-1]
+    assert last == {"name": "map", "datatype": "FP32", "shape": [1, 1, 2], "data": [0.5, -1]}
+    for row in (many, v2):
+        with pytest.raises(RequestError, match="several are explained in JSON"):
+            parse(row, explain=Explain.PICTURE)
 
 
 def test_an_answer_names_as_many_classes_as_were_asked_for() -> None:

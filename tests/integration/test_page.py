@@ -1,5 +1,6 @@
 """The page to try the service, in a real browser, against the real service."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,12 @@ def test_it_shows_what_the_service_says(
     expect(page.locator("#curl")).to_have_text(
         f"curl -T picture.jpg {service.address}/predictions/{MODEL}"
     )
+    cards.nth(1).get_by_role("button", name="Why?").click()
+    why = f"cannot say which part speaks for {predictions(exported, 2)[1]}."
+    expect(cards.nth(1).locator(".meta")).to_contain_text(why)
+    lit = cards.nth(1).locator(".thumb img")
+    expect(lit).to_have_attribute("alt", re.compile("one place"))
+    assert lit.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     ours = (service.address, "blob:", "data:")
     assert not errors and all(url.startswith(ours) for url in asked), (errors, asked)
     page.get_by_role("button", name="Clear").click()

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import copy_of, tiny_config
+from safetensors.torch import load_file
 
 from jobs import pipeline
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.report import comparison, page, plots
 from jobs.results import Done
-from jobs.runs import RunFolder
+from jobs.runs import RunFolder, read_arrays, write_arrays
 from serving.files import digest_of, write
+from serving.messages import softmax
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,7 @@ def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
         "test_predictions.npz",
         "kernels.npz",
         "mistakes.npz",
+        "maps.npz",
         "result.json",
     }
     kept = "config.yaml environment.json data.json architecture.json metrics.jsonl comparison.json"
@@ -172,6 +175,33 @@ def test_the_report_is_drawn_again_the_same(run: RunFolder, tmp_path: Path) -> N
     manifest = json.loads((run.path / "manifest.json").read_text())
     page = run.path / "report" / "index.html"
     assert manifest["files"]["report/index.html"]["sha256"] == digest_of(page)
+
+
+def test_the_surest_answers_are_kept_with_the_maps_of_their_classes(run: RunFolder) -> None:
+    for name in ("scratch", "frozen"):
+        path = run.path / "variants" / name
+        kept, test = (read_arrays(path / f) for f in ("maps.npz", "test_predictions.npz"))
+        predicted, sure = test["logits"].argmax(1), softmax(test["logits"]).max(1)
+        order = np.argsort(-sure, kind="stable")
+        wrong = predicted[order] != test["labels"][order]
+        rows = np.concatenate([order[wrong][:8], order[~wrong][:8]])
+        np.testing.assert_allclose(kept["confidence"], sure[rows], rtol=1e-4)
+        assert kept["pixels"].shape[1:] == (3, 75, 75) and kept["maps"].shape[1:] == (1, 1)
+        bias = load_file(path / "best.safetensors")["fc.bias"].numpy()[kept["predicted"]]
+        logits = test["logits"][rows].max(1)
+        np.testing.assert_allclose(kept["maps"].mean((1, 2)) + bias, logits, rtol=0.02, atol=0.02)
+
+
+def test_maps_with_more_than_one_place_are_drawn(run: RunFolder, tmp_path: Path) -> None:
+    copy = copy_of(run, tmp_path)
+    file = copy.path / "variants" / "frozen" / "maps.npz"
+    kept = read_arrays(file)
+    larger = np.stack([np.eye(8, dtype=np.float32)] * len(kept["maps"]))
+    write_arrays(file, {**kept, "maps": larger})
+    pipeline.report_again(copy)
+    drawn = [path.name for path in (copy.path / "report").glob("*-maps.png")]
+    assert drawn == ["frozen-maps.png"], "a map of 75 pixels has one place"
+    assert "lit is what spoke most" in (copy.path / "report" / "index.html").read_text()
 
 
 def test_a_run_with_another_configuration_is_refused(run: RunFolder) -> None:

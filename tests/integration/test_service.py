@@ -14,6 +14,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
@@ -72,6 +73,37 @@ def test_it_abstains_and_gives_sets_where_that_is_asked_for(
         assert get(f"{url}?{query}", picture)[1]["error"]["code"] == "bad_request"
 
 
+def test_it_explains_in_numbers_and_in_a_picture(service: Service, exported: RunFolder) -> None:
+    url = f"{service.address}/explanations/{MODEL}"
+    picture, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    status, answer = get(f"{url}?top=2", picture)
+    assert status == 200 and answer["label"] == label and len(answer["top"]) == 2
+    assert answer["explanation"]["label"] == label
+    assert np.shape(answer["explanation"]["map"]) == (1, 1), "at 75 pixels"
+    many = json.dumps({"instances": [{"b64": b64encode(picture).decode()}] * 2}).encode()
+    several = get(url, many, "application/json")[1]["predictions"]
+    assert [one["explanation"] for one in several] == [pytest.approx(answer["explanation"])] * 2
+
+    headers = {"Content-Type": "image/png", "Accept": "image/png", "X-Request-Id": "why"}
+    with urllib.request.urlopen(urllib.request.Request(url, picture, headers)) as response:
+        assert response.headers["Content-Type"] == "image/png"
+        assert response.headers["X-Request-Id"] == "why" and response.headers["X-Form"]
+        shown = Image.open(io.BytesIO(response.read()))
+    assert shown.format == "PNG" and shown.size == Image.open(io.BytesIO(picture)).size
+    for body, code in ((b"no picture", "bad_image"), (many, "bad_request")):
+        status, received, refusal = exchange(url, body, headers)
+        assert (status, refusal["error"]["code"]) == (400, code)
+        assert received["Content-Type"] == "application/json"
+
+
+def test_nothing_is_explained_unasked(service: Service, exported: RunFolder) -> None:
+    headers = {"Content-Type": "image/png", "Accept": "image/png", "explain": "True"}
+    url = f"{service.address}/predictions/{MODEL}"
+    status, received, answer = exchange(url, pictures(exported, 1)[0], headers)
+    assert status == 200 and received["Content-Type"] == "application/json"
+    assert "explanation" not in answer
+
+
 def packed(folder: Path, file: Path) -> Path:
     with zipfile.ZipFile(file, "w") as archive:
         for path in folder.rglob("*"):
@@ -79,10 +111,21 @@ def packed(folder: Path, file: Path) -> Path:
     return file
 
 
+def described(folder: Path, work: Path, **changes: Any) -> Path:
+    """The same archive, which says something else of itself."""
+    copy = work / "copy"
+    shutil.copytree(folder, copy, copy_function=os.link)
+    description = open_model(copy).description.model_copy(update=changes)
+    (copy / DESCRIPTION).unlink()
+    write_description(copy, description)
+    return packed(copy, work / f"{MODEL}.mar")
+
+
 def test_it_serves_the_form_that_is_right_on_this_machine_and_abstains_by_default(
     strange_integers: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
-    archive = packed(strange_integers, tmp_path / f"{MODEL}.mar")
+    """An archive that gives no class maps, as those of earlier versions."""
+    archive = described(strange_integers, tmp_path, map_size=None)
     picture, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
     with running(archive, tmp_path / "state", SERVING_ABSTAIN="0.999") as service:
         assert get(f"{service.address}/v2/models/{MODEL}")[1]["form"] == "float"
@@ -92,17 +135,15 @@ def test_it_serves_the_form_that_is_right_on_this_machine_and_abstains_by_defaul
         assert headers["X-Form"] == "float" and answer["top"][0]["label"] == label
         assert (answer["label"] is None) == (answer["familiarity"] <= 0.999)
         assert get(f"{url}?abstain=0", picture)[1]["label"] == label
+        explanations = f"/explanations/{MODEL}"
+        assert get(service.address + explanations, picture)[0] == 404
+        assert explanations not in get(f"{service.address}/openapi.json")[1]["paths"]
 
 
 def test_it_does_not_start_where_it_could_never_abstain(
     strange_integers: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(strange_integers, folder, copy_function=os.link)
-    described = open_model(folder).description.model_copy(update={"held_out": 0})
-    (folder / DESCRIPTION).unlink()
-    write_description(folder, described)
-    archive = packed(folder, tmp_path / f"{MODEL}.mar")
+    archive = described(strange_integers, tmp_path, held_out=0)
     service = start(archive, tmp_path / "state", SERVING_ABSTAIN="0.1")
     assert service.process.wait(60) == 2
     assert "SERVING_ABSTAIN: this archive knows nothing" in service.log.read_text()
@@ -114,11 +155,17 @@ def test_it_does_not_start_where_it_could_never_abstain(
         (f"/predictions/{MODEL}", b"no picture", 400, "bad_image"),
         (f"/predictions/{MODEL}", b"\x00" * 10_000_001, 413, "too_large"),
         (f"/predictions/{MODEL}", None, 405, "method_not_allowed"),
+        (f"/explanations/{MODEL}", None, 405, "method_not_allowed"),
+        (f"/explanations/{MODEL}", b"\x00" * 10_000_001, 413, "too_large"),
+        ("/explanations/another", b"x", 404, "not_found"),
         ("/predictions/another", b"x", 404, "not_found"),
         ("/models", None, 404, "not_found"),
         ("/api-description", None, 404, "not_found"),
     ],
-    ids=["text", "large", "get", "unknown model", "management", "torchserve's own"],
+    ids=[
+        *("text", "large", "get", "explain: get", "explain: large", "explain: unknown model"),
+        *("unknown model", "management", "torchserve's own"),
+    ],
 )
 def test_what_it_refuses_is_clear_json(
     service: Service, path: str, body: bytes | None, status: int, code: str
