@@ -8,7 +8,7 @@ trunk's weights. The trunk stays as it is, so its features of a few thousand pic
 once and kept in `--cache`; a linear head learns from them. What is fitted is what an export fits.
 Known pictures are dealt anew to training, held-out and test ones for each of five seeds. Strangers
 are the classes of five pairs, each left out in turn, and pictures that are none of them: printed
-glyphs, noise, test pictures blurred in three strengths.
+glyphs, noise, test pictures blurred, pixelated and darkened in five strengths each.
 
 Every way of telling strangers has its threshold from the held-out pictures, at 5 % false alarms.
 """
@@ -37,8 +37,9 @@ from jobs.train.features import extract
 from serving.messages import softmax
 from serving.trust import Trust, roots
 
-TRAIN, HELD_OUT, TEST, STRANGE = 2000, 500, 1000, 250  # pictures
-SIDES = (16, 12, 8)  # pixels that are left of 32 in each strength of blur
+TRAIN, HELD_OUT, TEST, STRANGE = 2000, 500, 4000, 250  # pictures
+SIDES = (24, 16, 12, 8, 4)  # pixels that are left of 32 in each strength of blur and pixelation
+LIGHT = (0.8, 0.6, 0.4, 0.2, 0.1)  # that is left in each strength of darkness, as a share
 SEEDS, CLASSES = 5, 10
 SHARES, CONFIDENCES = (0.01, 0.05, 0.1), (0.8, 0.9, 0.95, 0.99)
 FALSE_ALARMS = 0.05
@@ -104,7 +105,8 @@ def kept(train: Split, held_out: Split, test: Split) -> dict[str, float]:
     logits = head(train)
     temperature = trust.fit_temperature(logits(held_out[0]), held_out[1])
     fitted = trust.fit(train[0], held_out[0], logits(held_out[0]) / temperature, held_out[1])
-    p, familiarity = softmax(logits(test[0]) / temperature), fitted.familiarity(test[0])
+    p = softmax(logits(test[0]) / temperature)
+    familiarity = fitted.familiarity(fitted.strange(test[0]))
     found = {"accuracy": float((p.argmax(1) == test[1]).mean())}
     found |= {f"familiarity at {share}": float((familiarity <= share).mean()) for share in SHARES}
     for confidence in CONFIDENCES:
@@ -250,6 +252,8 @@ def kinds(dataset: Dataset) -> dict[str, Images]:
     noise = torch.randint(256, pixels.shape, generator=generator("noise"), dtype=torch.uint8)
     strange = {"glyphs": _scaled(glyphs, 32), "noise": noise}
     strange |= {f"blurred to {side}": _scaled(_scaled(pixels, side), 32) for side in SIDES}
+    strange |= {f"pixelated to {side}": _pixelated(pixels, side) for side in SIDES}
+    strange |= {f"darkened to {share:.0%}": (pixels * share).to(torch.uint8) for share in LIGHT}
     known = {"train": dataset.train, "held out": dataset.validation, "test": test}
     return known | {
         name: Images.all(p, torch.zeros(len(p), dtype=torch.int64), test.settings)
@@ -261,6 +265,12 @@ def _scaled(pixels: Tensor, side: int) -> Tensor:
     """uint8 [N, 3, side, side], bilinear."""
     x = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
     return x.round().clamp(0, 255).to(torch.uint8)
+
+
+def _pixelated(pixels: Tensor, side: int) -> Tensor:
+    """uint8 [N, 3, H, W] of so many squares a side."""
+    few = _scaled(pixels, side).float()
+    return F.interpolate(few, pixels.shape[-2:], mode="nearest-exact").to(torch.uint8)
 
 
 if __name__ == "__main__":

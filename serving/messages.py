@@ -61,10 +61,13 @@ class Found:
     """[N, C]."""
     familiarity: NDArray[np.float64] | None
     """[N]; see serving/trust.py."""
+    strangeness: NDArray[np.float32] | None = None
+    """[N], what familiarity is computed from."""
 
     def part(self, start: int, stop: int) -> "Found":
-        familiarity = None if self.familiarity is None else self.familiarity[start:stop]
-        return Found(self.probabilities[start:stop], familiarity)
+        rest = (self.familiarity, self.strangeness)
+        parts = (None if array is None else array[start:stop] for array in rest)
+        return Found(self.probabilities[start:stop], *parts)
 
 
 def parse(

@@ -127,8 +127,11 @@ class Predictor:
         """Probabilities and familiarity of images uint8 [N, 3, H, W], N any number but 0, from one
         run of the network."""
         outputs = self.network(images)
-        familiarity = None if self.trust is None else self.trust.familiarity(outputs.features)
-        return Found(softmax(outputs.logits / self.description.temperature), familiarity)
+        probabilities = softmax(outputs.logits / self.description.temperature)
+        if self.trust is None:
+            return Found(probabilities, None)
+        strangeness = self.trust.strange(outputs.features)
+        return Found(probabilities, self.trust.familiarity(strangeness), strangeness)
 
     def deviation(self, golden: Sequence[Golden]) -> str | None:
         """How the answers to golden pictures are further off than the form's tolerance allows;

@@ -47,8 +47,8 @@ from serving.runtimes import Outputs, Predict
 GOLDEN_IMAGES = 32
 # Of `serving`, what the handler and the check need.
 MODULES = (
-    *("__init__", "archive", "checking", "files", "images", "messages", "metrics", "predictor"),
-    *("runtimes", "trust"),
+    *("__init__", "archive", "checking", "drift", "files", "images", "messages", "metrics"),
+    *("predictor", "runtimes", "trust"),
 )
 
 
