@@ -20,6 +20,7 @@ the limit is not noticed.
 
 import math
 from bisect import bisect_left, bisect_right, insort
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ class Drift:
     """The evidence of a change, from one picture to the next; for one thread."""
 
     def __init__(
-        self, held_out: NDArray[np.float32], limit: int = LIMIT, seed: int | None = None
+        self, held_out: NDArray[np.floating[Any]], limit: int = LIMIT, seed: int | None = None
     ) -> None:
         """
         Args:

@@ -65,9 +65,9 @@ class Found:
     """[N], what familiarity is computed from."""
 
     def part(self, start: int, stop: int) -> "Found":
-        rest = (self.familiarity, self.strangeness)
-        parts = (None if array is None else array[start:stop] for array in rest)
-        return Found(self.probabilities[start:stop], *parts)
+        familiarity = None if self.familiarity is None else self.familiarity[start:stop]
+        strangeness = None if self.strangeness is None else self.strangeness[start:stop]
+        return Found(self.probabilities[start:stop], familiarity, strangeness)
 
 
 def parse(
