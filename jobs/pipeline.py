@@ -268,6 +268,8 @@ class Job:
         self._fit(trainer, train, scored, replace(folder, untrained=whole.state_dict()))
 
         whole.load_state_dict(_best(folder))  # and so the head, which is a part of it
+        if "validation" in scored:
+            self._predict(trainer, network, "validation", scored["validation"], folder)
         test = scored.get("test") or self._examples(variant, whole, dataset.test)
         after = models.first_kernels(whole)
         distributed.once(lambda: _write_kernels(folder, before, after))
@@ -326,19 +328,31 @@ class Job:
     def _test(
         self, trainer: Trainer, network: nn.Module, test: Examples, folder: VariantFolder
     ) -> Scores:
-        """Scores the weights that were kept on the test set and stores its predictions."""
-        name = trainer.variant.name
-        with task(f"{name}, test", len(test)) as advance:
-            batch_size = self.device.scored_at_once(self.config.evaluation)
-            logits = predict(network, test, batch_size, self.device.autocast, advance)
+        """Scores the weights that were kept on the test set."""
+        logits = self._predict(trainer, network, "test", test, folder)
         return distributed.once(lambda: self._record(trainer, logits, test.labels.cpu(), folder))
+
+    def _predict(
+        self,
+        trainer: Trainer,
+        network: nn.Module,
+        split: str,
+        examples: Examples,
+        folder: VariantFolder,
+    ) -> Tensor:
+        """Logits of a split by the weights that were kept, which are stored, too."""
+        with task(f"{trainer.variant.name}, {split}", len(examples)) as advance:
+            batch_size = self.device.scored_at_once(self.config.evaluation)
+            logits = predict(network, examples, batch_size, self.device.autocast, advance)
+        arrays = {"logits": logits.numpy(), "labels": examples.labels.cpu().numpy()}
+        file = folder.path / f"{split}_predictions.npz"
+        distributed.once(lambda: write_arrays(file, arrays))
+        return logits
 
     def _record(
         self, trainer: Trainer, logits: Tensor, labels: Tensor, folder: VariantFolder
     ) -> Scores:
         name = trainer.variant.name
-        arrays = {"logits": logits.numpy(), "labels": labels.numpy()}
-        write_arrays(folder.path / "test_predictions.npz", arrays)
         _write_mistakes(folder, self.dataset.test, logits, labels)
         result = scores(logits, labels)
         row = {"variant": name, "seed": trainer.seed, "epoch": trainer.best_epoch, "split": "test"}

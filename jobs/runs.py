@@ -3,8 +3,9 @@
     runs/<run_id>/
       config.yaml environment.json data.json metrics.jsonl
       weights/stand-in/…                            where weights are trained on the spot
-      variants/<name>/{last.ckpt, best.safetensors, test_predictions.npz, kernels.npz,
-                       mistakes.npz, result.json}   further seeds in variants/<name>/seed-<n>/
+      variants/<name>/{last.ckpt, best.safetensors, validation_predictions.npz,
+                       test_predictions.npz, kernels.npz, mistakes.npz, result.json}
+                                                    further seeds in variants/<name>/seed-<n>/
       comparison.json report/… manifest.json        the manifest last
 
 `last.ckpt` is deleted once its variant has a result. A run without a manifest is unfinished.
