@@ -277,6 +277,8 @@ class Job:
         self._fit(trainer, train, scored, replace(folder, untrained=whole.state_dict()))
 
         whole.load_state_dict(_best(folder))  # and so the head, which is a part of it
+        if "validation" in scored:
+            self._predict(trainer, network, "validation", scored["validation"], folder)
         test = scored.get("test") or self._examples(variant, whole, dataset.test)
         after = models.first_kernels(whole)
         distributed.once(_write_kernels, folder, before, after)
@@ -355,17 +357,31 @@ class Job:
         test: Examples,
         folder: VariantFolder,
     ) -> Scores:
-        """Scores the weights that were kept on the test set and stores its predictions.
+        """Scores the weights that were kept on the test set.
 
         Args:
             network: what takes `test`'s inputs: `whole`, or its head.
         """
-        name = trainer.variant.name
-        with task(f"{name}, test", len(test)) as advance:
-            batch_size = self.device.scored_at_once(self.config.evaluation)
-            logits = predict(network, test, batch_size, self.device.autocast, advance)
+        logits = self._predict(trainer, network, "test", test, folder)
         labels = test.labels.cpu()
         return distributed.once(self._record, trainer, whole, logits, labels, folder)
+
+    def _predict(
+        self,
+        trainer: Trainer,
+        network: nn.Module,
+        split: str,
+        examples: Examples,
+        folder: VariantFolder,
+    ) -> Tensor:
+        """Logits of a split by the weights that were kept, which are stored, too."""
+        with task(f"{trainer.variant.name}, {split}", len(examples)) as advance:
+            batch_size = self.device.scored_at_once(self.config.evaluation)
+            logits = predict(network, examples, batch_size, self.device.autocast, advance)
+        arrays = {"logits": logits.numpy(), "labels": examples.labels.cpu().numpy()}
+        file = folder.path / f"{split}_predictions.npz"
+        distributed.once(write_arrays, file, arrays)
+        return logits
 
     def _record(
         self,
@@ -376,8 +392,6 @@ class Job:
         folder: VariantFolder,
     ) -> Scores:
         name = trainer.variant.name
-        arrays = {"logits": logits.numpy(), "labels": labels.numpy()}
-        write_arrays(folder.path / "test_predictions.npz", arrays)
         wrong, right = _surest(logits, labels)
         answers = (self.dataset.test, logits, labels)
         write_arrays(folder.path / "mistakes.npz", _examples(*answers, wrong[:MISTAKES]))

@@ -1,4 +1,4 @@
-"""Statistical tests of the difference between two classifiers."""
+"""Statistical tests of the difference between two classifiers, and calibration of one."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from jobs.results import Difference
 
 RESAMPLES = 10_000
+MIN_FOR_TEMPERATURE = 100  # held-out pictures
+SIGNIFICANT = 3.84  # 95 % of χ² with one degree of freedom
 
 
 def paired_difference(
@@ -94,3 +96,33 @@ def mean_over_seeds(values: Sequence[float], images: int) -> Difference:
     reach = float(student.ppf(0.975, freedom)) * error
     p_value = 2 * float(student.sf(abs(mean) / error, freedom))
     return Difference(difference=mean, low=mean - reach, high=mean + reach, p_value=p_value)
+
+
+def best_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """What to divide logits by so that probabilities mean what they say (Guo et al. 2017).
+
+    1.0 where there are few pictures, or where the likelihood-ratio test (Wilks 1938) does not tell
+    the gain from chance.
+
+    Args:
+        logits: [N, C] of held-out pictures.
+        labels: [N].
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return mean_loss(logits / np.exp(log_temperature), labels)
+
+    if len(labels) < MIN_FOR_TEMPERATURE:
+        return 1.0
+    best = minimize_scalar(loss, bounds=(-3, 3), method="bounded")
+    gain = loss(0.0) - float(best.fun)
+    return float(np.exp(best.x)) if 2 * len(labels) * gain >= SIGNIFICANT else 1.0
+
+
+def mean_loss(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Cross-entropy in nats of logits [N, C] and labels [N]."""
+    from scipy.special import log_softmax
+
+    rows = log_softmax(logits.astype(np.float64), axis=1)
+    return -float(rows[np.arange(len(labels)), labels].mean())

@@ -30,7 +30,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serving import processes, torchserve
+from serving.drift import Drift
 from serving.handler import Handler
+from serving.messages import Found
 from serving.metrics import Meter
 from serving.predictor import Predictor
 from serving.settings import Settings
@@ -91,8 +93,14 @@ class OwnMeter(Meter):
 class SharingHandler(Handler):
     """The handler of a thread, with what the process has once."""
 
-    def __init__(self, predictor: Predictor, meter: Meter) -> None:
-        self.predictor, self.own_meter = predictor, meter
+    def __init__(
+        self, predictor: Predictor, meter: Meter, drift: Drift | None, lock: threading.Lock
+    ) -> None:
+        self.predictor, self.own_meter, self.drift, self.lock = predictor, meter, drift, lock
+
+    def _watch(self, found: Found) -> None:
+        with self.lock:
+            super()._watch(found)
 
     def meter(self, context: Any) -> Meter:
         return self.own_meter
@@ -108,8 +116,11 @@ class Engine:
         devices: list[int | None] = [*range(processes.gpus())] or [None]
         predictors = [Predictor.open(archive, gpu=gpu) for gpu in devices]
         meter = OwnMeter(self.registry, predictors[0].description.name)
+        trust = predictors[0].trust
+        drift = None if trust is None else Drift(trust.strangeness)
+        shared = (meter, drift, threading.Lock())
         for index in range(settings.workers):
-            handler = SharingHandler(predictors[index % len(predictors)], meter)
+            handler = SharingHandler(predictors[index % len(predictors)], *shared)
             threading.Thread(target=self._work, args=[handler], daemon=True).start()
 
     async def predict(self, request: Request) -> Response:

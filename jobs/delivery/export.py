@@ -49,8 +49,8 @@ GOLDEN_IMAGES = 32
 DIFFERENT = 0.001  # a p-value below which rounding is no explanation
 # Of `serving`, what the handler and the check need.
 MODULES = (
-    *("__init__", "archive", "checking", "explanations", "files", "images", "messages", "metrics"),
-    *("predictor", "runtimes", "trust"),
+    *("__init__", "archive", "checking", "drift", "explanations", "files", "images", "messages"),
+    *("metrics", "predictor", "runtimes", "trust"),
 )
 
 

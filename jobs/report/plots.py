@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.report.coverage import Coverage
 from serving.explanations import overlay
 
 Row = dict[str, Any]
@@ -88,6 +89,23 @@ def per_class(
     _finish(panel, "test accuracy by class, %", "")
     panel.set_ylim(0, 100)
     figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def accuracy_by_coverage(covered: Mapping[str, Coverage], palette: Mapping[str, str]) -> Figure:
+    """Accuracy on the pictures that are answered against their share of the test set; a mark for
+    each threshold."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    panel = figure.subplots()
+    for name, one in covered.items():
+        panel.plot(one.answered * 100, one.accuracy * 100, color=palette[name], label=name)
+        for point in one.points:
+            panel.plot(point.answered * 100, point.right * 100, "o", color=palette[name])
+            text, place = f"{point.threshold:.2f}", (point.answered * 100, point.right * 100)
+            panel.annotate(text, place, (3, 4), textcoords="offset points", fontsize=7)
+    _finish(panel, "accuracy on the pictures that get an answer, %", "share of them, %")
+    panel.set_xlim(0, 100)
+    panel.legend(frameon=False)
     return figure
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -192,20 +193,53 @@ def test_a_hundred_clients_with_good_and_bad_pictures_get_what_is_theirs(
     assert not wrong
 
 
+def metrics_of(service: Service) -> str:
+    with urllib.request.urlopen(f"{service.metrics}/metrics", timeout=10) as response:
+        text: str = response.read().decode()
+        return text
+
+
 def test_live_ready_and_metrics(service: Service) -> None:
     assert get(f"{service.address}/livez")[0] == 200
     assert get(f"{service.address}/readyz")[0] == 200
-    with urllib.request.urlopen(f"{service.metrics}/metrics", timeout=10) as response:
-        lines = response.read().decode().splitlines()
+    lines = metrics_of(service).splitlines()
     samples = {line.partition("{")[0].partition(" ")[0] for line in lines if line[:1] != "#"}
     assert samples >= {"Requests2XX", "inception_predictions_total", "inception_confidence_bucket"}
 
 
+def evidence_of(service: Service) -> dict[str, float]:
+    """Of a change, for each worker that has answered, by its process."""
+    found = {}
+    line = re.compile(r"^inception_drift_evidence\{(.*)\} (\S+)$", re.MULTILINE)
+    for labels, value in line.findall(metrics_of(service)):
+        pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        assert pairs["ModelName"] == MODEL and pairs["version"]
+        found[pairs["worker"]] = float(value)
+    return found
+
+
+def test_every_worker_shows_its_evidence_of_a_change_which_clients_pictures_move(
+    service: Service, exported: RunFolder
+) -> None:
+    assert service.predict(pictures(exported, 1)[0])[0] == 200
+    deadline = time.monotonic() + 30  # TorchServe reads it from a pipe, after the answer
+    while not set(before := evidence_of(service)) & set(map(str, workers_of(service))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    noise = io.BytesIO()
+    Image.effect_noise((40, 40), 200).save(noise, "PNG")
+    assert service.predict(noise.getvalue())[0] == 200
+    while all(value == before.get(worker, 0) for worker, value in evidence_of(service).items()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "inception_familiarity_bucket" in metrics_of(service)
+
+
 def workers_of(service: Service) -> list[int]:
-    """Process numbers of TorchServe's workers."""
+    """Process numbers of TorchServe's workers, or of the other engine."""
     state = str(service.log.parent)
     found = subprocess.run(
-        ["pgrep", "-f", f"model_service_worker.py.*{state}"],
+        ["pgrep", "-f", f"(model_service_worker.py|serving.asgi).*{state}"],
         capture_output=True,
         text=True,
         check=False,

@@ -289,3 +289,14 @@ def test_every_alert_is_explained(rendered: dict[str, str]) -> None:
     assert len(alerts) == len(set(alerts)) >= 8
     manual = (ROOT / "docs" / "operations.md").read_text()
     assert not [alert for alert in alerts if f"**{alert}**" not in manual]
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_the_handler_declares() -> None:
+    folder, metrics = K8S / "components" / "observability", ROOT / "serving" / "metrics.yaml"
+    declared = yaml.safe_load(metrics.read_text())["model_metrics"]
+    names = {metric["name"] for kind in ("gauge", "counter") for metric in declared[kind]}
+    parts = ("bucket", "sum", "count")
+    names |= {f"{metric['name']}_{part}" for metric in declared["histogram"] for part in parts}
+    for file in ("alerts.yaml", "dashboard.json"):
+        asked = set(re.findall(r"\binception_[a-z_]+", (folder / file).read_text()))
+        assert asked <= names and "inception_drift_evidence" in asked
