@@ -27,7 +27,7 @@ from jobs.results import Comparison, Diverged, Done, Trained
 from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
 from jobs.train import models, plan
 from jobs.train.evaluation import predict, scores
-from jobs.train.features import extract
+from jobs.train.features import Features, extract
 from jobs.train.training import Trainer, fit
 from serving.archive import Scores
 from serving.files import write
@@ -196,6 +196,14 @@ class Job:
         if not distributed.once(lambda: _take_stand_in(folder, self._kept_stand_in)):
             self._train_stand_in(folder)
         return models.check_fit(_best(folder), source)
+
+    def features(self, images: Images) -> Tensor:
+        """What the pretrained trunk makes of images as they are: float32 [N, 2048]."""
+        variant = Variant(name="inspection", init="pretrained", trainable="head")
+        whole = models.create(variant, len(self.dataset.classes), self.pretrained, seed=0)
+        examples = self._examples(variant, whole.to(self.device.device), images)
+        assert isinstance(examples, Features)
+        return examples.values[0]
 
     @property
     def _kept_stand_in(self) -> Path:
