@@ -121,6 +121,9 @@ class Optim(Section):
     label_smoothing: Share = 0.1
     aux_weight: Annotated[float, Field(ge=0)] = 0.3
     """Weight of the auxiliary head's loss; 0 removes the head."""
+    balance: Literal["none", "logits"] = "none"
+    """For classes of different sizes: `logits` trains the network to answer as if all were equally
+    frequent (logit adjustment), for the sake of the small ones; see balanced accuracy."""
     average_decay: Share = 0.99
     """Exponential average of the weights, per step; 0 scores the weights themselves."""
 

@@ -4,12 +4,15 @@ import functools
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
@@ -17,7 +20,9 @@ from torchvision.models import Inception3
 
 from jobs import devices, distributed, environment, errors
 from jobs.config import Config, Variant
+from jobs.data import duplicates, findings
 from jobs.data.dataset import Dataset, draw_source_task, load
+from jobs.data.findings import Finding
 from jobs.data.images import Draws, Examples, Images
 from jobs.delivery import export, publishing
 from jobs.delivery.storage import Storage
@@ -35,6 +40,7 @@ from serving.progress import log, task
 
 COARSE = 2  # from an input this many times as large as the images on, the log says so
 MISTAKES = 24  # pictures kept for the report
+WORST = 12  # pairs of doubles, likewise
 MISTAKE_SIDE = 96  # pixels
 STAND_IN_VERSION = 1  # to be raised when its pictures or its training change
 
@@ -65,6 +71,7 @@ def run(config: Config, folder: RunFolder) -> Comparison:
 def _work(config: Config, folder: RunFolder) -> Comparison:
     job = Job(config, folder)
     job.announce()
+    distributed.once(job.find_doubles)
     for seed in config.runtime.seeds:
         for variant in config.variants:
             job.train(variant, seed)
@@ -158,6 +165,19 @@ class Job:
         write(self.folder.path / "data.json", dataset.description.to_json())
         architecture = models.describe(len(dataset.classes), self.config.data.input_size)
         write_json(self.folder.path / "architecture.json", architecture)
+
+    def find_doubles(self) -> None:
+        """Writes findings.csv, the worst few of them as pictures, and what data.json says of it."""
+        dataset = self.dataset
+        doubles = duplicates.among(dataset, duplicates.thumbnails(dataset), self.device.device)
+        found = Counter(finding.kind for finding in doubles.findings)
+        update = {"doubles": dict(found), "leaked": doubles.leaked}
+        facts = dataset.description.model_copy(update=update)
+        write(self.folder.path / "data.json", facts.to_json())
+        write(self.folder.path / "findings.csv", findings.to_csv(doubles.findings))
+        if found:
+            log("data: " + ", ".join(f"{n:,} {kind}s" for kind, n in found.items()))
+            _write_worst(self.folder, dataset, doubles.findings[:WORST])
 
     def announce(self) -> None:
         """Says what is still to be done, and about how long it takes."""
@@ -377,18 +397,34 @@ def _write_kernels(
     write_arrays(folder.path / "kernels.npz", arrays)
 
 
+def _write_worst(folder: RunFolder, dataset: Dataset, worst: Sequence[Finding]) -> None:
+    """Keeps the pictures of pairs for the report."""
+    places = {path: place for place, path in enumerate(dataset.paths)}
+    pairs = torch.tensor([[places[f.path], places[f.other]] for f in worst])
+    arrays = {
+        "pixels": _small_enough(torch.stack([dataset.raw(i) for i in pairs.flatten().tolist()])),
+        "labels": dataset.labels[pairs].numpy(),
+        "kinds": np.array([finding.kind for finding in worst]),
+        "scores": np.array([finding.score for finding in worst]),
+    }
+    write_arrays(folder.path / "doubles.npz", arrays)
+
+
+def _small_enough(pixels: Tensor) -> NDArray[np.uint8]:
+    """uint8 [N, 3, H, W], shrunk for the report where they are larger than it shows."""
+    shown = pixels.float()
+    if len(shown) and max(shown.shape[-2:]) > MISTAKE_SIDE:
+        shown = F.interpolate(shown, (MISTAKE_SIDE, MISTAKE_SIDE), mode="bilinear", antialias=True)
+    return shown.round().to(torch.uint8).cpu().numpy()
+
+
 def _write_mistakes(folder: VariantFolder, test: Images, logits: Tensor, labels: Tensor) -> None:
     """Keeps the test images misclassified with the highest confidence, the worst first."""
     confidence, predicted = logits.softmax(1).max(1)
     worst = torch.where(predicted == labels, -1.0, confidence).argsort(descending=True)
     worst = worst[: min(MISTAKES, int((predicted != labels).sum()))]
-    pixels = test.raw(worst.to(test.labels.device)).float()
-    if len(worst) and max(pixels.shape[-2:]) > MISTAKE_SIDE:
-        pixels = F.interpolate(
-            pixels, (MISTAKE_SIDE, MISTAKE_SIDE), mode="bilinear", antialias=True
-        )
     arrays = {
-        "pixels": pixels.round().to(torch.uint8).cpu().numpy(),
+        "pixels": _small_enough(test.raw(worst.to(test.labels.device))),
         "labels": labels[worst].numpy(),
         "predicted": predicted[worst].numpy(),
         "confidence": confidence[worst].numpy(),

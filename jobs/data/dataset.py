@@ -7,9 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs import config
@@ -50,12 +48,12 @@ class Dataset:
         """int64 [N] of all images, in the order of `splits`, on the CPU."""
         return torch.cat([images.labels.cpu() for images in self.splits.values()])
 
-    def raw(self, position: int) -> NDArray[np.uint8]:
+    def raw(self, position: int) -> Tensor:
         """uint8 [3, H, W] of the image at a position in the order of `splits`."""
         for images in self.splits.values():
             if position < len(images):
                 at = torch.tensor([position], device=images.labels.device)
-                return images.raw(at)[0].cpu().numpy()
+                return images.raw(at)[0].cpu()
             position -= len(images)
         raise IndexError(position)
 

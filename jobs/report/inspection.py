@@ -84,7 +84,7 @@ def _cards(dataset: Dataset, findings: Iterable[Finding]) -> list[Card]:
     def picture(path: str) -> Picture:
         place = places[path]
         label = dataset.classes[int(labels[place])]
-        return Picture(_uri(dataset.raw(place)), path, label)
+        return Picture(_uri(dataset.raw(place).numpy()), path, label)
 
     return [
         Card(finding, [picture(p) for p in (finding.path, finding.other) if p in places])

@@ -10,10 +10,12 @@ from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from jobs import distributed
 from jobs.data.images import Examples
 from jobs.seeds import generator
+from jobs.statistics import balanced_accuracy, wilson
 from serving.archive import Interval, Scores
 
 CALIBRATION_BINS = 15
 RESAMPLES = 1000
+IMBALANCE = 1.5  # between the sizes of two classes, from which balanced accuracy is given too
 
 
 @torch.no_grad()
@@ -60,14 +62,12 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
         logits: float32 [N, C] on the CPU.
         labels: int64 [N] on the CPU.
     """
-    from scipy.stats import binomtest
-
     classes = logits.shape[1]
     predicted = logits.argmax(1)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2)
     confusion = confusion.reshape(classes, classes)
     right, total = int(confusion.trace()), len(labels)
-    interval = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    low, high = wilson(right, total)
     per_class = [
         hits / count if count else None
         for hits, count in zip(
@@ -76,13 +76,23 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
     ]
     return Scores(
         **quick_scores(logits, labels),
-        accuracy_low=float(interval.low),
-        accuracy_high=float(interval.high),
+        accuracy_low=low,
+        accuracy_high=high,
+        balanced=_balanced(confusion),
         per_class=tuple(per_class),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         calibration_error=calibration_error(logits, labels),
         images=total,
     )
+
+
+def _balanced(confusion: Tensor) -> Interval | None:
+    """Balanced accuracy, where plain accuracy is mostly that of the large classes."""
+    counts = confusion.sum(1)
+    there = counts > 0
+    if counts.max() <= IMBALANCE * counts[there].min():
+        return None
+    return balanced_accuracy(confusion.diagonal()[there].tolist(), counts[there].tolist())
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
