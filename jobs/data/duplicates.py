@@ -22,12 +22,15 @@ from jobs.data.findings import Finding, Kind
 SIDE = 32  # pixels of the small pictures that are compared
 FREQUENCIES = 6  # of the spectrum, in each direction
 CANDIDATES = 4  # nearest neighbours that are looked at
+CLOSE = 0.7  # cosine from which they are; measured, as SIMILAR
 REACH = SIDE // 8  # pixels of a shift, in each direction
 SIMILAR = 0.93  # correlation from which two pictures are one; measured: docs/inspection.md
 # … and they have to be so many times closer than pictures of this data are to their neighbours
 # anyway: all eights of eight pixels look alike, and so do all X-rays of a chest.
-CLOSER = 14
-AT_ONCE = 1024
+CLOSER = 11
+SAMPLE = 1000  # pictures that say how far neighbours are
+AT_ONCE = 1024  # pictures
+COSINES = 2**26  # that are held at once, whatever there are of pictures: 268 MB
 
 
 @dataclass(frozen=True)
@@ -135,20 +138,25 @@ def leaked(pairs: Sequence[Pair], count: int, tests: int) -> list[int]:
 
 def _near(pictures: Tensor) -> tuple[Tensor, Tensor, list[float]]:
     """Pairs of positions int64 [P] on the CPU, and their correlation."""
-    neighbours = nearest(spectra(pictures), min(CANDIDATES, len(pictures) - 1)).cpu()
-    own = torch.arange(len(neighbours))[:, None].expand_as(neighbours)
-    both = torch.stack([own, neighbours], 2).sort(2).values.flatten(0, 1)
-    pairs, places = both.unique(dim=0, return_inverse=True)
-    parts = []
-    for first, second in (part.unbind(1) for part in pairs.split(AT_ONCE)):
+    cosines, neighbours = nearest(spectra(pictures), min(CANDIDATES, len(pictures) - 1))
+    own = torch.arange(len(pictures), device=pictures.device)
+    some = own[:: -(-len(own) // SAMPLE)]
+    typical = 1 - _correlations(pictures, some, neighbours[some, -1]).median()
+
+    close = cosines >= CLOSE
+    both = torch.stack([own[:, None].expand_as(neighbours)[close], neighbours[close]], 1)
+    first, second = both.sort(1).values.unique(dim=0).unbind(1)
+    similarity = _correlations(pictures, first, second)
+    alike = similarity >= 1 - min(1 - SIMILAR, float(typical) / CLOSER)
+    return first[alike].cpu(), second[alike].cpu(), similarity[alike].tolist()
+
+
+def _correlations(pictures: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    parts = [pictures.new_empty(0, dtype=torch.float32)]
+    for one, other in zip(first.split(AT_ONCE), second.split(AT_ONCE), strict=True):
         interruption.check()
-        parts.append(correlation(pictures[first], pictures[second]).cpu())
-    similarity = torch.cat(parts)
-    farthest = similarity[places].view(neighbours.shape).min(1).values
-    typical = 1 - farthest.median()
-    enough = 1 - min(1 - SIMILAR, float(typical) / CLOSER)
-    alike = similarity >= enough
-    return pairs[alike, 0], pairs[alike, 1], similarity[alike].tolist()
+        parts.append(correlation(pictures[one], pictures[other]))
+    return torch.cat(parts)
 
 
 def spectra(pictures: Tensor) -> Tensor:
@@ -160,9 +168,9 @@ def spectra(pictures: Tensor) -> Tensor:
     Returns:
         float32 [N, D].
     """
-    amplitudes = torch.cat([_spectrum(part).abs() for part in pictures.split(AT_ONCE)])
-    low = [amplitudes[:, :, : FREQUENCIES + 1], amplitudes[:, :, -FREQUENCIES:]]
-    roots = torch.cat(low, 2)[..., : FREQUENCIES + 1].flatten(1).sqrt()
+    low = [*range(FREQUENCIES + 1), *range(-FREQUENCIES, 0)]
+    parts = (_spectrum(part)[:, :, low, : FREQUENCIES + 1] for part in pictures.split(AT_ONCE))
+    roots = torch.cat([part.abs().sqrt().flatten(1) for part in parts])
     return F.normalize((roots - roots.mean(0)) / roots.std(0).clamp(min=1e-6))
 
 
@@ -177,19 +185,21 @@ def _spectrum(pictures: Tensor) -> Tensor:
     return spectrum
 
 
-def nearest(vectors: Tensor, count: int) -> Tensor:
-    """int64 [N, count]: of each vector the others that are nearest, by cosine.
+def nearest(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of each vector the others that are nearest: cosines float32 [N, count], the largest first,
+    and positions int64 [N, count].
 
     Args:
         vectors: float32 [N, D], of length 1.
     """
     found = []
-    for start in range(0, len(vectors), AT_ONCE):
+    rows = max(1, COSINES // len(vectors))
+    for start in range(0, len(vectors), rows):
         interruption.check()
-        cosines = vectors[start : start + AT_ONCE] @ vectors.T
+        cosines = vectors[start : start + rows] @ vectors.T
         cosines.diagonal(start).fill_(-2)
-        found.append(cosines.topk(count).indices)
-    return torch.cat(found)
+        found.append(cosines.topk(count))
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
