@@ -43,27 +43,31 @@ def inspect(config: Config, out: Path) -> Counter[str]:
 
 def _inspect(job: Job, out: Path) -> Counter[str]:
     data, root = job.dataset, job.config.data.root
+    files = _files(root, data.paths)
     small = duplicates.thumbnails(data)
     found = duplicates.among(data, small, job.device.device).findings
     log(f"doubles: {len(found)}")
-    found += _label_errors(job)
+    suspects, agreement = _label_errors(job)
+    found += suspects
     found += [_damaged(line, root) for line in data.description.skipped]
     found += _small_classes(data)
     found = findings.worst_first(found)
     write(out / "findings.csv", findings.to_csv(found))
-    write(out / "index.html", page.render(data, small, found, _files(root, data.paths)))
+    write(out / "index.html", page.render(data, small, found, files, agreement))
     return Counter(finding.kind for finding in found)
 
 
-def _label_errors(job: Job) -> list[Finding]:
+def _label_errors(job: Job) -> tuple[list[Finding], float]:
+    """And with what share of the labels the classifier agrees that looks for them."""
     data = job.dataset
     labels = data.labels.numpy()
     probabilities = label_errors.cross_validated(_features(job), labels, len(data.classes))
     suspected = zip(*label_errors.suspects(probabilities, labels), strict=True)
     paths = data.paths
     found = [Finding("label", paths[i], data.classes[c], float(by)) for i, c, by in suspected]
-    log(f"probable label errors: {len(found)}")
-    return found
+    agreement = float((probabilities.argmax(1) == labels).mean())
+    log(f"probable label errors: {len(found)}, by a classifier that agrees with {agreement:.1%}")
+    return found, agreement
 
 
 def _features(job: Job) -> NDArray[np.float32]:

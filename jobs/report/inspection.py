@@ -42,6 +42,7 @@ def render(
     small: Tensor,
     findings: Sequence[Finding],
     files: Mapping[str, Counter[str]],
+    agreement: float,
 ) -> str:
     """The page as HTML.
 
@@ -49,6 +50,7 @@ def render(
         small: uint8 [N, 3, S, S], of all images, for the mean of each class.
         findings: the worst first.
         files: how many files have each size, mode and format; may be empty.
+        agreement: share of the labels that the classifier agrees with which suspects others.
     """
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -56,6 +58,7 @@ def render(
     kinds = {kind: list(group) for kind, group in groupby(findings, lambda found: found.kind)}
     return templates.get_template("inspection.html").render(
         data=dataset.description,
+        agreement=agreement,
         classes=_classes(dataset, small),
         files={kind: counts.most_common(SIZES) for kind, counts in files.items()},
         different={kind: len(counts) for kind, counts in files.items()},

@@ -117,6 +117,8 @@ def test_a_class_of_one_picture_does_not_stop_the_search() -> None:
     probabilities = label_errors.cross_validated(features, labels, 4)
     assert probabilities.shape == (41, 4) and probabilities[40, 2] == 0
     assert probabilities.sum(1) == pytest.approx(1, abs=1e-4)
+    lone = label_errors.cross_validated(features, np.array([0] * 40 + [1]), 2)
+    assert len(label_errors.suspects(lone, np.array([0] * 40 + [1]))[0]) == 0
 
 
 def test_balanced_accuracy_is_the_mean_of_the_classes() -> None:
