@@ -6,6 +6,7 @@ Every source ends as `uint8 [N, 3, H, W]` pixels, `int64 [N]` labels and class n
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -107,9 +108,9 @@ def _without_excluded(source: sources.Source, excluded: Sequence[str]) -> source
         return source
     out = set(excluded)
     train, test = source.train.paths("train"), source.test.paths("test")
-    found = out.intersection([*train, *test])
-    damaged = {line.partition(": ")[0] for line in source.skipped}
-    strangers = [p for p in excluded if p not in found and not any(d.endswith(p) for d in damaged)]
+    damaged = [Path(line.partition(": ")[0]) for line in source.skipped]
+    known = {*train, *test, *("/".join(path.parts[-3:]) for path in damaged)}
+    strangers = [path for path in excluded if path not in known]
     if strangers:
         more = f", and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise ConfigurationError(f"data.exclude: the data has no {strangers[0]}{more}")
