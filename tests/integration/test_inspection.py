@@ -191,3 +191,29 @@ def test_the_command_line(faulty: Path, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "index.html")
     missing = job("inspect", "--set", "data.exclude=nowhere.csv")
     assert missing.returncode == 2 and "nowhere.csv" in missing.stderr.splitlines()[-1]
+
+
+def test_the_benchmark_counts_what_it_planted(tmp_path: Path) -> None:
+    from benchmarks import inspection as benchmark
+
+    for split, count in (("train", 20), ("test", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "all" / split / name).mkdir(parents=True)
+            for i in range(count):
+                scene(i).save(tmp_path / "all" / split / name / f"{i:02}.png")
+    pictures = benchmark.chosen(tmp_path / "all", {"train": 40, "test": 8})
+    faults = benchmark.plant(pictures, tmp_path / "data", doubles=4)
+    assert {kind: len(paths) for kind, paths in faults.items()} == {
+        **{"labels": 1, "doubles": 4, "leaks": 4, "moved": 1}
+    }
+    there = {p.relative_to(tmp_path / "data").as_posix() for p in tmp_path.glob("data/*/*/*.png")}
+    assert len(there) == 48 + 8 and set().union(*faults.values()) <= there
+    lines = [f"label,{path},dog,1" for path in (*faults["labels"], *faults["moved"], "train/x")]
+    lines += [f"duplicate,train/other,{path},1" for path in faults["doubles"]]
+    lines += [f"leak,{path},test/x,1" for path in sorted(faults["leaks"])[:3]]
+    (tmp_path / "findings.csv").write_text("\n".join(["kind,path,other,score", *lines]))
+    found = benchmark.judged(tmp_path / "findings.csv", faults)
+    assert found["wrong labels"]["recall"] == 1
+    assert found["wrong labels"]["precision"] == pytest.approx(2 / 3)
+    assert found["doubles"]["recall"] == found["doubles"]["precision"] == 1
+    assert found["leaks"]["recall"] == 0.75 and found["leaks"]["precision"] == 1
