@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from jobs.data import sources
+from jobs.data import findings, sources
 from jobs.errors import ConfigurationError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -59,6 +67,10 @@ def _known_source(name: str) -> str:
     return name
 
 
+def _paths(value: Any) -> Any:
+    return sorted(findings.paths_in(Path(value))) if isinstance(value, str) else value
+
+
 class Data(Section):
     source: Annotated[str, AfterValidator(_known_source)] = "cifar10"
     """A module of `jobs.data.sources`. `folder`: your own pictures. `digits`: handwritten ones,
@@ -80,6 +92,9 @@ class Data(Section):
     """Mirror every image in every other epoch, a random half of them first."""
     shift: Share = 0.125
     """Translate by up to this share of the side, edges repeated; 0.125 is 4 pixels of 32."""
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_paths), Field(strict=False)] = ()
+    """Pictures to leave out, by their paths below the root. Given as a file that lists them, such
+    as findings.csv of `python -m jobs inspect`; the resolved configuration has them all."""
     seed: int = 0
     """Draws subsets, the validation split and generated images; one for all `runtime.seeds`."""
 
@@ -106,6 +121,9 @@ class Optim(Section):
     label_smoothing: Share = 0.1
     aux_weight: Annotated[float, Field(ge=0)] = 0.3
     """Weight of the auxiliary head's loss; 0 removes the head."""
+    balance: Literal["none", "logits"] = "none"
+    """For classes of different sizes: `logits` trains the network to answer as if all were equally
+    frequent (logit adjustment), for the sake of the small ones; see balanced accuracy."""
     average_decay: Share = 0.99
     """Exponential average of the weights, per step; 0 scores the weights themselves."""
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3
 
 from jobs import devices, distributed, environment, errors
 from jobs.config import Config, Variant
+from jobs.data import duplicates, findings
 from jobs.data.dataset import Dataset, draw_source_task, load
 from jobs.data.images import Draws, Examples, Images
 from jobs.delivery import export, publishing
@@ -28,7 +29,8 @@ from jobs.results import Comparison, Diverged, Done, Trained
 from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
 from jobs.train import models, plan
 from jobs.train.evaluation import class_maps, predict, scores
-from jobs.train.features import extract
+from jobs.train.features import Features, extract
+from jobs.train.kept import examples, pairs, surest
 from jobs.train.training import Trainer, fit
 from serving.archive import Scores
 from serving.files import write
@@ -36,8 +38,9 @@ from serving.progress import log, task
 
 COARSE = 2  # from an input this many times as large as the images on, the log says so
 MISTAKES = 24  # pictures kept for the report
+MISTAKES = 24  # pictures kept for the report
 EXPLAINED = 8  # … of mistakes and of right answers each, with their class maps
-KEPT_SIDE = 96  # pixels
+WORST = 12  # … pairs of doubles
 STAND_IN_VERSION = 1  # to be raised when its pictures or its training change
 
 Array = NDArray[Any]
@@ -69,6 +72,7 @@ def run(config: Config, folder: RunFolder) -> Comparison:
 def _work(config: Config, folder: RunFolder) -> Comparison:
     job = Job(config, folder)
     job.announce()
+    distributed.once(job.find_doubles)
     for seed in config.runtime.seeds:
         for variant in config.variants:
             job.train(variant, seed)
@@ -163,6 +167,19 @@ class Job:
         architecture = models.describe(len(dataset.classes), self.config.data.input_size)
         write_json(self.folder.path / "architecture.json", architecture)
 
+    def find_doubles(self) -> None:
+        """Writes findings.csv, the worst few of them as pictures, and what data.json says of it."""
+        dataset = self.dataset
+        doubles = duplicates.among(dataset, duplicates.thumbnails(dataset), self.device.device)
+        found = Counter(finding.kind for finding in doubles.findings)
+        update = {"doubles": dict(found), "leaked": doubles.leaked}
+        facts = dataset.description.model_copy(update=update)
+        write(self.folder.path / "data.json", facts.to_json())
+        write(self.folder.path / "findings.csv", findings.to_csv(doubles.findings))
+        if found:
+            log("data: " + ", ".join(f"{n:,} {kind}s" for kind, n in found.items()))
+            write_arrays(self.folder.path / "doubles.npz", pairs(dataset, doubles.findings[:WORST]))
+
     def announce(self) -> None:
         """Says what is still to be done, and about how long it takes."""
         dataset = self.dataset
@@ -200,6 +217,14 @@ class Job:
         if not distributed.once(_take_stand_in, folder, self._kept_stand_in):
             self._train_stand_in(folder)
         return models.check_fit(_best(folder), source)
+
+    def features(self, images: Images) -> Tensor:
+        """What the pretrained trunk makes of images as they are: float32 [N, 2048]."""
+        variant = Variant(name="inspection", init="pretrained", trainable="head")
+        whole = models.create(variant, len(self.dataset.classes), self.pretrained, seed=0)
+        examples = self._examples(variant, whole.to(self.device.device), images)
+        assert isinstance(examples, Features)
+        return examples.values[0]
 
     @property
     def _kept_stand_in(self) -> Path:
@@ -392,12 +417,12 @@ class Job:
         folder: VariantFolder,
     ) -> Scores:
         name = trainer.variant.name
-        wrong, right = _surest(logits, labels)
+        wrong, right = surest(logits, labels)
         answers = (self.dataset.test, logits, labels)
-        write_arrays(folder.path / "mistakes.npz", _examples(*answers, wrong[:MISTAKES]))
+        write_arrays(folder.path / "mistakes.npz", examples(*answers, wrong[:MISTAKES]))
         explained = torch.cat([wrong[:EXPLAINED], right[:EXPLAINED]])
         maps = {"maps": self._maps(whole, explained, logits[explained].argmax(1))}
-        write_arrays(folder.path / "maps.npz", _examples(*answers, explained) | maps)
+        write_arrays(folder.path / "maps.npz", examples(*answers, explained) | maps)
         result = scores(logits, labels)
         row = {"variant": name, "seed": trainer.seed, "epoch": trainer.best_epoch, "split": "test"}
         row |= {"loss": result.loss, "accuracy": result.accuracy, "seconds": trainer.seconds}
@@ -432,25 +457,3 @@ def _write_kernels(
     arrays = {f"{name}.before": kernel.numpy() for name, kernel in before.items()}
     arrays |= {f"{name}.after": kernel.numpy() for name, kernel in after.items()}
     write_arrays(folder.path / "kernels.npz", arrays)
-
-
-def _surest(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the wrong answers and of the right ones, the most confident first."""
-    confidence, predicted = logits.softmax(1).max(1)
-    order = confidence.argsort(descending=True)
-    wrong = (predicted != labels)[order]
-    return order[wrong], order[~wrong]
-
-
-def _examples(test: Images, logits: Tensor, labels: Tensor, rows: Tensor) -> dict[str, Array]:
-    """Some test images and what was made of them, small enough to be kept."""
-    pixels = test.raw(rows.to(test.labels.device)).float()
-    if len(rows) and max(pixels.shape[-2:]) > KEPT_SIDE:
-        pixels = F.interpolate(pixels, (KEPT_SIDE, KEPT_SIDE), mode="bilinear", antialias=True)
-    confidence, predicted = logits[rows].softmax(1).max(1)
-    return {
-        "pixels": pixels.round().to(torch.uint8).cpu().numpy(),
-        "labels": labels[rows].numpy(),
-        "predicted": predicted.numpy(),
-        "confidence": confidence.numpy(),
-    }

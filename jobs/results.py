@@ -14,6 +14,10 @@ class Facts(Data):
 
     skipped: tuple[str, ...]
     """Pictures that were left out because they are damaged, and why, one a line."""
+    doubles: dict[str, int] = Field(default={})
+    """How many pictures are the same as another one, by kinds as in findings.csv."""
+    leaked: tuple[int, ...] = ()
+    """Test images, by their positions, that are trained on or chosen by as well."""
 
 
 class Trained(Record):

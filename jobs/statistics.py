@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.results import Difference
+from serving.archive import Interval
 
 RESAMPLES = 10_000
 MIN_FOR_TEMPERATURE = 100  # held-out pictures
@@ -75,6 +76,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = largest
     return corrected
+
+
+def balanced_accuracy(right: Sequence[int], total: Sequence[int]) -> Interval:
+    """The mean over classes of their accuracies, with the 95 % interval of its posterior from a
+    uniform prior (Brodersen et al. 2010).
+
+    Args:
+        right: right answers of each class.
+        total: test images of each class, at least one.
+    """
+    hits, counts = np.array(right), np.array(total)
+    draws = np.random.default_rng(0).beta(
+        hits + 1, counts - hits + 1, size=(RESAMPLES, len(counts))
+    )
+    low, high = np.quantile(draws.mean(1), [0.025, 0.975])
+    return Interval(value=float((hits / counts).mean()), low=float(low), high=float(high))
 
 
 def mean_over_seeds(values: Sequence[float], images: int) -> Difference:

@@ -4,9 +4,12 @@ Every source ends as `uint8 [N, 3, H, W]` pixels, `int64 [N]` labels and class n
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from jobs import config
 from jobs.data import sources
@@ -27,6 +30,34 @@ class Dataset:
     classes: tuple[str, ...]
     description: Facts
 
+    @property
+    def splits(self) -> dict[str, Images]:
+        """All images, the test images first."""
+        return {"test": self.test, "train": self.train, "validation": self.validation}
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all images, in the order of `splits`."""
+        return [
+            path
+            for split, images in self.splits.items()
+            for path in images.paths("test" if split == "test" else "train")
+        ]
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N] of all images, in the order of `splits`, on the CPU."""
+        return torch.cat([images.labels.cpu() for images in self.splits.values()])
+
+    def raw(self, position: int) -> Tensor:
+        """uint8 [3, H, W] of the image at a position in the order of `splits`."""
+        for images in self.splits.values():
+            if position < len(images):
+                at = torch.tensor([position], device=images.labels.device)
+                return images.raw(at)[0].cpu()
+            position -= len(images)
+        raise IndexError(position)
+
     def to(self, device: torch.device) -> "Dataset":
         train, test = self.train.to(device), self.test.to(device)
         labels = self.validation.labels.to(device)
@@ -40,9 +71,10 @@ def load(settings: config.Data) -> Dataset:
 
     Raises:
         UnavailableError: the data cannot be reached or read.
-        ConfigurationError: it has fewer images than requested.
+        ConfigurationError: it has fewer images than requested, or lacks an excluded one.
     """
     source = sources.find(settings.source).load(settings)
+    source = _without_excluded(source, settings.exclude)
     train = _subset(source.train, settings.train_images, "train_images")
     test = _subset(source.test, settings.test_images, "test_images")
     share = round(settings.validation * len(train))
@@ -54,7 +86,7 @@ def load(settings: config.Data) -> Dataset:
         classes=tuple(source.classes),
         images=Counts(train=len(train), validation=len(validation), test=len(test)),
         image_size=(height, width),
-        test_digest=_digest(test),
+        test_digest=digest(test),
         skipped=tuple(source.skipped),
     )
     return Dataset(train, validation, test, source.classes, description)
@@ -71,6 +103,24 @@ def draw_source_task(stand_in: config.StandIn, settings: config.Data) -> Images:
     return Images.all(*drawn, settings)
 
 
+def _without_excluded(source: sources.Source, excluded: Sequence[str]) -> sources.Source:
+    if not excluded:
+        return source
+    out = set(excluded)
+    train, test = source.train.paths("train"), source.test.paths("test")
+    damaged = [Path(line.partition(": ")[0]) for line in source.skipped]
+    known = {*train, *test, *("/".join(path.parts[-3:]) for path in damaged)}
+    strangers = [path for path in excluded if path not in known]
+    if strangers:
+        more = f", and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        raise ConfigurationError(f"data.exclude: the data has no {strangers[0]}{more}")
+    return replace(
+        source,
+        train=source.train.take(torch.tensor([path not in out for path in train])),
+        test=source.test.take(torch.tensor([path not in out for path in test])),
+    )
+
+
 def _subset(images: Images, count: int | None, key: str) -> Images:
     if count is None:
         return images
@@ -79,7 +129,7 @@ def _subset(images: Images, count: int | None, key: str) -> Images:
     return images.take(stratified(images.labels, count, images.settings.seed)[0])
 
 
-def _digest(images: Images) -> str:
+def digest(images: Images) -> str:
     """SHA-256 of labels and pixels, kept beside pixels that are kept, which may be many."""
     if images.file is None:
         return _computed_digest(images)

@@ -44,7 +44,20 @@ def decoded(
     notes = json.loads(notes_file.read_text())
     array = np.load(pixels_file, mmap_mode="c")[: len(notes["labels"])]
     pixels, labels = torch.from_numpy(array), torch.tensor(notes["labels"])
-    return Images.all(pixels, labels, settings, pixels_file), notes["skipped"]
+    names = _kept([path for path, _ in listing], notes["skipped"])
+    return Images.all(pixels, labels, settings, pixels_file, names), notes["skipped"]
+
+
+def _kept(paths: Sequence[Path], skipped: Sequence[str]) -> list[str]:
+    """Names, as split/class/file, of the pictures that were decoded, in their order."""
+    damaged = deque(skipped)
+    names = []
+    for path in paths:
+        if damaged and damaged[0].startswith(f"{path}: "):
+            damaged.popleft()
+        else:
+            names.append("/".join(path.parts[-3:]))
+    return names
 
 
 def _decode_all(

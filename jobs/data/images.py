@@ -72,13 +72,18 @@ class Images:
     labels: Tensor  # int64 [N]
     settings: config.Data
     file: Path | None = None  # in the cache, whose memory map the pixels are
+    names: Sequence[str] = ()  # of the files, below the data's root, by row of pixels
 
     @staticmethod
     def all(
-        pixels: Tensor, labels: Tensor, settings: config.Data, file: Path | None = None
+        pixels: Tensor,
+        labels: Tensor,
+        settings: config.Data,
+        file: Path | None = None,
+        names: Sequence[str] = (),
     ) -> "Images":
         """A row for every label."""
-        return Images(pixels, torch.arange(len(labels)), labels, settings, file)
+        return Images(pixels, torch.arange(len(labels)), labels, settings, file, names)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,6 +96,14 @@ class Images:
             if pixels.nbytes <= RESIDENT_SHARE * free:
                 pixels, rows = pixels.to(device), rows.to(device)
         return replace(self, pixels=pixels, rows=rows, labels=self.labels.to(device))
+
+    def paths(self, split: str) -> list[str]:
+        """What each image is called, for a person and in `data.exclude`: its file's name below the
+        data's root, or the split and its number in a source that has no files."""
+        rows = self.rows.tolist()
+        if not self.names:
+            return [f"{split}/{row}" for row in rows]
+        return [self.names[row] for row in rows]
 
     def take(self, positions: Tensor) -> "Images":
         """The images at int64 `positions`; no pixel is copied."""

@@ -51,6 +51,9 @@ def _figures(
     if not done:
         return
     classes = comparison.data.classes
+    worst = folder.path / "doubles.npz"
+    if comparison.data.doubles:
+        yield "doubles", plots.doubles(read_arrays(worst), classes)
     palette = plots.colours(list(done))
     first_seed = folder.config().runtime.seeds[0]
     rows = [row for row in folder.metrics() if row["seed"] == first_seed]

@@ -207,6 +207,22 @@ def maps(arrays: Mapping[str, Array], classes: Sequence[str]) -> Figure:
     return figure
 
 
+def doubles(arrays: Mapping[str, Array], classes: Sequence[str]) -> Figure:
+    """Pairs of pictures that are the same, the worst first: what it is, and both classes."""
+    count, across = len(arrays["kinds"]), 4
+    pixels = arrays["pixels"].reshape(count, 2, *arrays["pixels"].shape[1:])
+    figure = Figure(figsize=(11, 1.75 * -(-count // across)), layout="constrained")
+    panels = figure.subplots(-(-count // across), across, squeeze=False).flat
+    for i, panel in enumerate(panels):
+        panel.set_axis_off()
+        if i < count:
+            panel.imshow(np.concatenate(list(pixels[i]), 2).transpose(1, 2, 0))
+            names = sorted({classes[label] for label in arrays["labels"][i]})
+            title = f"{arrays['kinds'][i]}, {arrays['scores'][i]:.3f}\n{' and '.join(names)}"
+            panel.set_title(title, fontsize=7)
+    return figure
+
+
 def _finish(panel: Axes, title: str, x_label: str) -> None:
     panel.set_title(title, loc="left", fontsize=10)
     panel.set_xlabel(x_label, color=GREY, fontsize=9)

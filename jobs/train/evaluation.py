@@ -13,12 +13,13 @@ from jobs import distributed
 from jobs.config import BLOCKS
 from jobs.data.images import Examples, Images
 from jobs.seeds import generator
-from jobs.statistics import wilson
+from jobs.statistics import balanced_accuracy, wilson
 from jobs.train import models
 from serving.archive import Interval, Scores
 
 CALIBRATION_BINS = 15
 RESAMPLES = 1000
+IMBALANCE = 1.5  # between the sizes of two classes, from which balanced accuracy is given too
 
 
 @torch.no_grad()
@@ -96,11 +97,21 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
         **quick_scores(logits, labels),
         accuracy_low=low,
         accuracy_high=high,
+        balanced=_balanced(confusion),
         per_class=tuple(per_class),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         calibration_error=calibration_error(logits, labels),
         images=total,
     )
+
+
+def _balanced(confusion: Tensor) -> Interval | None:
+    """Balanced accuracy, where plain accuracy is mostly that of the large classes."""
+    counts = confusion.sum(1)
+    there = counts > 0
+    if counts.max() <= IMBALANCE * counts[there].min():
+        return None
+    return balanced_accuracy(confusion.diagonal()[there].tolist(), counts[there].tolist())
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:

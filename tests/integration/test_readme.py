@@ -48,7 +48,7 @@ def verb(command: str) -> str:
     return shlex.split(command)[3]
 
 
-@pytest.mark.parametrize("command", [c for c in JOBS if verb(c) in ("run", "train")])
+@pytest.mark.parametrize("command", [c for c in JOBS if verb(c) in ("run", "train", "inspect")])
 def test_a_command_of_the_job_runs_as_it_is_written(
     command: str, cache: Path, tmp_path: Path
 ) -> None:

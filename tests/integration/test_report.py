@@ -35,7 +35,7 @@ def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
         "result.json",
     }
     kept = "config.yaml environment.json data.json architecture.json metrics.jsonl comparison.json"
-    expected = {*kept.split(), "report/index.html"}
+    expected = {*kept.split(), "findings.csv", "report/index.html"}
     expected |= {f"report/{name}.png" for name in ("curves", "time", "classes", "coverage")}
     for name in ("scratch", "finetune", "frozen"):
         for folder in (name, f"{name}/seed-1"):
