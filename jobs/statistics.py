@@ -125,21 +125,32 @@ def best_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> 
         logits: [N, C] of held-out pictures.
         labels: [N].
     """
-    from scipy.optimize import minimize_scalar
-
-    def loss(log_temperature: float) -> float:
-        return mean_loss(logits / np.exp(log_temperature), labels)
-
     if len(labels) < MIN_FOR_TEMPERATURE:
         return 1.0
-    best = minimize_scalar(loss, bounds=(-3, 3), method="bounded")
-    gain = loss(0.0) - float(best.fun)
-    return float(np.exp(best.x)) if 2 * len(labels) * gain >= SIGNIFICANT else 1.0
+    low, high = math.exp(-3), math.exp(3)
+    for _ in range(40):  # bisection: the loss is convex in 1/temperature
+        middle = math.sqrt(low * high)
+        if _is_too_hot(middle, logits, labels):
+            high = middle
+        else:
+            low = middle
+    best = math.sqrt(low * high)
+    gain = mean_loss(logits, labels) - mean_loss(logits / best, labels)
+    return best if 2 * len(labels) * gain >= SIGNIFICANT else 1.0
+
+
+def _is_too_hot(temperature: float, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> bool:
+    """Whether the loss falls with the temperature: the logit that is expected by the probabilities
+    is then, on average, below the right one's."""
+    scaled = logits.astype(np.float64) / temperature
+    shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    expected = (shares * scaled).sum(axis=1) / shares.sum(axis=1)
+    return bool(expected.mean() < scaled[np.arange(len(labels)), labels].mean())
 
 
 def mean_loss(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Cross-entropy in nats of logits [N, C] and labels [N]."""
-    from scipy.special import log_softmax
-
-    rows = log_softmax(logits.astype(np.float64), axis=1)
-    return -float(rows[np.arange(len(labels)), labels].mean())
+    rows = logits.astype(np.float64)
+    rows -= rows.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(labels)), labels]
+    return float(losses.mean())

@@ -46,7 +46,7 @@ class Served(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = self.trunk(to_input(images, self.input_size, self.normalization))
-        maps = models.class_maps(found["places"], self.fc)
+        maps = models.class_maps(found["places"], self.fc.weight)
         return self.fc(found["features"]), found["features"], maps
 
 

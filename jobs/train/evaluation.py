@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from jobs import distributed
 from jobs.config import BLOCKS
@@ -55,14 +54,13 @@ def class_maps(
     network: Inception3, images: Images, batch_size: int, autocast: Callable[[], Any]
 ) -> Tensor:
     """Those of all images, float32 [N, C, h, w] on the CPU; see :func:`models.class_maps`."""
-    trunk = create_feature_extractor(network.eval(), [BLOCKS[-1]])
     parts = torch.arange(len(images), device=images.labels.device).split(batch_size)
-    maps = []
-    for inputs, _ in images.batches(parts):
-        with autocast():
-            places = trunk(inputs)[BLOCKS[-1]]
-        maps.append(models.class_maps(places.float(), network.fc).cpu())
-    return torch.cat(maps)
+    last, kept = network.eval().get_submodule(BLOCKS[-1]), []
+    with last.register_forward_hook(lambda _, __, places: kept.append(places.float().cpu())):
+        for inputs, _ in images.batches(parts):
+            with autocast():
+                network(inputs)
+    return torch.cat([models.class_maps(places, network.fc.weight.cpu()) for places in kept])
 
 
 def quick_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

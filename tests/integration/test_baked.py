@@ -11,7 +11,9 @@ from jobs.train import models
 
 
 def test_data_and_weights_are_baked_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = re.search(r'python -c "(.*)"', (ROOT / "Dockerfile").read_text().split("BAKE_DATA=")[1])
+    found = re.search(
+        r'python -c "(.*)"', (ROOT / "Dockerfile").read_text().rpartition("ARG BAKE_DATA=")[2]
+    )
     assert found is not None
     fetched: list[object] = []
     monkeypatch.setattr(cifar10, "load", fetched.append)

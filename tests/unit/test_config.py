@@ -24,7 +24,8 @@ def test_every_shipped_file_loads_and_its_resolved_form_means_the_same(
 
 
 def test_the_shipped_files_are_those_the_command_line_names() -> None:
-    assert config.shipped() == ["cifar10-small", "default", "h200", "lecture", "quickstart"]
+    shipped = ["cifar10-small", "default", "h200", "lecture", "probe-finetune", "quickstart"]
+    assert config.shipped() == shipped
 
 
 def test_the_file_default_holds_the_defaults() -> None:
