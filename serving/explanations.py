@@ -1,7 +1,5 @@
 """A class map laid over the picture that it is about."""
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -27,9 +25,3 @@ def overlay(picture: Image.Image, class_map: NDArray[np.float32]) -> Image.Image
     mask = Image.fromarray((255 * light).round().astype(np.uint8))
     dark = picture.convert("L").point(lambda value: value // DIM).convert("RGB")
     return Image.composite(picture, dark, mask.resize(picture.size, Image.Resampling.BICUBIC))
-
-
-def to_png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving import archive, explanations, messages, runtimes
+from serving import archive, messages, runtimes
 from serving.archive import TOLERANCES, Form, Golden, Model, ModelError
-from serving.images import decode, to_pixels
+from serving.explanations import overlay
+from serving.images import decode, to_pixels, to_png
 from serving.messages import TOP, Explain, Found, Picture, Request, RequestError, softmax
 from serving.trust import Trust
 
@@ -136,7 +137,8 @@ class Predictor:
         assert found.maps is not None, "`require` comes first"
         (picture,) = request.pictures
         assert isinstance(picture, bytes), "`parse` refuses others"
-        return explanations.to_png(explanations.overlay(decode(picture), found.maps[0]))
+        lit = overlay(decode(picture), found.maps[0])
+        return to_png(np.asarray(lit).transpose(2, 0, 1))
 
     def find(self, images: NDArray[np.uint8]) -> Found:
         """Probabilities, familiarity and the likeliest classes' maps of images uint8 [N, 3, H, W],

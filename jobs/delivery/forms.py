@@ -29,7 +29,6 @@ from serving.archive import FILES
 from serving.progress import log, task
 
 MAX_BATCH = 1024
-MAPS = runtimes.Outputs._fields.index("maps")
 
 
 class Served(nn.Module):
@@ -112,7 +111,4 @@ def _quantised(model: Any, train: Images, count: int) -> Any:
             return pixels
 
         dataset = nncf.Dataset(order.split(1), image)
-        # A range for its inputs would be one for the logits', too, and so change them.
-        maps = model.output(MAPS).get_node().input_value(0).get_node().get_friendly_name()
-        floats = nncf.IgnoredScope(names=[maps])
-        return nncf.quantize(model, dataset, subset_size=len(order), ignored_scope=floats)
+        return nncf.quantize(model, dataset, subset_size=len(order))
