@@ -119,12 +119,13 @@ def plant(files: list[Path], root: Path, doubles: int) -> Faults:
     wrong = {train[i] for i in turned}
     faults: Faults = {"labels": set(), "doubles": set(), "leaks": set(), "moved": set()}
     for file in files:
-        split, label = file.parts[-3:-1]
+        split, label = own = file.parts[-3:-1]
         if file in wrong:
             label = _another(label, classes, rng)
-            faults["labels"].add(f"{split}/{label}/{file.name}")
-        (root / split / label).mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, root / split / label / file.name)
+        path = f"{split}/{label}/{own[1]}-{file.name}"  # numbers may be the same in two classes
+        faults["labels"] |= {path} if file in wrong else set()
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, root / path)
     leaked = [test[i] for i in rng.choice(len(test), doubles, replace=False)]
     for i, file in enumerate([*(train[i] for i in doubled[:doubles]), *leaked]):
         label = file.parts[-2]

@@ -22,7 +22,6 @@ from jobs.data.findings import Finding, Kind
 SIDE = 32  # pixels of the small pictures that are compared
 FREQUENCIES = 6  # of the spectrum, in each direction
 CANDIDATES = 4  # nearest neighbours that are looked at
-CLOSE = 0.7  # cosine from which they are; measured, as SIMILAR
 REACH = SIDE // 8  # pixels of a shift, in each direction
 SIMILAR = 0.93  # correlation from which two pictures are one; measured: docs/inspection.md
 # … and they have to be so many times closer than pictures of this data are to their neighbours
@@ -85,7 +84,8 @@ def find(small: Tensor, device: torch.device) -> list[Pair]:
         small: uint8 [N, 3, S, S], as :func:`thumbnails` makes them.
     """
     kept: dict[bytes, int] = {}
-    firsts = [kept.setdefault(hashlib.sha256(x).digest(), i) for i, x in enumerate(small.numpy())]
+    digests = (hashlib.sha256(picture.tobytes()).digest() for picture in small.numpy())
+    firsts = [kept.setdefault(digest, i) for i, digest in enumerate(digests)]
     pairs = [Pair(first, i, 1.0) for i, first in enumerate(firsts) if first != i]
     different = torch.tensor(list(kept.values()))
     if len(different) > 1:
@@ -138,13 +138,12 @@ def leaked(pairs: Sequence[Pair], count: int, tests: int) -> list[int]:
 
 def _near(pictures: Tensor) -> tuple[Tensor, Tensor, list[float]]:
     """Pairs of positions int64 [P] on the CPU, and their correlation."""
-    cosines, neighbours = nearest(spectra(pictures), min(CANDIDATES, len(pictures) - 1))
+    neighbours = nearest(spectra(pictures), min(CANDIDATES, len(pictures) - 1))
     own = torch.arange(len(pictures), device=pictures.device)
     some = own[:: -(-len(own) // SAMPLE)]
     typical = 1 - _correlations(pictures, some, neighbours[some, -1]).median()
 
-    close = cosines >= CLOSE
-    both = torch.stack([own[:, None].expand_as(neighbours)[close], neighbours[close]], 1)
+    both = torch.stack([own[:, None].expand_as(neighbours), neighbours], 2).flatten(0, 1)
     first, second = both.sort(1).values.unique(dim=0).unbind(1)
     similarity = _correlations(pictures, first, second)
     alike = similarity >= 1 - min(1 - SIMILAR, float(typical) / CLOSER)
@@ -152,7 +151,7 @@ def _near(pictures: Tensor) -> tuple[Tensor, Tensor, list[float]]:
 
 
 def _correlations(pictures: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    parts = [pictures.new_empty(0, dtype=torch.float32)]
+    parts = []
     for one, other in zip(first.split(AT_ONCE), second.split(AT_ONCE), strict=True):
         interruption.check()
         parts.append(correlation(pictures[one], pictures[other]))
@@ -185,9 +184,8 @@ def _spectrum(pictures: Tensor) -> Tensor:
     return spectrum
 
 
-def nearest(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of each vector the others that are nearest: cosines float32 [N, count], the largest first,
-    and positions int64 [N, count].
+def nearest(vectors: Tensor, count: int) -> Tensor:
+    """Of each vector the others that are nearest by cosine, int64 [N, count], nearest first.
 
     Args:
         vectors: float32 [N, D], of length 1.
@@ -198,8 +196,8 @@ def nearest(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
         interruption.check()
         cosines = vectors[start : start + rows] @ vectors.T
         cosines.diagonal(start).fill_(-2)
-        found.append(cosines.topk(count))
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+        found.append(cosines.topk(count).indices)
+    return torch.cat(found)
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
