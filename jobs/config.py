@@ -275,8 +275,8 @@ class Promotion(Section):
     min_accuracy: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Per cent of the test images that have to be right."""
     tolerance: Annotated[float, Field(ge=0)] | None = 0.5
-    """Percentage points that a model may be worse than the one that serves, on the same test
-    images. Other test images close the gate; null lets the first model of a new set through."""
+    """Percentage points that a model may be worse than the one that serves, on the test images that
+    both were asked. Too few of these close the gate; null lets the first model of a new set in."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Median time that the archive may take for one picture on this machine; not measured when
     absent."""

@@ -62,6 +62,7 @@ def client(
         endpoint_url=endpoint_url,
         region_name=region,
         config=Config(
+            signature_version="s3v4",  # of signed addresses, too
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             max_pool_connections=CONNECTIONS,

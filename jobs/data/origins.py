@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from urllib3 import PoolManager, Timeout
+from urllib3.exceptions import HTTPError
+
 from jobs import config
 from jobs.data import listing, shards
 from jobs.errors import ConfigurationError, UnavailableError
@@ -35,6 +38,9 @@ class Bucket:
         parts = urlsplit(str(settings.root))
         self.bucket, self.root = parts.netloc, parts.path.strip("/")
         self.attempts = settings.s3.attempts
+        limits = Timeout(connect=settings.s3.connect_timeout, read=settings.s3.read_timeout)
+        self.http = PoolManager(maxsize=THREADS, timeout=limits, retries=False)
+        self.direct = True
         try:
             with s3.explained(self.name(self.root), UnavailableError):
                 self.client: Any = s3.client(**settings.s3.client)
@@ -92,13 +98,27 @@ class Bucket:
             return True
 
     def _read(self, key: str) -> bytes:
+        """By a signed address, as boto3's own way costs twice the time; what fails so, and why, is
+        boto3's."""
+        where = {"Bucket": self.bucket, "Key": key}
+        if self.direct:
+            url = self.client.generate_presigned_url("get_object", Params=where)
+            try:
+                answer = self.http.request("GET", url, decode_content=False)
+            except HTTPError:  # may be that a proxy or an authority is needed, which boto3 knows
+                self.direct = False
+            else:
+                if answer.status == 200:
+                    return answer.data
+        return self._read_slowly(where)
+
+    def _read_slowly(self, where: dict[str, str]) -> bytes:
         """Tries again, as boto3 does with requests but not with a body that breaks off."""
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
         for left in reversed(range(self.attempts)):
             try:
-                answer = self.client.get_object(Bucket=self.bucket, Key=key)
-                body: bytes = answer["Body"].read()
+                body: bytes = self.client.get_object(**where)["Body"].read()
                 return body
             except (HTTPClientError, IncompleteReadError):
                 if not left:
