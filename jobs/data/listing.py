@@ -46,12 +46,14 @@ def in_folders(root: Path) -> Iterator[Picture]:
                 )
             continue
         for label in sorted(d.name for d in folder.iterdir() if d.is_dir() and d.name[0] != "."):
+            empty = True
             with os.scandir(folder / label) as entries:
-                found = [e for e in entries if e.is_file() and e.name[0] != "."]
-            if not found:
+                for entry in entries:
+                    if entry.is_file() and entry.name[0] != ".":
+                        empty = False
+                        yield _on_disk(entry.path, entry.stat(), split, label)
+            if empty:
                 raise UnavailableError(f"{folder / label}: the class has no pictures")
-            for entry in sorted(found, key=lambda e: e.name):
-                yield _on_disk(entry.path, entry.stat(), split, label)
 
 
 def in_manifest(file: Path) -> Iterator[Picture]:

@@ -320,7 +320,6 @@ NAMES = (
     "Käse – groß.png",
     "emoji 🐈.png",
     "plus+and%2Fpercent.png",
-    "back\\slash.png",
     "CASE.png",
     "case.png",
     "no suffix",
@@ -525,7 +524,7 @@ def test_shards_in_a_bucket_and_on_the_disk_are_the_same_pictures(
         (shard({"1.png": png(1)}), "train/0.tar: 1 has no label, in 1.cls or 1.json"),
         (shard({"1.png": png(1), "1.json": b"[]"}), "1 has no label"),
         (b"no tar file", "train/0.tar: not a whole tar file"),
-        (shard(labelled(0, 9))[:9000], "train/0.tar: not a whole tar file"),
+        (shard(labelled(0, 9))[:1000], "train/0.tar: not a whole tar file"),
     ],
 )
 def test_a_shard_that_cannot_be_read_is_named(
