@@ -6,17 +6,14 @@ behind the last row that the index has is overwritten. Another file is begun whe
 another size, or when fewer than half of the rows would be in use.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -80,7 +77,7 @@ def decoded(listing: Iterable[Picture], settings: config.Data) -> Decoded:
             split, label, name, error = empty
             raise UnavailableError(f"{split}/{label}: not one readable picture, {name}: {error}")
         (height, width) = db.execute("SELECT height, width FROM store").fetchone()
-        pixels = mapped(file, (height, width))
+        pixels = mapped(file.path, (height, width))
         splits = {}
         for split in SPLITS:
             found = _rows(db, split, {name: number for number, name in enumerate(classes)})
@@ -108,24 +105,10 @@ def store(settings: config.Data) -> Path:
     return Path(settings.cache).expanduser() / f"pictures-{digest}"
 
 
-def mapped(file: IO[bytes], shape: Shape) -> torch.Tensor:
+def mapped(path: Path, shape: Shape) -> torch.Tensor:
     """The rows of a store's file, uint8 [M, 3, H, W]."""
-    rows = os.fstat(file.fileno()).st_size // (3 * shape[0] * shape[1])
-    return torch.from_numpy(np.memmap(file, np.uint8, mode="c", shape=(rows, 3, *shape)))
-
-
-def held(path: Path) -> IO[bytes]:
-    """A store's file, opened; it is not removed as long as any process has it open.
-
-    Raises:
-        FileNotFoundError: it is gone.
-    """
-    file = path.open("rb")
-    fcntl.flock(file, fcntl.LOCK_SH)
-    if os.fstat(file.fileno()).st_nlink:
-        return file
-    file.close()
-    raise FileNotFoundError(path)
+    rows = path.stat().st_size // (3 * shape[0] * shape[1])
+    return torch.from_numpy(np.memmap(path, np.uint8, mode="c", shape=(rows, 3, *shape)))
 
 
 def _note(db: sqlite3.Connection, listing: Iterable[Picture]) -> None:
@@ -161,15 +144,14 @@ def _classes(db: sqlite3.Connection, root: str) -> tuple[str, ...]:
     return tuple(sorted(train))
 
 
-def _fill(db: sqlite3.Connection, folder: Path, input_size: int) -> IO[bytes]:
+def _fill(db: sqlite3.Connection, folder: Path, input_size: int) -> index.Held:
     """Decodes what is wanted and not yet in the store; gives the file that has all of it."""
     with ThreadPoolExecutor() as pool:
         _measure(db, pool)
         file, shape = _file(db, folder, input_size)
         _decode(db, pool, file, shape)
-    opened = held(file)
     _remove_others(file)
-    return opened
+    return index.Held(file)
 
 
 def _measure(db: sqlite3.Connection, pool: ThreadPoolExecutor) -> None:
@@ -283,12 +265,10 @@ def _rows(db: sqlite3.Connection, split: str, numbers: dict[str, int]) -> NDArra
 
 
 def _remove_others(current: Path) -> None:
-    """Removes files of the store that were before this one, once no process has them open."""
+    """Removes files of the store that were before this one, unless a process holds them."""
     for path in current.parent.glob("pixels-*"):
         if path.suffix or path == current:
             continue
-        with path.open("rb") as file, suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+        if index.remove(path):
             for selection in path.parent.glob(f"{path.name}.*"):
                 selection.unlink()

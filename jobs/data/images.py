@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 from jobs import config
+from jobs.data.index import Held
 from jobs.seeds import generator
 
 RESIDENT_SHARE = 0.4  # of the free device memory that pixels may take
@@ -75,7 +76,7 @@ class Images:
     labels: Tensor  # int64 [N]
     settings: config.Data
     file_digests: NDArray[np.uint8] | None = None  # [N, 32], SHA-256 of pictures' files
-    file: IO[bytes] | None = None  # of a store, held open while the pixels are its memory map
+    file: Held | None = None  # of a store, whose memory map the pixels are
 
     @staticmethod
     def all(pixels: Tensor, labels: Tensor, settings: config.Data) -> "Images":

@@ -1,6 +1,7 @@
 """A folder of the cache with an index in SQLite, held by one process at a time."""
 
 import fcntl
+import os
 import sqlite3
 import time
 from collections import deque
@@ -44,6 +45,34 @@ def opened(folder: Path, schema: str) -> Iterator[sqlite3.Connection]:
                 yield db
         except sqlite3.DatabaseError as error:
             raise UnavailableError(f"{file}: {error}; {folder} may be deleted") from None
+
+
+class Held:
+    """A file that no process removes as long as any holds it; see :func:`remove`."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        if not os.fstat(self._descriptor).st_nlink:
+            raise FileNotFoundError(path)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+def remove(path: Path) -> bool:
+    """Removes a file unless it is held; whether it has."""
+    with path.open("rb") as file:
+        free = _taken(file.fileno())
+        if free:
+            path.unlink()
+        return free
 
 
 def _taken(lock: int) -> bool:

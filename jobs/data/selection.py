@@ -4,13 +4,12 @@
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from jobs import config
-from jobs.data import decoding
+from jobs.data import decoding, index
 from jobs.data.images import Images
 from jobs.data.sources import Source
 from jobs.runs import read_arrays, write_arrays
@@ -21,7 +20,7 @@ KEPT = 20  # in one store
 def remember(source: Source, digest: str) -> None:
     """For :func:`recalled`; the oldest selections are removed."""
     assert source.train.file is not None, "its pictures are those of a store"
-    path = Path(source.train.file.name)
+    path = source.train.file.path
     about = json.dumps([source.classes, source.name, source.skipped]).encode()
     shape = np.array(source.train.pixels.shape[-2:])
     arrays = {"about": np.frombuffer(about, np.uint8), "shape": shape}
@@ -39,12 +38,12 @@ def recalled(settings: config.Data, digest: str) -> Source | None:
     """The pictures of that digest as they were remembered; None where they no longer are."""
     for path in decoding.store(settings).glob(f"pixels-*.{digest}.npz"):
         try:
-            file = decoding.held(path.with_name(path.name.partition(".")[0]))
+            file = index.Held(path.with_name(path.name.partition(".")[0]))
             arrays = read_arrays(path)
         except FileNotFoundError:  # removed meanwhile
             continue
         height, width = arrays["shape"].tolist()
-        pixels = decoding.mapped(file, (height, width))
+        pixels = decoding.mapped(file.path, (height, width))
         train, test = (
             Images(
                 pixels,

@@ -125,7 +125,7 @@ def test_a_bucket_gives_what_the_same_folder_on_the_disk_does(
     assert there.description.digest == here.description.digest
     assert there.description.test_digest == here.description.test_digest
     assert torch.equal(there.train.raw(torch.arange(5)), here.train.raw(torch.arange(5)))
-    assert pixels(there) == pixels(here) and len(pixels(here)) == 18
+    assert pixels(there) == pixels(here) and len(pixels(here)) == 12, "some in both splits"
 
 
 def test_the_second_night_fetches_and_decodes_what_is_new_and_forgets_what_is_gone(
@@ -353,7 +353,6 @@ def test_no_key_leads_out_of_the_copy(
     )
     keys = [f"train/{label}/{name}" for name in hostile for label in ("cat", "dog")]
     keys += ["train/../x.png", "/train/cat/x.png", "train//x.png"]
-    taken = [key for key in keys if key.count("/") == 2 and "/.." not in key and key[0] != "/"]
 
     def entries(self: origins.Bucket, *_: object) -> Iterator[origins.Entry]:
         yield from (origins.Entry(self.prefix + key, '"1"', 1) for key in keys)
@@ -367,7 +366,7 @@ def test_no_key_leads_out_of_the_copy(
     monkeypatch.setattr(origins.Bucket, "entries", entries)
     monkeypatch.setattr(origins.Bucket, "fetch", fetch)
     before = set(tmp_path.iterdir())
-    assert len(pixels(load(pictures.settings))) == len(taken) == 8
+    assert len(pixels(load(pictures.settings))) == 8, "the last four names of each class"
     assert set(tmp_path.iterdir()) - before == {tmp_path / "cache"}
 
 
