@@ -70,12 +70,7 @@ def decoded(listing: Iterable[Picture], settings: config.Data) -> Decoded:
         _note(db, listing)
         classes = _classes(db, str(settings.root))
         file = _fill(db, folder, settings.input_size)
-        if empty := db.execute(
-            "SELECT split, label, name, max(error) FROM pictures JOIN wanted USING (name) "
-            "GROUP BY split, label HAVING count(row) = 0 ORDER BY split DESC, label"
-        ).fetchone():
-            split, label, name, error = empty
-            raise UnavailableError(f"{split}/{label}: not one readable picture, {name}: {error}")
+        _require_pictures(db)
         (height, width) = db.execute("SELECT height, width FROM store").fetchone()
         pixels = mapped(file.path, (height, width))
         splits = {}
@@ -142,6 +137,16 @@ def _classes(db: sqlite3.Connection, root: str) -> tuple[str, ...]:
             f"{root}: two classes at least are needed, found {sorted(train)} for training"
         )
     return tuple(sorted(train))
+
+
+def _require_pictures(db: sqlite3.Connection) -> None:
+    """Of each class in each split."""
+    if empty := db.execute(
+        "SELECT split, label, name, max(error) FROM pictures JOIN wanted USING (name) "
+        "GROUP BY split, label HAVING count(row) = 0 ORDER BY split DESC, label"
+    ).fetchone():
+        split, label, name, error = empty
+        raise UnavailableError(f"{split}/{label}: not one readable picture, {name}: {error}")
 
 
 def _fill(db: sqlite3.Connection, folder: Path, input_size: int) -> index.Held:

@@ -98,18 +98,18 @@ class Bucket:
             return True
 
     def _read(self, key: str) -> bytes:
-        """By a signed address, as boto3's own way costs twice the time; what fails so, and why, is
-        boto3's."""
+        """By a signed address, as boto3's own way takes twice the time. Once that has failed, be it
+        for a proxy, an authority or a region that boto3 knows of, its own way is taken."""
         where = {"Bucket": self.bucket, "Key": key}
         if self.direct:
             url = self.client.generate_presigned_url("get_object", Params=where)
             try:
                 answer = self.http.request("GET", url, decode_content=False)
-            except HTTPError:  # may be that a proxy or an authority is needed, which boto3 knows
-                self.direct = False
-            else:
                 if answer.status == 200:
                     return answer.data
+                self.direct = answer.status == 404
+            except HTTPError:
+                self.direct = False
         return self._read_slowly(where)
 
     def _read_slowly(self, where: dict[str, str]) -> bytes:

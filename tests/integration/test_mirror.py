@@ -16,11 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from botocore.exceptions import IncompleteReadError
+from botocore.response import StreamingBody
 from command import forked, job
 from conftest import tiny
 from drawings import make_photos
 from object_store import BUCKET, READER, Proxy
 from PIL import Image
+from urllib3 import PoolManager
+from urllib3.exceptions import SSLError
 
 from jobs import config, doctor
 from jobs.data import decoding, index, mirror, origins
@@ -541,6 +545,31 @@ def test_a_large_object_goes_straight_to_the_disk(
     monkeypatch.setattr(origins, "LARGE", 100)
     monkeypatch.setattr(origins.Bucket, "_read", lambda *_: pytest.fail("into memory"))
     assert len(pixels(load(pictures.settings))) == 6
+
+
+def test_what_signed_addresses_do_not_give_boto3_fetches_and_again_where_a_body_breaks_off(
+    pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures.fill(50)
+    asked: list[int] = []
+    broken: list[int] = []
+    read = StreamingBody.read
+
+    def refuse(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise SSLError("an unknown authority")
+
+    def break_off(self: StreamingBody, amt: int | None = None) -> bytes:
+        if not broken:
+            broken.append(1)
+            raise IncompleteReadError(actual_bytes=1, expected_bytes=2)
+        body: bytes = read(self, amt)
+        return body
+
+    monkeypatch.setattr(PoolManager, "request", refuse)
+    monkeypatch.setattr(StreamingBody, "read", break_off)
+    assert len(pixels(load(pictures.settings))) == 150
+    assert broken and 1 <= len(asked) <= origins.THREADS
 
 
 def test_memory_does_not_grow_with_the_listing(
