@@ -168,6 +168,19 @@ def test_a_picture_that_is_only_renamed_changes_no_digest_and_no_order(
     assert torch.equal(second.train.raw(every), first.train.raw(every))
 
 
+def test_a_test_set_that_is_set_aside_stays_nearly_the_same_while_the_data_grow(
+    pictures: Pictures,
+) -> None:
+    for i in range(200):
+        pictures.put(f"train/{('cat', 'dog')[i % 2]}/{i:03}.png", png(i))
+    before = {digest.tobytes() for digest in load(pictures.settings).test.digests()}
+    for i in range(200, 250):
+        pictures.put(f"train/{('cat', 'dog')[i % 2]}/{i:03}.png", png(i))
+    after = {digest.tobytes() for digest in load(pictures.settings).test.digests()}
+    assert (len(before), len(after)) == (40, 50)
+    assert len(before & after) >= 34, "drawn anew, it would be 8"
+
+
 def test_a_run_goes_on_with_what_it_began_with(
     pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
