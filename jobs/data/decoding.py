@@ -130,12 +130,12 @@ def _classes(db: sqlite3.Connection, root: str) -> tuple[str, ...]:
         {label for (label,) in db.execute("SELECT DISTINCT label FROM wanted WHERE split = ?", [s])}
         for s in SPLITS
     )
-    if strangers := sorted(test - train):
-        raise UnavailableError(f"{root}: test has classes that train has not: {strangers}")
     if len(train) < 2:
         raise UnavailableError(
             f"{root}: two classes at least are needed, found {sorted(train)} for training"
         )
+    if strangers := sorted(test - train):
+        raise UnavailableError(f"{root}: test has classes that train has not: {strangers}")
     return tuple(sorted(train))
 
 
