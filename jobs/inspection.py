@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs import config
 from jobs.config import Config
-from jobs.data import duplicates, findings, label_errors
-from jobs.data.dataset import Dataset, digest
+from jobs.data import decoding, duplicates, findings, label_errors
+from jobs.data.dataset import Dataset
 from jobs.data.findings import Finding
 from jobs.pipeline import Job
 from jobs.report import inspection as page
@@ -49,7 +50,7 @@ def _inspect(job: Job, out: Path) -> Counter[str]:
     log(f"doubles: {len(found)}")
     suspects, agreement = _label_errors(job)
     found += suspects
-    found += [_damaged(line, root) for line in data.description.skipped]
+    found += [_damaged(line, job.config.data) for line in data.description.skipped]
     found += _small_classes(data)
     found = findings.worst_first(found)
     write(out / "findings.csv", findings.to_csv(found))
@@ -76,7 +77,9 @@ def _features(job: Job) -> NDArray[np.float32]:
     made_of = hashlib.sha256()
     for tensor in job.pretrained.values():
         made_of.update(tensor.cpu().contiguous().numpy().tobytes())
-    parts = [*map(digest, data.splits.values()), settings.input_size, settings.normalization]
+    for images in data.splits.values():
+        made_of.update(images.digests().tobytes())
+    parts = [settings.input_size, settings.normalization]
     made_of.update(repr([*parts, str(job.device), torch.__version__]).encode())
     file = Path(settings.cache).expanduser() / f"features-{made_of.hexdigest()[:16]}.npy"
     if not file.is_file():
@@ -87,9 +90,9 @@ def _features(job: Job) -> NDArray[np.float32]:
     return features
 
 
-def _damaged(line: str, root: str | None) -> Finding:
+def _damaged(line: str, settings: config.Data) -> Finding:
     path, _, reason = line.partition(": ")
-    return Finding("damaged", path.removeprefix(f"{Path(root or '').expanduser()}/"), reason, 1.0)
+    return Finding("damaged", decoding.below_root(path, settings), reason, 1.0)
 
 
 def _small_classes(data: Dataset) -> list[Finding]:

@@ -145,13 +145,9 @@ class Job:
             UnavailableError: the data cannot be reached or read.
             ConfigurationError: it has too few images, or the validation split is empty.
         """
-        dataset = distributed.in_turns(lambda: load(self.config.data))
-        if not len(dataset.validation) and self.config.evaluation.select_on == "validation":
-            raise ConfigurationError(
-                f"data.validation: {self.config.data.validation} of {len(dataset.train)} training "
-                "images is none, and evaluation.select_on validation chooses by them"
-            )
-        distributed.once(self._describe, dataset)
+        dataset = distributed.in_turns(self._load)
+        if distributed.once(str, dataset.description.digest) != dataset.description.digest:
+            raise UnavailableError("the pictures changed while this job's processes read them")
         splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description.images)
         log(f"data: {dataset.description.source}: {splits}")
         height, width = dataset.description.image_size
@@ -161,6 +157,19 @@ class Job:
                 "larger pictures to that first"
             )
         return dataset.to(self.device.device)
+
+    def _load(self) -> Dataset:
+        """What the run began with, if it has begun; the first process says what that is."""
+        begun = (self.folder.path / "data.json").is_file()
+        dataset = load(self.config.data, self.folder.facts().digest if begun else None)
+        if not len(dataset.validation) and self.config.evaluation.select_on == "validation":
+            raise ConfigurationError(
+                f"data.validation: {self.config.data.validation} of {len(dataset.train)} training "
+                "images is none, and evaluation.select_on validation chooses by them"
+            )
+        if distributed.rank() == 0:
+            self._describe(dataset)
+        return dataset
 
     def _describe(self, dataset: Dataset) -> None:
         write(self.folder.path / "data.json", dataset.description.to_json())

@@ -12,6 +12,7 @@ import yaml
 from conftest import ROOT
 from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS
 
+from jobs import config
 from jobs.cli import app
 from serving.settings import Settings, from_environment
 
@@ -280,6 +281,28 @@ def test_a_start_on_a_gpu_may_take_as_long_everywhere(rendered: dict[str, str]) 
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert environment(container)["SERVING_COMPILE_CACHE"] == mounts["compiled"]
     assert named(objects, "PersistentVolumeClaim", "compiled")
+
+
+def test_own_pictures_are_read_with_their_own_credentials_into_a_volume_of_theirs(
+    rendered: dict[str, str],
+) -> None:
+    objects = list(yaml.safe_load_all(rendered["own-pictures"]))
+    pod = training(objects)["template"]["spec"]
+    [container] = pod["containers"]
+    variables: dict[str, str] = {}
+    for thing in of_kind(objects, "ConfigMap"):
+        variables |= thing["data"]
+    given = [option[6:] for option in container["args"] if option.startswith("--set=")]
+    settings = [re.sub(r"\$\((\w+)\)", lambda m: variables[m[1]], option) for option in given]
+    resolved = config.load(variables["CONFIG"], settings)
+    assert resolved.data.source == "folder" and resolved.data.root == "s3://CHANGE-ME/pictures"
+    assert resolved.export.name == "own_pictures" and resolved.storage.uri != resolved.data.root
+    assert resolved.data.s3.profile == "pictures" and resolved.storage.profile is None
+
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert resolved.data.cache in mounts and mounts["/etc/pictures"]["readOnly"]
+    assert environment(container)["AWS_SHARED_CREDENTIALS_FILE"] == "/etc/pictures/credentials"
+    assert "pictures-credentials" not in yaml.safe_dump(inference(objects))
 
 
 def test_every_alert_is_explained(rendered: dict[str, str]) -> None:
