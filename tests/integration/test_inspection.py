@@ -92,7 +92,7 @@ PLANTED = {
 def test_a_double_is_found_whatever_was_done_to_it(change: str) -> None:
     pictures = [scene(seed) for seed in range(20)]
     pictures.append(CHANGES[change](pictures[7]))
-    small = torch.stack([torch.from_numpy(np.asarray(p.resize((32, 32)))) for p in pictures])
+    small = torch.stack([torch.tensor(np.asarray(p.resize((32, 32)))) for p in pictures])
     pairs = duplicates.find(small.permute(0, 3, 1, 2).contiguous(), torch.device("cpu"))
     assert [(pair.first, pair.second) for pair in pairs] == [(7, 20)]
     assert pairs[0].similarity == 1 if change == "copied" else 0.93 <= pairs[0].similarity <= 1

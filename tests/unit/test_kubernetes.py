@@ -291,11 +291,11 @@ def test_own_pictures_are_read_with_their_own_credentials_into_a_volume_of_their
     [container] = pod["containers"]
     variables: dict[str, str] = {}
     for thing in of_kind(objects, "ConfigMap"):
-        variables |= thing["data"]
+        variables |= {k: v.replace("CHANGE-ME", "mine") for k, v in thing["data"].items()}
     given = [option[6:] for option in container["args"] if option.startswith("--set=")]
     settings = [re.sub(r"\$\((\w+)\)", lambda m: variables[m[1]], option) for option in given]
     resolved = config.load(variables["CONFIG"], settings)
-    assert resolved.data.source == "folder" and resolved.data.root == "s3://CHANGE-ME/pictures"
+    assert resolved.data.source == "folder" and resolved.data.root == "s3://mine/pictures"
     assert resolved.export.name == "own_pictures" and resolved.storage.uri != resolved.data.root
     assert resolved.data.s3.profile == "pictures" and resolved.storage.profile is None
 
