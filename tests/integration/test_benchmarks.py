@@ -79,10 +79,11 @@ def test_what_is_measured_on_a_gpu_is_kept_stage_by_stage(tmp_path: Path) -> Non
     options = ["--data", str(tmp_path / "photos"), "--config", str(config), "--weights", "random"]
     options += ["--part=--size 75 --batch 4 --steps 1 --side 64 --pictures 4"]
     options += ["--work", str(tmp_path / "work")]
-    options += ["--stages", "ceilings,scoring,checkpoint,decoding,eager-job"]
+    options += ["--stages", "ceilings,scoring,checkpoint,decoding,heuristics-256,eager-job"]
     stages = measured("gpu", tmp_path, *options)["stages"]
     assert stages["ceilings"]["copy_bytes_per_second"] > 0
     assert stages["scoring"]["images_per_second"] > 0
+    assert stages["heuristics-256"]["images_per_second"] > 0
     assert stages["checkpoint"]["waited_seconds"] < stages["checkpoint"]["written_seconds"]
     assert stages["decoding"]["images"] and any((tmp_path / "work" / "cache").iterdir())
     variants = stages["eager-job"]["variants"]
