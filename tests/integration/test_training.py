@@ -464,7 +464,7 @@ def test_a_balanced_head_knows_a_rare_class_better(pretrained: models.State) -> 
     labels = torch.cat([torch.zeros(180), torch.ones(20)]).long()
     values = torch.randn(200, 2048, generator=torch.Generator().manual_seed(0))
     values[:, 0] += 2.0 * labels
-    values[:, 1:] *= 0.01
+    values[:, 1:] = 0  # nothing to learn the rare ones by heart with
     recalls = {}
     for balance in ("none", "logits"):
         chosen = variant("frozen", epochs=30, batch_size=20, learning_rate=0.05, balance=balance)
