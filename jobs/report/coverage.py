@@ -3,7 +3,8 @@ their share (the risk-coverage curve: El-Yaniv and Wiener 2010).
 
 A picture gets an answer if its largest probability is no smaller than a threshold. Temperature and
 thresholds come from the validation pictures and are then applied to the test set, which chooses
-nothing here either.
+nothing here either. Of all thresholds the best-looking one is partly so by luck, so an aim counts
+as reached where the lower end of the accuracy's interval reaches it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from jobs.statistics import best_temperature
 from serving.messages import softmax
 
 TARGETS = (0.9, 0.95, 0.99)
-FEWEST = 20  # answers that an accuracy is given for
+FEWEST = 20  # answers that an accuracy is drawn for
+Z = 1.96  # of 95 % intervals
 
 Floats = NDArray[np.float64]
 
@@ -50,10 +52,19 @@ class Answers:
         return counts, self.right.cumsum()[counts - 1] / counts
 
     def threshold(self, target: float) -> float | None:
-        """The smallest probability from which on so large a share of the answers is right."""
+        """The smallest probability from which on so large a share of the answers is right, or more,
+        as far as so many tell."""
         counts, accuracy = self.curve()
-        enough = counts[accuracy >= target]
+        enough = counts[lower_end(accuracy, counts) >= target]
         return float(self.confidence[enough[-1] - 1]) if len(enough) else None
+
+
+def lower_end(shares: Floats, counts: NDArray[np.int64]) -> Floats:
+    """Of the 95 % intervals (Wilson 1927) of shares [M], each of so many, [M]."""
+    centre = shares + Z**2 / (2 * counts)
+    reach = Z * np.sqrt(shares * (1 - shares) / counts + (Z / (2 * counts)) ** 2)
+    low: Floats = (centre - reach) / (1 + Z**2 / counts)
+    return low
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Point:
     """What a threshold gives on the test set."""
 
     target: float
-    """The share of right answers that it was chosen for."""
+    """The share of right answers that it was chosen for, at least."""
     threshold: float
     answered: float
     """Share of the pictures."""

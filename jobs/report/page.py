@@ -95,7 +95,6 @@ def _page(
         variants=comparison.variants,
         pictures=pictures,
         covered=covered,
-        fewest=coverage.FEWEST,
         layers=LAYERS,
         palette=plots.colours(list(comparison.variants)),
         lecture=lecture,
