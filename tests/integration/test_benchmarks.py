@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, tiny
-from drawings import make_photos
+from drawings import make_photos, photo
 
 
 def measured(name: str, out: Path, *options: str, file: str = "") -> dict[str, Any]:
@@ -67,6 +67,20 @@ def test_memory_is_measured(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path / "photos"), "--size", "75")
     figures = measured("memory", tmp_path, *data)
     assert figures["images"] == 26 and figures["model_bytes"] > 4 * 25e6, "its weights"
+
+
+@pytest.mark.slow
+def test_a_bucket_is_measured_against_plain_loops_and_the_disk(tmp_path: Path) -> None:
+    for i in range(6):
+        photo(tmp_path / "photos" / f"{i}.jpg", seed=i)
+    little = ("--count", "6", "--rounds", "1", "--objects", "2000")
+    figures = measured("bucket", tmp_path, "--pictures", str(tmp_path / "photos"), *little)
+    ways = {"loop", "threads", "mirror", "decode", "disk", "night"}
+    assert set(figures["pictures_per_second"]) == ways and figures["pictures"] == 6
+    rates = figures["pictures_per_second"]
+    assert figures["ratios"]["mirror/loop"] == pytest.approx(rates["mirror"] / rates["loop"])
+    assert [row["objects"] for row in figures["listing"]] == [200, 2000]
+    assert all(row["peak"] >= row["before"] > 0 for row in figures["listing"])
 
 
 @pytest.mark.slow

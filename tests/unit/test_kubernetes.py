@@ -14,6 +14,7 @@ from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS
 
 from jobs import config
 from jobs.cli import app
+from jobs.errors import ConfigurationError
 from serving.settings import Settings, from_environment
 
 VERSIONS = ("1.29", "1.33", "1.37")
@@ -291,9 +292,12 @@ def test_own_pictures_are_read_with_their_own_credentials_into_a_volume_of_their
     [container] = pod["containers"]
     variables: dict[str, str] = {}
     for thing in of_kind(objects, "ConfigMap"):
-        variables |= {k: v.replace("CHANGE-ME", "mine") for k, v in thing["data"].items()}
+        variables |= thing["data"]
     given = [option[6:] for option in container["args"] if option.startswith("--set=")]
     settings = [re.sub(r"\$\((\w+)\)", lambda m: variables[m[1]], option) for option in given]
+    with pytest.raises(ConfigurationError, match="written s3://bucket/prefix"):
+        config.load(variables["CONFIG"], settings)  # nobody has changed it yet
+    settings = [setting.replace("CHANGE-ME", "mine") for setting in settings]
     resolved = config.load(variables["CONFIG"], settings)
     assert resolved.data.source == "folder" and resolved.data.root == "s3://mine/pictures"
     assert resolved.export.name == "own_pictures" and resolved.storage.uri != resolved.data.root
