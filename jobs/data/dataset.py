@@ -38,11 +38,7 @@ class Dataset:
     @property
     def paths(self) -> list[str]:
         """Of all images, in the order of `splits`."""
-        return [
-            path
-            for split, images in self.splits.items()
-            for path in images.paths("test" if split == "test" else "train")
-        ]
+        return [path for images in self.splits.values() for path in images.paths]
 
     @property
     def labels(self) -> Tensor:
@@ -74,6 +70,7 @@ def load(settings: config.Data) -> Dataset:
         ConfigurationError: it has fewer images than requested, or lacks an excluded one.
     """
     source = sources.find(settings.source).load(settings)
+    source = replace(source, train=source.train.named("train"), test=source.test.named("test"))
     source = _without_excluded(source, settings.exclude)
     train = _subset(source.train, settings.train_images, "train_images")
     test = _subset(source.test, settings.test_images, "test_images")
@@ -107,7 +104,7 @@ def _without_excluded(source: sources.Source, excluded: Sequence[str]) -> source
     if not excluded:
         return source
     out = set(excluded)
-    train, test = source.train.paths("train"), source.test.paths("test")
+    train, test = source.train.paths, source.test.paths
     damaged = [Path(line.partition(": ")[0]) for line in source.skipped]
     known = {*train, *test, *("/".join(path.parts[-3:]) for path in damaged)}
     strangers = [path for path in excluded if path not in known]

@@ -44,7 +44,7 @@ def decoded(
     notes = json.loads(notes_file.read_text())
     array = np.load(pixels_file, mmap_mode="c")[: len(notes["labels"])]
     pixels, labels = torch.from_numpy(array), torch.tensor(notes["labels"])
-    names = _kept([path for path, _ in listing], notes["skipped"])
+    names = np.array(_kept([path for path, _ in listing], notes["skipped"]), dtype=object)
     return Images.all(pixels, labels, settings, pixels_file, names), notes["skipped"]
 
 

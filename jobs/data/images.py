@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
@@ -72,7 +74,7 @@ class Images:
     labels: Tensor  # int64 [N]
     settings: config.Data
     file: Path | None = None  # in the cache, whose memory map the pixels are
-    names: Sequence[str] = ()  # of the files, below the data's root, by row of pixels
+    names: NDArray[np.object_] | None = None  # str [N]: of the files, below the data's root
 
     @staticmethod
     def all(
@@ -80,7 +82,7 @@ class Images:
         labels: Tensor,
         settings: config.Data,
         file: Path | None = None,
-        names: Sequence[str] = (),
+        names: NDArray[np.object_] | None = None,
     ) -> "Images":
         """A row for every label."""
         return Images(pixels, torch.arange(len(labels)), labels, settings, file, names)
@@ -97,17 +99,25 @@ class Images:
                 pixels, rows = pixels.to(device), rows.to(device)
         return replace(self, pixels=pixels, rows=rows, labels=self.labels.to(device))
 
-    def paths(self, split: str) -> list[str]:
-        """What each image is called, for a person and in `data.exclude`: its file's name below the
-        data's root, or the split and its number in a source that has no files."""
-        rows = self.rows.tolist()
-        if not self.names:
-            return [f"{split}/{row}" for row in rows]
-        return [self.names[row] for row in rows]
+    def named(self, split: str) -> "Images":
+        """With names: those of the files, or in a source without files the split and a number."""
+        if self.names is not None:
+            return self
+        names = [f"{split}/{row}" for row in self.rows.tolist()]
+        return replace(self, names=np.array(names, dtype=object))
+
+    @property
+    def paths(self) -> list[str]:
+        """What each image is called, on pages and in `data.exclude`."""
+        assert self.names is not None, "named comes first"
+        paths: list[str] = self.names.tolist()
+        return paths
 
     def take(self, positions: Tensor) -> "Images":
         """The images at int64 `positions`; no pixel is copied."""
-        return replace(self, rows=self.rows[positions], labels=self.labels[positions])
+        names = None if self.names is None else self.names[positions.cpu().numpy()]
+        rows, labels = self.rows[positions], self.labels[positions]
+        return replace(self, rows=rows, labels=labels, names=names)
 
     @property
     def resident(self) -> bool:
