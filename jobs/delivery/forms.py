@@ -100,6 +100,7 @@ def _quantised(model: Any, train: Images, count: int) -> Any:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime"
     import nncf
 
+    nncf.set_log_level(logging.ERROR)  # it says on stdout which operations stay as they are
     order = torch.randperm(len(train), generator=generator("calibration"))[:count]
     # Its own bars are drawn for a terminal even where there is none.
     with task("export, ranges for int8", len(order)) as advance, redirect_stdout(io.StringIO()):
