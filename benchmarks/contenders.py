@@ -121,7 +121,7 @@ def write_eager(archive: Path, folder: Path) -> None:
 
     with unpacked(archive) as files:
         program = torch.export.load(files / FILES["program"][0])
-    state = {k.removeprefix("network."): v.detach() for k, v in program.state_dict.items()}
+    state = {k.removeprefix("trunk."): v.detach() for k, v in program.state_dict.items()}
     torch.save(state, folder / "weights.pth")
     names = dict(enumerate(open_model(archive).classes))
     (folder / "index_to_name.json").write_text(json.dumps(names))

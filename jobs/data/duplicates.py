@@ -29,6 +29,7 @@ SIMILAR = 0.93  # correlation from which two pictures are one; measured: docs/in
 CLOSER = 11
 SAMPLE = 1000  # pictures that say how far neighbours are
 AT_ONCE = 1024  # pictures
+ON_CPU = 5000  # pictures, up to which a processor takes seconds
 COSINES = 2**26  # that are held at once, whatever there are of pictures: 268 MB
 
 
@@ -54,7 +55,10 @@ def among(dataset: Dataset, small: Tensor, device: torch.device) -> Doubles:
     Args:
         small: uint8 [N, 3, S, S], of all its images.
     """
-    pairs, tests = find(small, device), len(dataset.test)
+    # Smaller pictures show too little to tell the same one from a likeness: two digits of 8×8 by
+    # one hand, say.
+    near = min(dataset.description.image_size) >= SIDE
+    pairs, tests = find(small, device, near=near), len(dataset.test)
     found = named(pairs, dataset.paths, dataset.labels.tolist(), tests)
     return Doubles(findings.worst_first(found), tuple(leaked(pairs, len(small), tests)))
 
@@ -76,20 +80,22 @@ def thumbnails(dataset: Dataset) -> Tensor:
     return torch.cat(parts)
 
 
-def find(small: Tensor, device: torch.device) -> list[Pair]:
+def find(small: Tensor, device: torch.device, *, near: bool = True) -> list[Pair]:
     """All pairs of which the two are the same picture; of several copies, some pairs only, but
     each copy is the second of one.
 
     Args:
         small: uint8 [N, 3, S, S], as :func:`thumbnails` makes them.
+        near: whether pictures that are not equal may be the same.
     """
     kept: dict[bytes, int] = {}
     digests = (hashlib.sha256(picture.tobytes()).digest() for picture in small.numpy())
     firsts = [kept.setdefault(digest, i) for i, digest in enumerate(digests)]
     pairs = [Pair(first, i, 1.0) for i, first in enumerate(firsts) if first != i]
     different = torch.tensor(list(kept.values()))
-    if len(different) > 1:
-        first, second, similarity = _near(small[different].to(device))
+    if near and len(different) > 1:
+        chosen = device if len(different) > ON_CPU else torch.device("cpu")
+        first, second, similarity = _near(small[different].to(chosen))
         found = zip(different[first].tolist(), different[second].tolist(), similarity, strict=True)
         pairs += [Pair(*pair) for pair in found]
     return pairs
