@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import logging
 import subprocess
 import sys
 import zipfile
@@ -135,6 +136,9 @@ def test_a_predictor_of_a_cpu_imports_neither_torch_nor_torchserve(unpacked: Pat
 def test_a_form_that_is_off_on_this_machine_gives_way_to_the_next(
     exported: RunFolder, strange_integers: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # Libraries that other tests import disable loggers, or raise the root's level.
+    logging.getLogger("serving.predictor").disabled = False
+    caplog.set_level(logging.WARNING, "serving.predictor")
     predictor = Predictor.open(strange_integers)
     assert predictor.form == "float" and "float serves instead" in caplog.text
     picture = pictures(exported, 1)[0]
