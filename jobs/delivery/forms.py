@@ -40,12 +40,12 @@ class Served(nn.Module):
         super().__init__()
         # Without the last layer and dropout, which does nothing in eval mode.
         outputs = {BLOCKS[-1]: "places", "flatten": "features"}
-        self.trunk, self.fc = create_feature_extractor(network, outputs), network.fc
+        self.network, self.fc = create_feature_extractor(network, outputs), network.fc
         self.input_size, self.normalization = input_size, normalization
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = self.trunk(to_input(images, self.input_size, self.normalization))
-        maps = models.class_maps(found["places"], self.fc)
+        found = self.network(to_input(images, self.input_size, self.normalization))
+        maps = models.class_maps(found["places"], self.fc.weight)
         return self.fc(found["features"]), found["features"], maps
 
 

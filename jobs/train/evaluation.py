@@ -59,7 +59,7 @@ def class_maps(
     for inputs, _ in images.batches(parts):
         with autocast():
             places = trunk(inputs)[BLOCKS[-1]]
-        maps.append(models.class_maps(places.float(), network.fc).cpu())
+        maps.append(models.class_maps(places.float().cpu(), network.fc.weight.cpu()))
     return torch.cat(maps)
 
 

@@ -205,13 +205,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def class_maps(places: Tensor, head: nn.Linear) -> Tensor:
-    """Class maps [N, C, h, w] of the last block's output [N, 2048, h, w] (Zhou et al. 2016).
+def class_maps(places: Tensor, weight: Tensor) -> Tensor:
+    """Class maps [N, C, h, w] of the last block's output [N, 2048, h, w] and the last layer's
+    weights [C, 2048] (Zhou et al. 2016).
 
-    The last layer without its bias at every place, where the network pools first: a map's mean over
+    That layer without its bias at every place, where the network pools first: a map's mean over
     the places and the bias add up to the logit.
     """
-    return F.conv2d(places, head.weight[:, :, None, None])
+    return F.conv2d(places, weight[:, :, None, None])
 
 
 def describe(num_classes: int, input_size: int) -> dict[str, Any]:
