@@ -136,7 +136,7 @@ USER 1000:1000
 # For clusters without internet: BAKE_DATA=1 puts CIFAR-10 and the ImageNet weights into HOME.
 ARG BAKE_DATA=
 RUN if [ -n "$BAKE_DATA" ]; then \
-        python -c "from jobs import config, data, models; data.cifar10(config.Data()); models.load_pretrained('imagenet')"; \
+        python -c "from jobs.config import Data; from jobs.data.sources import cifar10; from jobs.train import models; cifar10.load(Data()); models.load_pretrained('imagenet')"; \
     fi
 # From here, the job's default `runs` is the folder /runs.
 WORKDIR /

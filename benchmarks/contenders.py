@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,13 @@ def service(archive: Path, folder: Path) -> Contender:
         label=lambda answer: str(answer["label"]),
         ready=f"http://127.0.0.1:{port}/readyz",
     )
+
+
+def asgi(archive: Path, folder: Path) -> Contender:
+    """The same with its other engine."""
+    made = service(archive, folder)
+    environment = {**made.environment, "SERVING_ENGINE": "asgi"}
+    return replace(made, name="asgi", environment=environment)
 
 
 def stock(archive: Path, folder: Path) -> Contender:
@@ -114,7 +121,7 @@ def write_eager(archive: Path, folder: Path) -> None:
 
     with unpacked(archive) as files:
         program = torch.export.load(files / FILES["program"][0])
-    state = {k.removeprefix("network."): v.detach() for k, v in program.state_dict.items()}
+    state = {k.removeprefix("trunk."): v.detach() for k, v in program.state_dict.items()}
     torch.save(state, folder / "weights.pth")
     names = dict(enumerate(open_model(archive).classes))
     (folder / "index_to_name.json").write_text(json.dumps(names))

@@ -33,9 +33,11 @@ from jobs.runs import RunFolder
 
 BATCHES = (128, 256, 512, 768)
 JOBS = {"eager": False, "compiled": True, "compiled-again": True}
+TRIALS = {"heuristics": 0, "three-trials": 3}  # of cuDNN's kernels, in steps that are not compiled
 STAGES = (
     *("ceilings", "scoring", "checkpoint"),
     *(f"{form}-{batch}" for batch in BATCHES for form in JOBS),
+    *(f"{choice}-256" for choice in TRIALS),
     *("decoding", *(f"{form}-job" for form in JOBS)),
 )
 
@@ -62,7 +64,10 @@ def stage_of(name: str, options: argparse.Namespace) -> Stage:
     form, _, batch = name.rpartition("-")
     if not batch.isdigit():
         return functools.partial(_part, options, [name], None)
-    arguments = ["steps", "--batch", batch, *["--compiled"] * JOBS[form]]
+    arguments = ["steps", "--batch", batch]
+    if form in TRIALS:
+        return functools.partial(_part, options, [*arguments, "--trials", str(TRIALS[form])], None)
+    arguments += ["--compiled"] * JOBS[form]
     cache = options.work / f"compiled-{batch}"
     if form == "compiled":
         shutil.rmtree(cache, ignore_errors=True)

@@ -131,6 +131,13 @@ def _images(options: argparse.Namespace, count: int) -> Images:
     return Images.all(pixels, torch.arange(count) % 10, config.Data(input_size=options.size))
 
 
+def choose_kernels(trials: int | None) -> None:
+    """How many of cuDNN's kernels are tried before one is taken: 0 for its heuristics alone."""
+    if trials is not None:
+        torch.backends.cudnn.benchmark = trials > 0
+        torch.backends.cudnn.benchmark_limit = trials
+
+
 PARTS = {part.__name__: part for part in (ceilings, steps, scoring, checkpoint, decoding)}
 
 
@@ -139,6 +146,7 @@ def main() -> None:
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--trials", type=int, help="of cuDNN's kernels; as the job's when absent")
     parser.add_argument("--steps", type=int, default=REPEATS)
     parser.add_argument("--size", type=int, default=299)
     parser.add_argument("--side", type=int, default=8192, help="of the matrix product")
@@ -146,7 +154,9 @@ def main() -> None:
     parser.add_argument("--config", default="h200")
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
-    found = PARTS[options.part](options, devices.choose(config.Runtime()))
+    device = devices.choose(config.Runtime())
+    choose_kernels(options.trials)  # after the job's own choice
+    found = PARTS[options.part](options, device)
     print(json.dumps(found))
 
 

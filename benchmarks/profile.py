@@ -14,9 +14,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import record
+from benchmarks.gpu_parts import seconds as seconds_of
 from jobs import config, devices
 from jobs.data.images import Images
 from jobs.data.sources import generated
@@ -44,15 +46,11 @@ def kind_of(operation: str) -> str:
     return next(matches, "other")
 
 
-def best_rate(device: devices.Device, side: int = 2048) -> float:
-    """Floating-point operations per second of a matrix product [side, side] × [side, side]."""
+def best_rate(device: devices.Device) -> float:
+    """Floating-point operations a second of a large matrix product."""
+    side = 8192 if device.device.type == "cuda" else 2048
     a = torch.randn(side, side, device=device.device, dtype=device.dtype)
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        (a @ a).sum().item()
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds)
+    return 2 * side**3 / seconds_of(lambda: a @ a)
 
 
 def main() -> None:
@@ -86,12 +84,15 @@ def main() -> None:
         trainer.totals.tolist()
     seconds: dict[str, float] = defaultdict(float)
     for event in profiled.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel, whose time is already that of the operation that launched it
         own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         seconds[kind_of(event.key)] += own / 1e6 / options.steps
     whole = sum(seconds.values())
     ranked = sorted(seconds.items(), key=lambda item: -item[1])
     record.show(("kind", "s a step", "share"), [(k, s, f"{s / whole:.1%}") for k, s in ranked])
-    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+    where = "device" if on_gpu else "cpu"
+    print(profiled.key_averages().table(sort_by=f"self_{where}_time_total", row_limit=15))
     rates = {"best_rate": best_rate(device), "rate": OPERATIONS * batch / unwatched}
     if options.size == 299:
         print({name: f"{rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()})

@@ -7,6 +7,7 @@
 measures in turn, in every round:
 
   service    `python -m serving` at its default settings
+  asgi       the same with its other engine
   stock      the same weights in TorchServe's own image classifier: eager fp32, its defaults, and
              the batches of its documentation (batch_size 8, max_batch_delay 50 ms)
   litserve   the same eager network in LitServe, as its documentation does it, batches as above
@@ -58,7 +59,7 @@ CPUINFO = Path("/proc/cpuinfo").read_text().replace("\n", " \n")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 CORES = processes.cores()
 RESULTS = Path(__file__).parent / "results"
-SERVERS = (contenders.service, contenders.stock, contenders.litserve)
+SERVERS = (contenders.service, contenders.stock, contenders.litserve, contenders.asgi)
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def ratios(
     found = []
     for clients in loads:
         ours = rates(done, "service", clients)
-        others = {name: rates(done, name, clients) for name in ("stock", "litserve")}
+        others = {name: rates(done, name, clients) for name in ("stock", "litserve", "asgi")}
         for name, theirs in {**others, **alone}.items():
             each = [our / their for our, their in zip(ours, theirs, strict=True) if their]
             found.append({"clients": clients, "other": name, "service_over_other": each})

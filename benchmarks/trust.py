@@ -1,5 +1,6 @@
 """Claim: of known pictures a share of α has a familiarity of α at most, sets of classes hold the
-right one as often as they say, and strangers are caught better than by probabilities alone.
+right one as often as they say, strangers are caught better than by probabilities alone, and a
+service whose pictures change notices it, with hardly a false alarm.
 
     python -m benchmarks.trust --data FOLDER --weights FILE      (some 10 minutes on 2 cores)
 
@@ -8,15 +9,21 @@ trunk's weights. The trunk stays as it is, so its features of a few thousand pic
 once and kept in `--cache`; a linear head learns from them. What is fitted is what an export fits.
 Known pictures are dealt anew to training, held-out and test ones for each of five seeds. Strangers
 are the classes of five pairs, each left out in turn, and pictures that are none of them: printed
-glyphs, noise, test pictures blurred in three strengths.
+glyphs, noise, test pictures blurred, pixelated and darkened in five strengths each.
 
 Every way of telling strangers has its threshold from the held-out pictures, at 5 % false alarms.
+
+A service is imitated by test pictures one after the other, in an order that is drawn. From some
+request on, a share of them is strangers. It notices at the first request at which its evidence is
+20, which it should reach in 5 % of the orders at most while nothing changes.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from math import log10
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -34,14 +41,19 @@ from jobs.delivery import trust
 from jobs.seeds import generator
 from jobs.train import models
 from jobs.train.features import extract
+from serving.drift import Drift
 from serving.messages import softmax
 from serving.trust import Trust, roots
 
-TRAIN, HELD_OUT, TEST, STRANGE = 2000, 500, 1000, 250  # pictures
-SIDES = (16, 12, 8)  # pixels that are left of 32 in each strength of blur
+TRAIN, HELD_OUT, TEST, STRANGE = 2000, 500, 4000, 250  # pictures
+SIDES = (24, 16, 12, 8, 4)  # pixels that are left of 32 in each strength of blur and pixelation
+LIGHT = (0.8, 0.6, 0.4, 0.2, 0.1)  # that is left in each strength of darkness, as a share
 SEEDS, CLASSES = 5, 10
 SHARES, CONFIDENCES = (0.01, 0.05, 0.1), (0.8, 0.9, 0.95, 0.99)
 FALSE_ALARMS = 0.05
+ORDERS, CHANGED_ORDERS = 200, 50  # of test pictures, over all seeds
+BEFORE, AFTER = 500, 2000  # requests before the change, and those it has to be noticed within
+STRANGERS = (0.1, 0.3, 1.0)  # their share of the requests after it
 
 Array = NDArray[np.float32]
 Split = tuple[Array, NDArray[np.int64]]
@@ -67,10 +79,19 @@ def main() -> None:
     strangers = {n: a for n, a in strangers.items() if not n.endswith("labels")}
     promises = [kept(*deal(known, seed)) for seed in range(SEEDS)]
     caught = [told_apart(known, strangers, seed) for seed in range(SEEDS)]
+    served = [streams(known, strangers, seed) for seed in range(SEEDS)]
     figures: dict[str, dict[str, Any]] = {
         "pictures": {"train": TRAIN, "held_out": HELD_OUT, "test": TEST, "strangers": STRANGE},
         "promises": _spread(promises),
         "strangers": _spread(caught),
+        "unchanged": {
+            "requests": TEST,
+            "orders": ORDERS,
+            "passed": alarms(served, Drift),
+            "passed, by familiarity": alarms(served, AgainstHeldOut),
+        },
+        "changed": {"before": BEFORE, "within": AFTER, "orders": CHANGED_ORDERS},
+        "noticed": noticed(served, list(strangers)),
     }
     record.show(
         ("promise", "kept, mean of seeds", "least", "most"),
@@ -79,6 +100,14 @@ def main() -> None:
     record.show(
         ("strangers, by", "mean of seeds", "least", "most"),
         [(name, f["mean"], f["least"], f["most"]) for name, f in figures["strangers"].items()],
+    )
+    print(f"alarms without a change, in {ORDERS} orders: {figures['unchanged']}")
+    record.show(
+        ("noticed after so many requests of", *(f"{share:.0%}" for share in STRANGERS)),
+        [
+            (name, *(by_share[str(share)]["median"] for share in STRANGERS))
+            for name, by_share in figures["noticed"].items()
+        ],
     )
     record.save("trust", options.out, SEEDS, figures)
 
@@ -104,7 +133,8 @@ def kept(train: Split, held_out: Split, test: Split) -> dict[str, float]:
     logits = head(train)
     temperature = trust.fit_temperature(logits(held_out[0]), held_out[1])
     fitted = trust.fit(train[0], held_out[0], logits(held_out[0]) / temperature, held_out[1])
-    p, familiarity = softmax(logits(test[0]) / temperature), fitted.familiarity(test[0])
+    p = softmax(logits(test[0]) / temperature)
+    familiarity = fitted.familiarity(fitted.strange(test[0]))
     found = {"accuracy": float((p.argmax(1) == test[1]).mean())}
     found |= {f"familiarity at {share}": float((familiarity <= share).mean()) for share in SHARES}
     for confidence in CONFIDENCES:
@@ -168,9 +198,83 @@ def _judged(
     return found
 
 
+Served = tuple[Array, dict[str, Array]]
+"""Strangeness of known pictures that are not those of training, and of strangers by their kind."""
+
+
+def streams(known: list[NDArray[Any]], strangers: Mapping[str, Array], seed: int) -> Served:
+    """What one deal's services get."""
+    train, held_out, test = deal(known, seed)
+    some = model_of(train)
+    others = np.concatenate([some.strange(held_out[0]), some.strange(test[0])])
+    return others, {name: some.strange(features) for name, features in strangers.items()}
+
+
+class AgainstHeldOut(Drift):
+    """What familiarity by itself would give: ranks among the held-out pictures alone."""
+
+    def _rank(self, strangeness: float) -> float:
+        before = list(self.remembered)
+        rank = super()._rank(strangeness)
+        self.remembered = before
+        return rank
+
+
+def alarms(served: list[Served], kind: type[Drift]) -> float:
+    """Share of the orders of unchanged pictures in which the evidence is ever 20."""
+    passed = []
+    for seed, (others, _) in enumerate(served):
+        for turn in range(ORDERS // SEEDS):
+            order = np.random.default_rng([seed, turn]).permutation(others)
+            drift = kind(order[:HELD_OUT], seed=turn)
+            passed.append(first_alarm(drift, order[HELD_OUT:].tolist()) is not None)
+    return fmean(passed)
+
+
+def first_alarm(drift: Drift, stream: Iterable[float]) -> int | None:
+    """At which request the evidence is 20, the first being 1; None if at none."""
+    for request, strangeness in enumerate(stream, start=1):
+        drift.add(strangeness)
+        if drift.evidence >= log10(1 / FALSE_ALARMS):
+            return request
+    return None
+
+
+def noticed(served: list[Served], names: list[str]) -> dict[str, dict[str, Any]]:
+    """By kind of strangers and their share, after how many requests, as a median over orders, and
+    in which share of the orders at all."""
+    found: dict[str, dict[str, list[int | None]]] = {
+        name: {str(share): [] for share in STRANGERS} for name in names
+    }
+    for seed, (others, strangers) in enumerate(served):
+        for turn in range(CHANGED_ORDERS // SEEDS):
+            rng = np.random.default_rng([seed, turn])
+            order = rng.permutation(others)
+            held_out, before, after, _ = np.split(order, np.cumsum([HELD_OUT, BEFORE, AFTER]))
+            drift = Drift(held_out, seed=turn)
+            if first_alarm(drift, before.tolist()) is not None:
+                continue  # a false alarm, which is counted elsewhere
+            for name in names:
+                for share in STRANGERS:
+                    drawn = rng.choice(strangers[name], AFTER)
+                    stream = np.where(rng.random(AFTER) < share, drawn, after).tolist()
+                    found[name][str(share)].append(first_alarm(deepcopy(drift), stream))
+    return {
+        name: {share: _summary(requests) for share, requests in by_share.items()}
+        for name, by_share in found.items()
+    }
+
+
+def _summary(requests: list[int | None]) -> dict[str, float | None]:
+    """The median counts those that were not noticed as later than all others."""
+    middle = median(AFTER + 1 if request is None else request for request in requests)
+    seen = fmean(request is not None for request in requests)
+    return {"median": None if middle > AFTER else middle, "noticed": seen}
+
+
 def ways(train: Split) -> dict[str, Strangeness]:
     """The chosen one, others that use features, and those that use the logits alone."""
-    some = trust.fit(train[0], train[0][:50], np.zeros((50, CLASSES), np.float32), train[1][:50])
+    some = model_of(train)
     return {
         "likelihood": lambda features, _: some.strange(features),
         "neighbours": neighbours(train, some),
@@ -178,6 +282,12 @@ def ways(train: Split) -> dict[str, Strangeness]:
         "probability": lambda _, logits: -softmax(logits).max(1),
         "energy": lambda _, logits: -np.logaddexp.reduce(logits, axis=1),
     }
+
+
+def model_of(train: Split) -> Trust:
+    """What tells how strange a picture is; nothing of it is calibrated."""
+    none = np.zeros((50, CLASSES), np.float32)
+    return trust.fit(train[0], train[0][:50], none, train[1][:50])
 
 
 def neighbours(train: Split, some: Trust, nearest: int = 5) -> Strangeness:
@@ -250,6 +360,8 @@ def kinds(dataset: Dataset) -> dict[str, Images]:
     noise = torch.randint(256, pixels.shape, generator=generator("noise"), dtype=torch.uint8)
     strange = {"glyphs": _scaled(glyphs, 32), "noise": noise}
     strange |= {f"blurred to {side}": _scaled(_scaled(pixels, side), 32) for side in SIDES}
+    strange |= {f"pixelated to {side}": _pixelated(pixels, side) for side in SIDES}
+    strange |= {f"darkened to {share:.0%}": (pixels * share).to(torch.uint8) for share in LIGHT}
     known = {"train": dataset.train, "held out": dataset.validation, "test": test}
     return known | {
         name: Images.all(p, torch.zeros(len(p), dtype=torch.int64), test.settings)
@@ -261,6 +373,12 @@ def _scaled(pixels: Tensor, side: int) -> Tensor:
     """uint8 [N, 3, side, side], bilinear."""
     x = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
     return x.round().clamp(0, 255).to(torch.uint8)
+
+
+def _pixelated(pixels: Tensor, side: int) -> Tensor:
+    """uint8 [N, 3, H, W] of so many squares a side."""
+    few = _scaled(pixels, side).float()
+    return F.interpolate(few, pixels.shape[-2:], mode="nearest-exact").to(torch.uint8)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,27 @@ def train(
 
 
 @app.command()
+def inspect(
+    config: ConfigOption = "default",
+    settings: SetOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the page.")] = Path(
+        "inspection"
+    ),
+) -> None:
+    """Look for doubles, leaks and wrong labels in the data, before anything is trained on it."""
+    from jobs import config as configuration
+
+    resolved = configuration.load(config, settings or ())
+    from jobs import inspection
+    from jobs.interruption import graceful
+
+    with graceful():
+        counts = inspection.inspect(resolved, out)
+    print(" · ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing found")
+    print(f"\n{out / 'index.html'}")
+
+
+@app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
 ) -> None:

@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from jobs.data import sources
+from jobs.data import findings, sources
 from jobs.errors import ConfigurationError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -47,10 +55,56 @@ STORED_EPOCHS = 4
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
+ADDRESS = r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$"
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+SECRETS = ("access_key", "secret", "token", "password", "credential")
+
+
+class S3(Section):
+    """How an S3 is reached. Credentials come from the environment, a profile of `~/.aws` or the
+    machine's role, never from here."""
+
+    endpoint_url: str | None = None
+    """Of an S3 that is not Amazon's."""
+    region: str | None = None
+    profile: str | None = None
+    """A section of the files in `~/.aws`, whose credentials then go before the environment's."""
+    path_style: bool = False
+    """`host/bucket/key` instead of `bucket.host/key`, which most other servers want."""
+    attempts: Count = 5
+    """Tries of each request, with growing pauses."""
+    connect_timeout: Annotated[float, Field(gt=0)] = 15.0
+    """Seconds."""
+    read_timeout: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds without a byte."""
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """Arguments of `serving.s3.client`."""
+        keys = ("endpoint_url", "region", "profile", "attempts", "connect_timeout", "read_timeout")
+        style = "path" if self.path_style else "auto"
+        return {"style": style, **{key: getattr(self, key) for key in keys}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_credentials(cls, raw: Any) -> Any:
+        """Says which key, and never the value: the message may end in a log."""
+        if not isinstance(raw, dict):
+            return raw
+        for key, value in raw.items():
+            named = any(word in str(key).lower() for word in SECRETS)
+            within = key in ("uri", "endpoint_url") and "@" in str(value)
+            if named or within:
+                raise ValueError(
+                    f"{key}: credentials do not belong here; boto3 finds them in the environment "
+                    "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), in ~/.aws or in a role"
+                )
+        return raw
 
 
 def _known_source(name: str) -> str:
@@ -59,14 +113,21 @@ def _known_source(name: str) -> str:
     return name
 
 
+def _paths(value: Any) -> Any:
+    return sorted(findings.paths_in(Path(value))) if isinstance(value, str) else value
+
+
 class Data(Section):
     source: Annotated[str, AfterValidator(_known_source)] = "cifar10"
     """A module of `jobs.data.sources`. `folder`: your own pictures. `digits`: handwritten ones,
     which come with scikit-learn. `generated`: textures drawn from a seed."""
     root: str | None = None
-    """`folder`: its root, required. `cifar10`: where the download is kept, else in `cache`."""
+    """`folder`, required: a folder or `s3://bucket/prefix` of class folders or tar shards, or a
+    manifest, `.csv` or `.parquet`. `cifar10`: where the download is kept, else in `cache`."""
+    s3: S3 = S3()
+    """Of a root in S3, which may be another than `storage`."""
     cache: str = "~/.cache/inception-transfer"
-    """Downloads, decoded folders and compiled code live here; safe to delete."""
+    """Downloads, decoded pictures and compiled code live here; safe to delete between runs."""
     train_images: Count | None = None
     """Use only so many training images, validation included, drawn by class; all when absent."""
     test_images: Count | None = None
@@ -80,8 +141,20 @@ class Data(Section):
     """Mirror every image in every other epoch, a random half of them first."""
     shift: Share = 0.125
     """Translate by up to this share of the side, edges repeated; 0.125 is 4 pixels of 32."""
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_paths), Field(strict=False)] = ()
+    """Pictures to leave out, by their paths below the root. Given as a file that lists them, such
+    as findings.csv of `python -m jobs inspect`; the resolved configuration has them all."""
     seed: int = 0
     """Draws subsets, the validation split and generated images; one for all `runtime.seeds`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.root or "").startswith("s3:"):
+            if self.source != "folder":
+                raise ValueError("root: only the source folder reads from S3")
+            if not re.match(ADDRESS, self.root or ""):
+                raise ValueError("root: written s3://bucket/prefix")
+        return self
 
     def stored_epochs(self, epochs: int) -> int:
         """Of how many epochs' draws a trunk that is a fixed function makes outputs, where so many
@@ -106,6 +179,9 @@ class Optim(Section):
     label_smoothing: Share = 0.1
     aux_weight: Annotated[float, Field(ge=0)] = 0.3
     """Weight of the auxiliary head's loss; 0 removes the head."""
+    balance: Literal["none", "logits"] = "none"
+    """For classes of different sizes: `logits` trains the network to answer as if all were equally
+    frequent (logit adjustment), for the sake of the small ones; see balanced accuracy."""
     average_decay: Share = 0.99
     """Exponential average of the weights, per step; 0 scores the weights themselves."""
 
@@ -144,6 +220,9 @@ class Variant(Section):
     """`all`, `head`, or the first block of the trunk to train, such as `Mixed_7a`."""
     batch_norm: Literal["auto", "train", "eval"] = "auto"
     """`auto`: batch statistics where a layer trains, stored ones where it is frozen."""
+    head_of: str | None = None
+    """An earlier variant, which trains the head alone: this one starts with that trained head
+    (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054)."""
     optim: Optim = Optim()
     """What differs from the section `optim`; the resolved file spells all of it out."""
 
@@ -217,53 +296,22 @@ class Promotion(Section):
     min_accuracy: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Per cent of the test images that have to be right."""
     tolerance: Annotated[float, Field(ge=0)] | None = 0.5
-    """Percentage points that a model may be worse than the one that serves, on the same test
-    images. Other test images close the gate; null lets the first model of a new set through."""
+    """Percentage points that a model may be worse than the one that serves, on the test images that
+    both were asked. Too few of these close the gate; null lets the first model of a new set in."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Median time that the archive may take for one picture on this machine; not measured when
     absent."""
 
 
-SECRETS = ("access_key", "secret", "token", "password", "credential")
-
-
-class Storage(Section):
-    uri: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$")] | None = None
-    """`s3://bucket/prefix`, where finished runs are published; nowhere when absent. Credentials
-    come from the environment or the machine's role, never from here."""
-    endpoint_url: str | None = None
-    """Of an S3 that is not Amazon's."""
-    region: str | None = None
-    path_style: bool = False
-    """`host/bucket/key` instead of `bucket.host/key`, which most other servers want."""
-    attempts: Count = 5
-    """Tries of each request, with growing pauses."""
-    connect_timeout: Annotated[float, Field(gt=0)] = 15.0
-    """Seconds."""
-    read_timeout: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds without a byte."""
+class Storage(S3):
+    uri: Annotated[str, Field(pattern=ADDRESS)] | None = None
+    """`s3://bucket/prefix`, where finished runs are published; nowhere when absent."""
     checksums: Literal["sha256", "md5"] = "sha256"
     """What the server checks uploads with; `md5` is for servers that know nothing newer."""
     encryption: Literal["none", "s3", "kms"] = "none"
     """`none` leaves it to the bucket's own setting."""
     kms_key: str | None = None
     """Id or ARN for `encryption: kms`; the account's own key when absent."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_credentials(cls, raw: Any) -> Any:
-        """Says which key, and never the value: the message may end in a log."""
-        if not isinstance(raw, dict):
-            return raw
-        for key, value in raw.items():
-            named = any(word in str(key).lower() for word in SECRETS)
-            within = key in ("uri", "endpoint_url") and "@" in str(value)
-            if named or within:
-                raise ValueError(
-                    f"{key}: credentials do not belong here; boto3 finds them in the environment "
-                    "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), in ~/.aws or in a role"
-                )
-        return raw
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -307,6 +355,7 @@ class Config(Section):
         problems = {
             f"variants: two have the same name: {names}": len(set(names)) < len(names),
             "variants: the name stand-in is taken by the source task": "stand-in" in names,
+            **self._head_problems(),
             "data.root: a folder source needs the folder": self.data.source == "folder"
             and not self.data.root,
             "data.validation: select_on validation needs a share above 0": not self.data.validation
@@ -321,6 +370,21 @@ class Config(Section):
             if found:
                 raise ValueError(problem)
         return self
+
+    def _head_problems(self) -> dict[str, bool]:
+        problems: dict[str, bool] = {}
+        earlier: set[str] = set()
+        for variant in self.variants:
+            problems[
+                f"variants.{variant.name}.head_of: {variant.head_of} is no earlier variant with "
+                "pretrained weights that trains its head alone"
+            ] = variant.head_of not in {None, *earlier}
+            problems[f"variants.{variant.name}.head_of: it needs init: pretrained, too"] = (
+                variant.head_of is not None and variant.init != "pretrained"
+            )
+            if variant.init == "pretrained" and variant.trainable == "head":
+                earlier.add(variant.name)
+        return problems
 
     def to_yaml(self) -> str:
         """The resolved configuration; loading it again gives an equal one."""
@@ -358,7 +422,8 @@ class Config(Section):
         for bf16 is another result.
         """
         dump = self.model_dump(mode="json", exclude=set(DELIVERY))
-        dump["data"].pop("cache")
+        for key in ("cache", "s3"):
+            dump["data"].pop(key)
         dump["evaluation"].pop("batch_size")
         for key in ("device", "compile", "checkpoint_every"):
             dump["runtime"].pop(key)

@@ -123,11 +123,11 @@ def check() -> None:
         raise interruption.interrupted()
 
 
-def once(work: Callable[[], T]) -> T:
+def once(work: Callable[..., T], *arguments: Any) -> T:
     """Runs `work` in the first process and returns its result, or raises its error, in all."""
     if size() == 1:
-        return work()
-    outcome: list[Any] = _attempt(work) if rank() == 0 else [None, None]
+        return work(*arguments)
+    outcome: list[Any] = _attempt(work, *arguments) if rank() == 0 else [None, None]
     dist.broadcast_object_list(outcome, src=0, group=_patient[0])
     result, error = outcome
     if error is not None:
@@ -139,7 +139,7 @@ def once(work: Callable[[], T]) -> T:
 def held_once(manager: AbstractContextManager[None]) -> Iterator[None]:
     """Enters a context in the first process alone."""
     with ExitStack() as stack:
-        once(lambda: stack.enter_context(manager))
+        once(stack.enter_context, manager)
         yield
 
 
@@ -163,9 +163,9 @@ def in_turns(work: Callable[[], T]) -> T:
     return result  # type: ignore[no-any-return]
 
 
-def _attempt(work: Callable[[], Any]) -> list[Any]:
+def _attempt(work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """A result, or an error that has its own exit code."""
     try:
-        return [work(), None]
+        return [work(*arguments), None]
     except (JobError, OSError) as error:
         return [None, error]

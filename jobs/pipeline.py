@@ -1,9 +1,9 @@
 """The job from configuration to run folder: every variant in turn, then comparison and report."""
 
-import functools
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3
 
 from jobs import devices, distributed, environment, errors
 from jobs.config import Config, Variant
+from jobs.data import duplicates, findings
 from jobs.data.dataset import Dataset, draw_source_task, load
 from jobs.data.images import Draws, Examples, Images
 from jobs.delivery import export, publishing
@@ -29,7 +29,8 @@ from jobs.results import Comparison, Diverged, Done, Trained
 from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
 from jobs.train import models, plan
 from jobs.train.evaluation import class_maps, predict, scores
-from jobs.train.features import extract
+from jobs.train.features import Features, extract
+from jobs.train.kept import examples, pairs, surest
 from jobs.train.training import Trainer, fit
 from serving.archive import Scores
 from serving.files import write
@@ -37,8 +38,9 @@ from serving.progress import log, task
 
 COARSE = 2  # from an input this many times as large as the images on, the log says so
 MISTAKES = 24  # pictures kept for the report
+MISTAKES = 24  # pictures kept for the report
 EXPLAINED = 8  # … of mistakes and of right answers each, with their class maps
-KEPT_SIDE = 96  # pixels
+WORST = 12  # … pairs of doubles
 STAND_IN_VERSION = 1  # to be raised when its pictures or its training change
 
 Array = NDArray[Any]
@@ -62,18 +64,19 @@ def run(config: Config, folder: RunFolder) -> Comparison:
                 result = _work(config, folder)
     if result.winner is None:
         raise JobError(f"no variant has a result, see {folder.path}/comparison.json")
-    distributed.once(lambda: _export(config, folder))
-    distributed.once(lambda: _publish(config, folder))
+    distributed.once(_export, config, folder)
+    distributed.once(_publish, config, folder)
     return result
 
 
 def _work(config: Config, folder: RunFolder) -> Comparison:
     job = Job(config, folder)
     job.announce()
+    distributed.once(job.find_doubles)
     for seed in config.runtime.seeds:
         for variant in config.variants:
             job.train(variant, seed)
-    return distributed.once(lambda: _conclude(config, folder))
+    return distributed.once(_conclude, config, folder)
 
 
 def _conclude(config: Config, folder: RunFolder) -> Comparison:
@@ -132,7 +135,7 @@ class Job:
         self.config, self.folder = config, folder
         self.device = devices.choose(config.runtime)
         devices.keep_compiled(Path(config.data.cache).expanduser() / "compiled")
-        distributed.once(lambda: folder.add_environment(environment.describe(self.device)))
+        distributed.once(folder.add_environment, environment.describe(self.device))
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -142,13 +145,9 @@ class Job:
             UnavailableError: the data cannot be reached or read.
             ConfigurationError: it has too few images, or the validation split is empty.
         """
-        dataset = distributed.in_turns(lambda: load(self.config.data))
-        if not len(dataset.validation) and self.config.evaluation.select_on == "validation":
-            raise ConfigurationError(
-                f"data.validation: {self.config.data.validation} of {len(dataset.train)} training "
-                "images is none, and evaluation.select_on validation chooses by them"
-            )
-        distributed.once(lambda: self._describe(dataset))
+        dataset = distributed.in_turns(self._load)
+        if distributed.once(str, dataset.description.digest) != dataset.description.digest:
+            raise UnavailableError("the pictures changed while this job's processes read them")
         splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description.images)
         log(f"data: {dataset.description.source}: {splits}")
         height, width = dataset.description.image_size
@@ -159,10 +158,36 @@ class Job:
             )
         return dataset.to(self.device.device)
 
+    def _load(self) -> Dataset:
+        """What the run began with, if it has begun; the first process says what that is."""
+        begun = (self.folder.path / "data.json").is_file()
+        dataset = load(self.config.data, self.folder.facts().digest if begun else None)
+        if not len(dataset.validation) and self.config.evaluation.select_on == "validation":
+            raise ConfigurationError(
+                f"data.validation: {self.config.data.validation} of {len(dataset.train)} training "
+                "images is none, and evaluation.select_on validation chooses by them"
+            )
+        if distributed.rank() == 0:
+            self._describe(dataset)
+        return dataset
+
     def _describe(self, dataset: Dataset) -> None:
         write(self.folder.path / "data.json", dataset.description.to_json())
         architecture = models.describe(len(dataset.classes), self.config.data.input_size)
         write_json(self.folder.path / "architecture.json", architecture)
+
+    def find_doubles(self) -> None:
+        """Writes findings.csv, the worst few of them as pictures, and what data.json says of it."""
+        dataset = self.dataset
+        doubles = duplicates.among(dataset, duplicates.thumbnails(dataset), self.device.device)
+        found = Counter(finding.kind for finding in doubles.findings)
+        update = {"doubles": dict(found), "leaked": doubles.leaked}
+        facts = dataset.description.model_copy(update=update)
+        write(self.folder.path / "data.json", facts.to_json())
+        write(self.folder.path / "findings.csv", findings.to_csv(doubles.findings))
+        if found:
+            log("data: " + ", ".join(f"{n:,} {kind}s" for kind, n in found.items()))
+            write_arrays(self.folder.path / "doubles.npz", pairs(dataset, doubles.findings[:WORST]))
 
     def announce(self) -> None:
         """Says what is still to be done, and about how long it takes."""
@@ -198,9 +223,17 @@ class Job:
         if source != "stand-in":
             return distributed.in_turns(lambda: models.load_pretrained(source))
         folder = self.folder.stand_in()
-        if not distributed.once(lambda: _take_stand_in(folder, self._kept_stand_in)):
+        if not distributed.once(_take_stand_in, folder, self._kept_stand_in):
             self._train_stand_in(folder)
         return models.check_fit(_best(folder), source)
+
+    def features(self, images: Images) -> Tensor:
+        """What the pretrained trunk makes of images as they are: float32 [N, 2048]."""
+        variant = Variant(name="inspection", init="pretrained", trainable="head")
+        whole = models.create(variant, len(self.dataset.classes), self.pretrained, seed=0)
+        examples = self._examples(variant, whole.to(self.device.device), images)
+        assert isinstance(examples, Features)
+        return examples.values[0]
 
     @property
     def _kept_stand_in(self) -> Path:
@@ -227,11 +260,11 @@ class Job:
         self._fit(trainer, images, {}, folder)
         outcome = Trained(seconds=trainer.seconds)
         distributed.once(lambda: write(self._kept_stand_in, folder.best.read_bytes()))
-        distributed.once(lambda: folder.save_result(outcome))
+        distributed.once(folder.save_result, outcome)
 
     def train(self, variant: Variant, seed: int) -> Done | Diverged:
         """Trains and tests one variant, or gives the result that the run already has."""
-        folder = distributed.once(lambda: self.folder.variant(variant.name, seed))
+        folder = distributed.once(self.folder.variant, variant.name, seed)
         result: Done | Diverged | None = distributed.once(folder.result)
         if result is None:
             try:
@@ -244,15 +277,20 @@ class Job:
                     f"{variant.name}: the GPU's memory is too small; smaller optim.batch_size or "
                     f"evaluation.batch_size may fit ({str(error).splitlines()[0]})"
                 ) from None
-            distributed.once(functools.partial(folder.save_result, result))
+            distributed.once(folder.save_result, result)
         return result
 
     def _train(self, variant: Variant, seed: int, folder: VariantFolder) -> Done:
         dataset, select_on = self.dataset, self.config.evaluation.select_on
         pretrained = self.pretrained if variant.init == "pretrained" else None
-        log(f"{variant.name}: {variant.init} start, trains {variant.trainable}, on {self.device}")
+        start_with = f"{variant.init} start" + (
+            f", head of {variant.head_of}" * bool(variant.head_of)
+        )
+        log(f"{variant.name}: {start_with}, trains {variant.trainable}, on {self.device}")
         self.device.start_measuring()
         whole = models.create(variant, len(dataset.classes), pretrained, seed)
+        if variant.head_of is not None:
+            whole.fc.load_state_dict(self._head(variant.head_of, seed))
         whole.to(self.device.device)
         before = models.first_kernels(whole)
         parameters = models.count_parameters(whole)
@@ -273,9 +311,11 @@ class Job:
         self._fit(trainer, train, scored, replace(folder, untrained=whole.state_dict()))
 
         whole.load_state_dict(_best(folder))  # and so the head, which is a part of it
+        if "validation" in scored:
+            self._predict(trainer, network, "validation", scored["validation"], folder)
         test = scored.get("test") or self._examples(variant, whole, dataset.test)
         after = models.first_kernels(whole)
-        distributed.once(lambda: _write_kernels(folder, before, after))
+        distributed.once(_write_kernels, folder, before, after)
         return Done(
             variant=variant.name,
             seed=seed,
@@ -290,6 +330,21 @@ class Job:
             test=self._test(trainer, network, whole, test, folder),
             peak_memory_bytes=self.device.peak_memory(),
         )
+
+    def _head(self, name: str, seed: int) -> models.State:
+        """The last layer as another variant has trained it.
+
+        Raises:
+            UnavailableError: it has not been trained yet.
+            Diverged: nor will it be.
+        """
+        folder = distributed.once(self.folder.variant, name, seed)
+        result = distributed.once(folder.result)
+        if result is None:
+            raise UnavailableError(f"{name} is not trained yet: `train {name}` comes first")
+        if isinstance(result, Diverged):
+            raise errors.Diverged(f"{name}, whose head it starts with, was stopped")
+        return {k.removeprefix("fc."): v for k, v in _best(folder).items() if k.startswith("fc.")}
 
     def _compiles(self, variant: Variant, images: int) -> bool:
         """Whether it pays, and can be done here; says which."""
@@ -336,17 +391,31 @@ class Job:
         test: Examples,
         folder: VariantFolder,
     ) -> Scores:
-        """Scores the weights that were kept on the test set and stores its predictions.
+        """Scores the weights that were kept on the test set.
 
         Args:
             network: what takes `test`'s inputs: `whole`, or its head.
         """
-        name = trainer.variant.name
-        with task(f"{name}, test", len(test)) as advance:
-            batch_size = self.device.scored_at_once(self.config.evaluation)
-            logits = predict(network, test, batch_size, self.device.autocast, advance)
+        logits = self._predict(trainer, network, "test", test, folder)
         labels = test.labels.cpu()
-        return distributed.once(lambda: self._record(trainer, whole, logits, labels, folder))
+        return distributed.once(self._record, trainer, whole, logits, labels, folder)
+
+    def _predict(
+        self,
+        trainer: Trainer,
+        network: nn.Module,
+        split: str,
+        examples: Examples,
+        folder: VariantFolder,
+    ) -> Tensor:
+        """Logits of a split by the weights that were kept, which are stored, too."""
+        with task(f"{trainer.variant.name}, {split}", len(examples)) as advance:
+            batch_size = self.device.scored_at_once(self.config.evaluation)
+            logits = predict(network, examples, batch_size, self.device.autocast, advance)
+        arrays = {"logits": logits.numpy(), "labels": examples.labels.cpu().numpy()}
+        file = folder.path / f"{split}_predictions.npz"
+        distributed.once(write_arrays, file, arrays)
+        return logits
 
     def _record(
         self,
@@ -357,14 +426,12 @@ class Job:
         folder: VariantFolder,
     ) -> Scores:
         name = trainer.variant.name
-        arrays = {"logits": logits.numpy(), "labels": labels.numpy()}
-        write_arrays(folder.path / "test_predictions.npz", arrays)
-        wrong, right = _surest(logits, labels)
+        wrong, right = surest(logits, labels)
         answers = (self.dataset.test, logits, labels)
-        write_arrays(folder.path / "mistakes.npz", _examples(*answers, wrong[:MISTAKES]))
+        write_arrays(folder.path / "mistakes.npz", examples(*answers, wrong[:MISTAKES]))
         explained = torch.cat([wrong[:EXPLAINED], right[:EXPLAINED]])
         maps = {"maps": self._maps(whole, explained, logits[explained].argmax(1))}
-        write_arrays(folder.path / "maps.npz", _examples(*answers, explained) | maps)
+        write_arrays(folder.path / "maps.npz", examples(*answers, explained) | maps)
         result = scores(logits, labels)
         row = {"variant": name, "seed": trainer.seed, "epoch": trainer.best_epoch, "split": "test"}
         row |= {"loss": result.loss, "accuracy": result.accuracy, "seconds": trainer.seconds}
@@ -390,7 +457,7 @@ def _take_stand_in(folder: VariantFolder, kept: Path) -> bool:
 
 
 def _best(folder: VariantFolder) -> models.State:
-    return distributed.once(lambda: load_file(folder.best))
+    return distributed.once(load_file, folder.best)
 
 
 def _write_kernels(
@@ -399,25 +466,3 @@ def _write_kernels(
     arrays = {f"{name}.before": kernel.numpy() for name, kernel in before.items()}
     arrays |= {f"{name}.after": kernel.numpy() for name, kernel in after.items()}
     write_arrays(folder.path / "kernels.npz", arrays)
-
-
-def _surest(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the wrong answers and of the right ones, the most confident first."""
-    confidence, predicted = logits.softmax(1).max(1)
-    order = confidence.argsort(descending=True)
-    wrong = (predicted != labels)[order]
-    return order[wrong], order[~wrong]
-
-
-def _examples(test: Images, logits: Tensor, labels: Tensor, rows: Tensor) -> dict[str, Array]:
-    """Some test images and what was made of them, small enough to be kept."""
-    pixels = test.raw(rows.to(test.labels.device)).float()
-    if len(rows) and max(pixels.shape[-2:]) > KEPT_SIDE:
-        pixels = F.interpolate(pixels, (KEPT_SIDE, KEPT_SIDE), mode="bilinear", antialias=True)
-    confidence, predicted = logits[rows].softmax(1).max(1)
-    return {
-        "pixels": pixels.round().to(torch.uint8).cpu().numpy(),
-        "labels": labels[rows].numpy(),
-        "predicted": predicted.numpy(),
-        "confidence": confidence.numpy(),
-    }

@@ -12,8 +12,15 @@ from serving.archive import Data, Record, Scores, in_one_line
 class Facts(Data):
     """data.json: what a run is trained and tested on."""
 
+    digest: str
+    """SHA-256 over all pictures of the source, by class and split: another one exactly when they
+    are others, whatever their names are."""
     skipped: tuple[str, ...]
     """Pictures that were left out because they are damaged, and why, one a line."""
+    doubles: dict[str, int] = Field(default={})
+    """How many pictures are the same as another one, by kinds as in findings.csv."""
+    leaked: tuple[int, ...] = ()
+    """Test images, by their positions, that are trained on or chosen by as well."""
 
 
 class Trained(Record):

@@ -20,7 +20,9 @@ def show(comparison: "Comparison") -> None:
     console.print(f"data: {comparison.data.source}", markup=False)
     console.print(f"pretrained: {comparison.weights}", markup=False)
     table = Table(box=None, pad_edge=False)
-    columns = ("variant", "test %", "95 %", "loss", "ECE", "trained", "seconds", "img/s", "memory")
+    balanced = ["balanced %"] * any(v.test.balanced for v in comparison.done.values())
+    columns = ["variant", "test %", "95 %", *balanced, "loss", "ECE", "trained", "seconds"]
+    columns += ["img/s", "memory"]
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for name, variant in comparison.variants.items():
@@ -39,6 +41,7 @@ def _cells(variant: "Summary | Diverged") -> list[str]:
     return [
         accuracy,
         f"{variant.accuracy_low * 100:.1f}–{variant.accuracy_high * 100:.1f}",
+        *_balanced(variant),
         f"{variant.test.loss:.3f}",
         f"{variant.test.calibration_error:.3f}",
         f"{variant.trainable_parameters:,}",
@@ -46,6 +49,15 @@ def _cells(variant: "Summary | Diverged") -> list[str]:
         f"{variant.images_per_second:,.0f}",
         f"{variant.peak_memory_bytes / 2**30:.1f} GiB",
     ]
+
+
+def _balanced(variant: "Summary") -> list[str]:
+    """The first seed's, where the test set's classes differ in size."""
+    balanced = variant.test.balanced
+    if balanced is None:
+        return []
+    share, low, high = (x * 100 for x in (balanced.value, balanced.low, balanced.high))
+    return [f"{share:.2f} ({low:.1f}–{high:.1f})"]
 
 
 def show_models(versions: Sequence["Version"], channels: Mapping[str, "Channel"]) -> None:

@@ -17,7 +17,7 @@ import tomllib
 
 project = tomllib.load(open("../pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
-print(*project["dependencies"], *extras["export"], *extras["serving"], sep="\n")
+print(*project["dependencies"], *extras["export"], *extras["serving"], *extras["score"], sep="\n")
 PYTHON
 
 # The Python and the C library of Debian 12, the images' base.

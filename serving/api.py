@@ -69,11 +69,12 @@ def _digests(keys: list[str]) -> list[bytes]:
 
 
 def routes(
-    model: Model, ready: Callable[[], str | None], form: Callable[[], str | None]
+    model: Model, engine: str, ready: Callable[[], str | None], form: Callable[[], str | None]
 ) -> dict[str, Callable[[], Answer]]:
     """The paths that have an answer.
 
     Args:
+        engine: which one runs the network.
         ready: says what is wrong, None if nothing is.
         form: says which form of the network answers, None before it has.
     """
@@ -95,19 +96,19 @@ def routes(
         "/v2": lambda: (200, about),
         "/v2/health/live": lambda: (200, {"live": True}),
         "/v2/health/ready": readiness,
-        v2: lambda: (200, _v2_metadata(model, form())),
+        v2: lambda: (200, _v2_metadata(model, engine, form())),
         f"{v2}/ready": lambda: readiness(name=model.name),
     }
     versioned = f"{v2}/versions/{model.version}"
     return {**answers, versioned: answers[v2], f"{versioned}/ready": answers[f"{v2}/ready"]}
 
 
-def _v2_metadata(model: Model, form: str | None) -> dict[str, Any]:
+def _v2_metadata(model: Model, engine: str, form: str | None) -> dict[str, Any]:
     familiarity = {"name": "familiarity", "datatype": "FP64", "shape": [-1]}
     return {
         "name": model.name,
         "versions": [model.version],
-        "platform": "pytorch_torchserve",
+        "platform": f"pytorch_{engine}",
         "form": form,
         "map_size": model.description.map_size,
         "inputs": [{"name": "pictures", "datatype": "BYTES", "shape": [-1]}],

@@ -81,6 +81,12 @@ class Record(BaseModel):
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
+class Interval(Record):
+    value: float
+    low: float
+    high: float
+
+
 class Scores(Record):
     """How good one set of predictions is; `jobs.train.evaluation.scores` makes it."""
 
@@ -92,6 +98,8 @@ class Scores(Record):
     accuracy_low: float
     accuracy_high: float
     """Its 95 % interval (Wilson)."""
+    balanced: Interval | None = None
+    """The mean of all classes' accuracies, where some have far more test images than others."""
     per_class: tuple[float | None, ...]
     """Accuracy of each class; None for one without images."""
     confusion: tuple[tuple[int, ...], ...]
@@ -140,12 +148,6 @@ class Check(Record):
             and self.logit_error <= allowed.logit_error  # not so for NaN
             and self.probability_error <= allowed.probability_error
         )
-
-
-class Interval(Record):
-    value: float
-    low: float
-    high: float
 
 
 class Calibration(Record):

@@ -6,10 +6,11 @@ Nothing heavy is imported before a command needs it: `predict` starts without to
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -22,11 +23,22 @@ EXIT_CODES = (
 )
 UNKNOWN = "-"  # instead of a label, where the service abstains
 Answer = Prediction | ClientError
+ModelOption = Annotated[
+    str, typer.Option(envvar="MODEL_URI", help="The archive: a file, or as MODEL_URI.")
+]
+DigestOption = Annotated[
+    str | None, typer.Option(envvar="SERVING_MODEL_SHA256", help="Its digest, if needed.")
+]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True, epilog=EXIT_CODES)
-def serve(context: typer.Context) -> None:
+def serve(
+    context: typer.Context,
+    engine: Annotated[
+        str | None, typer.Option(help="What runs the network: torchserve (the default) or asgi.")
+    ] = None,
+) -> None:
     """Serves a model; without a command, the one that the environment describes (settings.py)."""
     if context.invoked_subcommand is not None:
         return
@@ -34,8 +46,9 @@ def serve(context: typer.Context) -> None:
     from serving.settings import SettingsError, from_environment
     from serving.supervisor import Supervisor
 
+    given = {"SERVING_ENGINE": engine} if engine else {}
     try:
-        raise typer.Exit(Supervisor(from_environment(os.environ)).run())
+        raise typer.Exit(Supervisor(from_environment({**os.environ, **given})).run())
     except SettingsError as error:
         _fail(error, 2)
     except ModelError as error:
@@ -100,19 +113,11 @@ def score(
         typer.Argument(help="A folder, a tar file, s3://bucket/prefix, or a list of files."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the Parquet files.")],
-    model: Annotated[
-        str, typer.Option(envvar="MODEL_URI", help="The archive: a file, or as MODEL_URI.")
-    ],
-    sha256: Annotated[
-        str | None, typer.Option(envvar="SERVING_MODEL_SHA256", help="Its digest, if needed.")
-    ] = None,
+    model: ModelOption,
+    sha256: DigestOption = None,
 ) -> None:
     """Answer for many pictures without a service; goes on where an earlier call stopped."""
-    from tempfile import TemporaryDirectory
-
     from serving.archive import ModelError
-    from serving.fetch import fetch as copy
-    from serving.fetch import is_local
     from serving.predictor import Predictor
     from serving.processes import cores
     from serving.progress import log, task
@@ -121,8 +126,7 @@ def score(
 
     threads = cores()
     try:
-        with TemporaryDirectory() as folder:
-            file = Path(model) if is_local(model) else copy(model, sha256, Path(folder) / "model")
+        with _local(model, sha256) as file:
             predictor = Predictor.open(file, threads=threads, callers=threads)
         total = sum(1 for _ in pictures(source))
         with task("score", total) as advance:
@@ -132,6 +136,38 @@ def score(
     except ScoringError as error:
         _fail(error, 3 if isinstance(error, SourceError) else 2)
     log(summary.text())
+
+
+@app.command(epilog=EXIT_CODES)
+def repository(
+    out: Annotated[Path, typer.Option(help="The model repository: gets a folder NAME/1.")],
+    model: ModelOption,
+    sha256: DigestOption = None,
+    form: Annotated[
+        Literal["float", "int8"], typer.Option(help="int8 is for processors with VNNI.")
+    ] = "float",
+) -> None:
+    """Write an archive's network as OpenVINO Model Server and KServe's OpenVINO runtime read it."""
+    from serving.archive import ModelError
+    from serving.repository import write
+
+    try:
+        with _local(model, sha256) as file:
+            print(write(file, out, form))
+    except ModelError as error:
+        _fail(error, 3)
+
+
+@contextmanager
+def _local(model: str, sha256: str | None) -> Iterator[Path]:
+    """The archive as a file of this machine."""
+    from tempfile import TemporaryDirectory
+
+    from serving.fetch import fetch as copy
+    from serving.fetch import is_local
+
+    with TemporaryDirectory() as folder:
+        yield Path(model) if is_local(model) else copy(model, sha256, Path(folder) / "model")
 
 
 def _exit_code(answer: Answer) -> int:

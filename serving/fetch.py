@@ -8,7 +8,9 @@
 S3's endpoint, region and credentials come from boto3's own chain (AWS_ENDPOINT_URL and so on).
 """
 
+import ipaddress
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,17 +76,32 @@ def _copy(path: str, sha256: str | None, file: IO[bytes]) -> str | None:
 def _download_http(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
     if sha256 is None:
         return None
+    _refuse_link_local(uri)
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
     retries = urllib3.Retry(ATTEMPTS, backoff_factor=1, status_forcelist=[502, 503, 504])
     try:
         with urllib3.PoolManager(timeout=timeout, retries=retries) as pool:
-            response = pool.request("GET", uri, preload_content=False)
+            # A redirect could lead anywhere; the address of a file that does not move is known.
+            response = pool.request("GET", uri, preload_content=False, redirect=False)
             if response.status != 200:
                 raise ModelError(f"{uri}: the server answers {response.status}")
             shutil.copyfileobj(response, file, CHUNK)
     except urllib3.exceptions.HTTPError as error:
         raise ModelError(f"{uri}: {error}") from None
     return sha256
+
+
+def _refuse_link_local(uri: str) -> None:
+    """Where clouds give the machine's own credentials to whoever asks from inside."""
+    parts = urlsplit(uri)
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{uri}: {error}") from None
+    for *_, address in found:
+        ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
+        if (getattr(ip, "ipv4_mapped", None) or ip).is_link_local:
+            raise ModelError(f"{uri}: {address[0]} is a link-local address")
 
 
 def _download_s3(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.drift import Drift
 from serving.images import ImageError
 from serving.messages import Explain, Found, Request, RequestError, failure, parse, unwrapped
-from serving.metrics import Meter, seconds_since
+from serving.metrics import PROBE, Meter, seconds_since
 from serving.predictor import Predictor
 
 PNG = "image/png"
@@ -34,16 +35,21 @@ class Handler:
         properties = context.system_properties
         folder, gpu = Path(properties["model_dir"]), properties.get("gpu_id")
         self.predictor = Predictor.open(folder, gpu=gpu, threads=1)
+        trust = self.predictor.trust
+        self.drift = None if trust is None else Drift(trust.strangeness)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[Any]:
         """An answer for every row, JSON or a PNG file; a status of 400 or 500 goes with those that
         are none."""
-        meter = Meter(context.metrics, self.predictor.description.name)
+        meter = self.meter(context)
         try:
             return self._handle(rows, context, meter)
         except Exception as error:
             logger.exception("a batch failed")  # TorchServe would call it 503, as if it were busy
             return [_refusal(error, index, context, meter) for index in range(len(rows))]
+
+    def meter(self, context: Any) -> Meter:
+        return Meter(context.metrics, self.predictor.description.name)
 
     def _handle(self, rows: list[dict[str, Any]], context: Any, meter: Meter) -> list[Any]:
         read = []
@@ -69,8 +75,18 @@ class Handler:
                     context.set_response_header(index, "content-type", PNG)
                 else:
                     answers.append(self.predictor.answer(request, its_own))
+                if context.get_request_header(index, "X-Request-Id") != PROBE:
+                    self._watch(its_own)
                 context.set_response_header(index, FORM_HEADER, self.predictor.form)
+        if self.drift is not None:
+            version = self.predictor.model["version"]
+            meter.show("drift_evidence", self.drift.evidence, version)
         return answers
+
+    def _watch(self, found: Found) -> None:
+        if self.drift is not None and found.strangeness is not None:
+            for strangeness in found.strangeness.tolist():
+                self.drift.add(strangeness)
 
     def _read(
         self, row: dict[str, Any], header: Callable[[str], str | None], meter: Meter
@@ -99,6 +115,8 @@ class Handler:
         for row in found.probabilities:
             meter.observe("confidence", float(row.max()))
             meter.count("predictions_total", classes[int(row.argmax())])
+        for familiarity in () if found.familiarity is None else found.familiarity:
+            meter.observe("familiarity", float(familiarity))
         return found
 
 

@@ -72,13 +72,16 @@ class Found:
     """[N, C]."""
     familiarity: NDArray[np.float64] | None
     """[N]; see serving/trust.py."""
+    strangeness: NDArray[np.float32] | None = None
+    """[N], what familiarity is computed from."""
     maps: NDArray[np.float32] | None = None
     """[N, h, w], what each place says for the likeliest class; see :class:`runtimes.Outputs`."""
 
     def part(self, start: int, stop: int) -> "Found":
         familiarity = None if self.familiarity is None else self.familiarity[start:stop]
+        strangeness = None if self.strangeness is None else self.strangeness[start:stop]
         maps = None if self.maps is None else self.maps[start:stop]
-        return Found(self.probabilities[start:stop], familiarity, maps)
+        return Found(self.probabilities[start:stop], familiarity, strangeness, maps)
 
 
 def parse(

@@ -4,11 +4,13 @@
 default buckets, 0.005 to 10, hence seconds and shares.
 """
 
+import os
 import re
 import time
 from typing import Any
 
 NOT_A_LABEL = re.compile(r"[^\w .-]")  # TorchServe reads these from a line of text
+PROBE = "golden"  # X-Request-Id of readiness's own requests, which tell nothing of the clients'
 
 
 class Meter:
@@ -23,6 +25,11 @@ class Meter:
 
     def count(self, name: str, label: str) -> None:
         self._update(name, "counter", 1, [self.model, NOT_A_LABEL.sub("_", label)])
+
+    def show(self, name: str, value: float, version: str) -> None:
+        """A state of this worker's, while it serves a version."""
+        dimensions = [self.model, NOT_A_LABEL.sub("_", version), str(os.getpid())]
+        self._update(name, "gauge", value, dimensions)
 
     def _update(self, name: str, kind: str, value: float, dimensions: list[str]) -> None:
         if self.registry is None:

@@ -144,11 +144,13 @@ class Predictor:
         """Probabilities, familiarity and the likeliest classes' maps of images uint8 [N, 3, H, W],
         N any number but 0, from one run of the network."""
         outputs = self.network(images)
-        familiarity = None if self.trust is None else self.trust.familiarity(outputs.features)
         probabilities = softmax(outputs.logits / self.description.temperature)
         maps = outputs.maps
         likeliest = maps[np.arange(len(maps)), probabilities.argmax(1)] if maps.size else None
-        return Found(probabilities, familiarity, likeliest)
+        if self.trust is None:
+            return Found(probabilities, None, maps=likeliest)
+        strangeness = self.trust.strange(outputs.features)
+        return Found(probabilities, self.trust.familiarity(strangeness), strangeness, likeliest)
 
     def deviation(self, golden: Sequence[Golden]) -> str | None:
         """How the answers to golden pictures are further off than the form's tolerance allows;

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 JAVA_MINIMUM = 17
+COMPILERS = 4  # each takes up to 0.5 GB, and by default there is one for each core of the machine
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_LISTING = Path("/proc/self/cgroup")
 QUOTA_FILES = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}  # v2, v1
@@ -55,6 +56,14 @@ def kill(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def compiling(cache: Path | None, state: Path) -> dict[str, str]:
+    """The environment in which a GPU's kernels are compiled: into the cache if there is one."""
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(cache or state / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(min(cores(), COMPILERS)),
+    }
 
 
 def free_ports(count: int) -> list[int]:

@@ -15,6 +15,7 @@ import urllib.request
 from typing import Any
 
 from serving.archive import TOLERANCES, Golden, Model
+from serving.metrics import PROBE
 
 # A frozen engine is found within INTERVAL_SECONDS and twice LOOK_SECONDS: under 10 s.
 INTERVAL_SECONDS = 3.0  # between looks at a service that is ready
@@ -75,7 +76,7 @@ class Readiness:
         return problem
 
     def _ask(self, golden: Golden, seconds: float) -> Any:
-        headers = {"Content-Type": "application/octet-stream", "X-Request-Id": "golden"}
+        headers = {"Content-Type": "application/octet-stream", "X-Request-Id": PROBE}
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
         request = urllib.request.Request(self.url, data=golden.picture, headers=headers)

@@ -87,7 +87,7 @@ def load_program(path: Path) -> Predict:
 
     @torch.inference_mode()
     def predict(images: NDArray[np.uint8]) -> Outputs:
-        return from_torch(network(torch.from_numpy(images)))
+        return from_torch(network(torch.tensor(images)))  # a picture's array may be read-only
 
     return predict
 
@@ -109,7 +109,7 @@ def load_compiled(path: Path, device: str, size: tuple[int, int], chunk: int = C
 
     @torch.inference_mode()
     def predict(images: NDArray[np.uint8]) -> Outputs:
-        batch = torch.from_numpy(images if len(images) > 1 else images.repeat(2, axis=0))
+        batch = torch.tensor(images if len(images) > 1 else images.repeat(2, axis=0))
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             found = from_torch(network(batch.to(device)))
         return Outputs(*(array[: len(images)] for array in found))

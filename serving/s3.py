@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+CONNECTIONS = 32  # of one client that are kept; more threads would open others again and again
 DENIED = "access denied; check the credentials and what they may do in this bucket"
-REGION = "the bucket is in another region; set storage.region"
+REGION = "the bucket is in another region; set its `region`"
 EXPIRED = "the credentials have expired; renew them"
 ADVICE = {
-    "400": "refused without a reason; credentials that have expired, or a wrong storage.region",
+    "400": "refused without a reason; credentials that have expired, or a wrong `region`",
     "403": DENIED,
     "AccessDenied": DENIED,
     "InvalidAccessKeyId": "the access key is not known there",
@@ -39,6 +40,7 @@ def client(
     connect_timeout: float = 15,
     read_timeout: float = 30,
     attempts: int = 3,
+    profile: str | None = None,
     endpoint_url: str | None = None,
     region: str | None = None,
     **credentials: str,
@@ -47,6 +49,7 @@ def client(
 
     Args:
         style: where the bucket's name goes: `path`, `virtual` (the host) or `auto`.
+        profile: of `~/.aws`, before the environment's credentials.
 
     Raises:
         ValueError: the endpoint is no address.
@@ -54,13 +57,15 @@ def client(
     import boto3
     from botocore.client import Config
 
-    return boto3.Session().client(
+    return boto3.Session(profile_name=profile).client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=region,
         config=Config(
+            signature_version="s3v4",  # of signed addresses, too
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
+            max_pool_connections=CONNECTIONS,
             retries={"mode": "standard", "total_max_attempts": attempts},
             s3={"addressing_style": style},
             request_checksum_calculation=checksums,

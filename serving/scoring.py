@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from serving import s3
 from serving.files import replacing, write
-from serving.images import ImageError, decode, to_pixels
+from serving.images import SUFFIXES, ImageError, decode, to_pixels
 from serving.messages import Request
 from serving.predictor import Predictor
 
@@ -40,7 +40,6 @@ ROWS = 5000  # in a part, at most
 SECONDS = 60.0  # of work in a part, at most: what a kill may cost
 BATCH = 4  # pictures that a thread takes at once
 AHEAD = 2  # batches for each thread that wait for it
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ABOUT = "_scoring.json"  # readers of Parquet pass over such names
 
 ENTRY = pa.struct([("label", pa.string()), ("probability", pa.float32())])

@@ -5,7 +5,7 @@ Unknown names are refused in both. `SERVING_CONFIG` names the file; its keys are
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +30,8 @@ class Settings(BaseModel):
     """The archive to serve, as serving/fetch.py reads it; also read from MODEL_URI."""
     model_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Its digest; another archive is then refused. Needed for http(s)://… and s3://….mar."""
+    engine: Literal["torchserve", "asgi"] = "torchserve"
+    """What runs the network: TorchServe, or this package's own process without Java."""
     port: Port = 8080
     """Port for predictions."""
     metrics_port: Port = 8082
@@ -48,6 +50,10 @@ class Settings(BaseModel):
     """Requests that may wait for a worker; further ones are answered 503 with Retry-After."""
     response_seconds: Positive = 60
     """A worker that takes longer over a batch is replaced."""
+    startup_seconds: Positive = 300
+    """A worker that takes longer to load the network is replaced; on a GPU that compiles it."""
+    compile_cache: Path | None = None
+    """Where compiled kernels stay for the next start; in the state directory when absent."""
     max_body_bytes: Positive = 10_000_000
     """Larger requests are answered 413."""
     api_keys: str = ""

@@ -1,8 +1,8 @@
-"""Process 1 of the service: starts TorchServe and the gateway, checks readiness, drains.
+"""Process 1 of the service: starts the engine and the gateway, checks readiness, drains.
 
 Ready means that the archive's golden picture, sent through the gateway, got its expected answer.
 On SIGTERM the service first reports that it is not ready, continues to answer while load balancers
-notice, lets the gateway finish what is in flight, and only then ends TorchServe. A child that
+notice, lets the gateway finish what is in flight, and only then ends the engine. A child that
 dies ends the service with exit code 1.
 """
 
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving import api, processes, torchserve
+from serving import api, engines, processes, torchserve
 from serving.archive import open_model
 from serving.fetch import fetch, is_local
 from serving.readiness import INTERVAL_SECONDS, Readiness
@@ -65,20 +65,22 @@ class Supervisor:
         self.model = open_model(path, settings.model_sha256)
         if settings.abstain and not self.model.description.held_out:
             raise SettingsError("SERVING_ABSTAIN: this archive knows nothing of familiarity")
-        own, *others = processes.free_ports(1 + len(torchserve.PORTS))
-        ports = dict(zip(torchserve.PORTS, others, strict=True))
+        names = engines.PORTS[settings.engine]
+        own, *others = processes.free_ports(1 + len(names))
+        ports = dict(zip(names, others, strict=True))
+        ports.setdefault("metrics", ports["inference"])
         self.readiness = Readiness(
             self.model,
             f"http://127.0.0.1:{settings.port}/predictions/{self.model.name}",
             f"http://127.0.0.1:{ports['metrics']}/metrics",
             self.keys.own if self.keys.required else None,
         )
-        routes = api.routes(self.model, lambda: self.problem, lambda: self.readiness.form)
-        api.serve(own, routes, self.keys)
-        server = torchserve.start(self.model, settings, state, ports)
-        self.children["torchserve"] = server
-        assert server.stdout is not None
-        torchserve.follow(server.stdout, self._note_worker_error)
+        about = (settings.engine, lambda: self.problem, lambda: self.readiness.form)
+        api.serve(own, api.routes(self.model, *about), self.keys)
+        server = engines.START[settings.engine](self.model, settings, state, ports)
+        self.children[settings.engine] = server
+        if server.stdout is not None:
+            torchserve.follow(server.stdout, self._note_worker_error)
         self.children["gateway"] = self._gateway(state, ports, own)
         log("starting", model=self.model.name, version=self.model.version, port=settings.port)
 
@@ -96,7 +98,7 @@ class Supervisor:
             "ABSTAIN": self.settings.abstain or "",
             "EXPLANATIONS": f"/explanations/{self.model.name}" if explains else "",
             "INFERENCE_PORT": ports["inference"],
-            "TORCHSERVE_METRICS_PORT": ports["metrics"],
+            "ENGINE_METRICS_PORT": ports["metrics"],
             "API_PORT": own,
             "PAGES": GATEWAY,
             "HOME": state,

@@ -41,7 +41,7 @@ def start(
         "TMPDIR": str(state),
         "LOG_LOCATION": str(state),
         "METRICS_LOCATION": str(state),
-        "TORCHINDUCTOR_CACHE_DIR": str(state / "inductor"),
+        **processes.compiling(settings.compile_cache, state),
         "JAVA_HOME": str(processes.java_home()),
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
@@ -91,6 +91,7 @@ def _model(model: Model, settings: Settings) -> dict[str, object]:
         "batchSize": settings.batch_size,
         "maxBatchDelay": settings.batch_delay_ms,
         "responseTimeout": settings.response_seconds,
+        "startupTimeout": settings.startup_seconds,
     }
 
 

@@ -58,10 +58,10 @@ class Trust:
         found: Array = (along / self.variances).sum(axis=1) + across / self.rest
         return found
 
-    def familiarity(self, features: Array) -> NDArray[np.float64]:
-        """p-values [N] in (0, 1] of pictures by their features, float32 [N, F]."""
+    def familiarity(self, strangeness: Array) -> NDArray[np.float64]:
+        """p-values [N] in (0, 1] of pictures by how strange they are, [N]."""
         count = len(self.strangeness)
-        less = np.searchsorted(self.strangeness, self.strange(features), side="left")
+        less = np.searchsorted(self.strangeness, strangeness, side="left")
         return (1 + count - less) / (count + 1)
 
     def least_probability(self, confidence: float) -> float:

@@ -215,13 +215,15 @@ def strange_integers(archive: Path, make_once: MakeOnce) -> Path:
     return make_once("strange-integers", fill)
 
 
-@pytest.fixture(scope="session")
-def service(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:
-    """One that all tests share which leave it as it is."""
+@pytest.fixture(scope="session", params=["torchserve", "asgi"])  # service.ENGINES
+def service(
+    request: pytest.FixtureRequest, archive: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator["Service"]:
+    """One that all tests share which leave it as it is: of each engine."""
     from service import running
 
     state = tmp_path_factory.mktemp("service") / "state"
-    with running(archive, state, SERVING_WORKERS="2") as service:
+    with running(archive, state, SERVING_WORKERS="2", SERVING_ENGINE=request.param) as service:
         yield service
 
 

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -144,20 +145,31 @@ def proxy(store: ObjectStore) -> Iterator[Proxy]:
 
 
 def exported_run(
-    path: Path, right: int, images: int = 200, digest: str = "d", name: str = "m"
+    path: Path,
+    right: int,
+    images: int = 200,
+    digest: str = "d",
+    name: str = "m",
+    first: int = 0,
 ) -> RunFolder:
-    """A run as `export` leaves it, of a model that gets the first `right` test images right."""
+    """A run as `export` leaves it, of a model that gets the first `right` test images right, whose
+    digests depend on `digest` and their numbers, which begin at `first`."""
     import numpy as np
     import torch
 
     from jobs.train.evaluation import scores
 
     folder = finished_run(path, 1000)
-    labels = np.arange(images) % 10
+    numbers = np.arange(first, first + images)
+    pictures = [sha256(f"{digest} {number}".encode()).digest() for number in numbers]
+    digests = np.frombuffer(b"".join(pictures), np.uint8).reshape(-1, 32)
+    labels = numbers % 10
     predicted = np.where(np.arange(images) < right, labels, (labels + 1) % 10)
     logits = np.eye(10, dtype=np.float32)[predicted]
     model = folder.path / "model" / name
-    write_arrays(model.with_suffix(".npz"), {"logits": logits, "labels": labels})
+    write_arrays(
+        model.with_suffix(".npz"), {"logits": logits, "labels": labels, "digests": digests}
+    )
     write(model.with_suffix(".mar"), os.urandom(5000))
     description = Description(
         name=name,

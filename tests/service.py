@@ -19,6 +19,7 @@ from typing import Any
 
 from conftest import MODEL, ROOT, free_port
 
+ENGINES = ("torchserve", "asgi")
 FAST = {"SERVING_ENDPOINT_SECONDS": "1", "SERVING_WORKERS": "1"}  # a second takes 5 s to start
 
 

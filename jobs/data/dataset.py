@@ -4,16 +4,19 @@ Every source ends as `uint8 [N, 3, H, W]` pixels, `int64 [N]` labels and class n
 """
 
 import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from jobs import config
-from jobs.data import sources
+from jobs.data import decoding, sources
 from jobs.data.images import Images, stratified
-from jobs.errors import ConfigurationError
+from jobs.data.sources import Source
+from jobs.errors import ConfigurationError, UnavailableError
 from jobs.results import Facts
-from serving import files
 from serving.archive import Counts
 
 
@@ -26,23 +29,55 @@ class Dataset:
     test: Images
     classes: tuple[str, ...]
     description: Facts
+    stored: "Dataset | None" = None
+    """The same as it was before it moved to a device: its rows are those of the store."""
+
+    @property
+    def splits(self) -> dict[str, Images]:
+        """All images, the test images first."""
+        return {"test": self.test, "train": self.train, "validation": self.validation}
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all images, in the order of `splits`."""
+        return [
+            path
+            for split, images in (self.stored or self).splits.items()
+            for path in decoding.paths(images, "test" if split == "test" else "train")
+        ]
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N] of all images, in the order of `splits`, on the CPU."""
+        return torch.cat([images.labels.cpu() for images in self.splits.values()])
+
+    def raw(self, position: int) -> Tensor:
+        """uint8 [3, H, W] of the image at a position in the order of `splits`."""
+        for images in self.splits.values():
+            if position < len(images):
+                at = torch.tensor([position], device=images.labels.device)
+                return images.raw(at)[0].cpu()
+            position -= len(images)
+        raise IndexError(position)
 
     def to(self, device: torch.device) -> "Dataset":
-        train, test = self.train.to(device), self.test.to(device)
-        labels = self.validation.labels.to(device)
-        validation = replace(self.validation, pixels=train.pixels, labels=labels)
-        validation = replace(validation, rows=validation.rows.to(train.rows.device))
-        return replace(self, train=train, validation=validation, test=test)
+        train, validation, test = (s.to(device) for s in (self.train, self.validation, self.test))
+        stored = self.stored or self
+        return replace(self, train=train, validation=validation, test=test, stored=stored)
 
 
-def load(settings: config.Data) -> Dataset:
+def load(settings: config.Data, digest: str | None = None) -> Dataset:
     """Loads the configured source, draws its subsets and takes validation out of training.
 
+    Args:
+        digest: of the data that a run began with, and is to have again.
+
     Raises:
-        UnavailableError: the data cannot be reached or read.
-        ConfigurationError: it has fewer images than requested.
+        UnavailableError: the data cannot be reached or read, or has become other data.
+        ConfigurationError: it has fewer images than requested, or lacks an excluded one.
     """
-    source = sources.find(settings.source).load(settings)
+    source, digest = _same(settings, digest) if digest else _new(settings)
+    source = _without_excluded(source, settings)
     train = _subset(source.train, settings.train_images, "train_images")
     test = _subset(source.test, settings.test_images, "test_images")
     share = round(settings.validation * len(train))
@@ -54,10 +89,36 @@ def load(settings: config.Data) -> Dataset:
         classes=tuple(source.classes),
         images=Counts(train=len(train), validation=len(validation), test=len(test)),
         image_size=(height, width),
-        test_digest=_digest(test),
+        test_digest=_test_digest(test),
+        digest=digest,
         skipped=tuple(source.skipped),
     )
     return Dataset(train, validation, test, source.classes, description)
+
+
+def _new(settings: config.Data) -> tuple[Source, str]:
+    """The data as it is now, and its digest."""
+    module = sources.find(settings.source)
+    source = module.load(settings)
+    digest = _digest_of(source)
+    if remember := getattr(module, "remember", None):
+        remember(source, digest)
+    return source, digest
+
+
+def _same(settings: config.Data, digest: str) -> tuple[Source, str]:
+    """The data with that digest."""
+    if recalled := getattr(sources.find(settings.source), "recalled", None):
+        source: Source | None = recalled(settings, digest)
+        if source is not None:
+            return source, digest
+    found, now = _new(settings)
+    if now != digest:
+        raise UnavailableError(
+            f"{found.name}: the pictures are not those that this run began with, and these are no "
+            "longer in data.cache; start another run"
+        )
+    return found, now
 
 
 def draw_source_task(stand_in: config.StandIn, settings: config.Data) -> Images:
@@ -71,6 +132,28 @@ def draw_source_task(stand_in: config.StandIn, settings: config.Data) -> Images:
     return Images.all(*drawn, settings)
 
 
+def _without_excluded(source: Source, settings: config.Data) -> Source:
+    if not settings.exclude:
+        return source
+    out = set(settings.exclude)
+    train, test = (decoding.paths(getattr(source, split), split) for split in ("train", "test"))
+    damaged = [decoding.below_root(line.partition(": ")[0], settings) for line in source.skipped]
+    if strangers := [path for path in settings.exclude if path not in {*train, *test, *damaged}]:
+        more = f", and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        raise ConfigurationError(f"data.exclude: the data has no {strangers[0]}{more}")
+    return replace(
+        source,
+        train=source.train.take(_positions(train, out)),
+        test=source.test.take(_positions(test, out)),
+    )
+
+
+def _positions(paths: Sequence[str], without: Collection[str]) -> Tensor:
+    return torch.tensor(
+        [at for at, path in enumerate(paths) if path not in without], dtype=torch.int64
+    )
+
+
 def _subset(images: Images, count: int | None, key: str) -> Images:
     if count is None:
         return images
@@ -79,19 +162,19 @@ def _subset(images: Images, count: int | None, key: str) -> Images:
     return images.take(stratified(images.labels, count, images.settings.seed)[0])
 
 
-def _digest(images: Images) -> str:
-    """SHA-256 of labels and pixels, kept beside pixels that are kept, which may be many."""
-    if images.file is None:
-        return _computed_digest(images)
-    chosen = hashlib.sha256(images.rows.numpy().tobytes() + images.labels.numpy().tobytes())
-    note = images.file.with_suffix(f".{chosen.hexdigest()[:16]}.sha256")
-    if not note.is_file():
-        files.write(note, _computed_digest(images))
-    return note.read_text()
+def _digest_of(source: Source) -> str:
+    """SHA-256 over the pictures of each class and split, whatever their names and order."""
+    digest = hashlib.sha256()
+    for images in (source.train, source.test):
+        digests, labels = np.ascontiguousarray(images.digests()), images.labels.numpy()
+        for label, name in enumerate(source.classes):
+            of_class = np.sort(digests[labels == label].view("S32").ravel())
+            digest.update(f"{name}\0{len(of_class)}\0".encode())
+            digest.update(of_class.tobytes())
+    return digest.hexdigest()
 
 
-def _computed_digest(images: Images) -> str:
-    digest = hashlib.sha256(images.labels.numpy().tobytes())
-    for rows in images.rows.split(1000):
-        digest.update(images.pixels[rows].numpy().tobytes())
+def _test_digest(test: Images) -> str:
+    digest = hashlib.sha256(test.labels.numpy().tobytes())
+    digest.update(test.digests().tobytes())
     return digest.hexdigest()

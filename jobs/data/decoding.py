@@ -1,13 +1,19 @@
-"""Picture files decoded once, into memory maps that stay in the cache."""
+"""Picture files decoded once, into a store in the cache that the next night's are added to.
+
+A store belongs to one root and one input size. Its file `pixels-<n>` has a row of pixels for every
+picture. Rows are only ever added, and an index says which picture has which; what a kill leaves
+behind the last row that the index has is overwritten. Another file is begun when the pictures need
+another size, or when fewer than half of the rows would be in use.
+"""
 
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import sqlite3
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,80 +21,234 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs import config, interruption
+from jobs.data import index
 from jobs.data.images import Images
+from jobs.data.listing import SPLITS, Picture
 from jobs.errors import UnavailableError
-from serving import files
 from serving.images import ImageError, decode, to_pixels
 from serving.progress import task
 
-CACHE_VERSION = 1  # to be raised when decoding gives other pixels than before
+CACHE_VERSION = 2  # to be raised when decoding gives other pixels than before
 DECODING_AHEAD = 64  # pictures that wait decoded for the disk; 268 KB each at 299 pixels
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS store(file INTEGER, height INTEGER, width INTEGER, rows INTEGER);
+CREATE TABLE IF NOT EXISTS wanted(
+    name TEXT PRIMARY KEY, file BLOB, version TEXT, split TEXT, label TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pictures(
+    name TEXT PRIMARY KEY, version TEXT, height INTEGER, width INTEGER,
+    row INTEGER, digest BLOB, error TEXT) WITHOUT ROWID;
+"""
+MISSING = """
+SELECT name, file FROM pictures JOIN wanted USING (name) WHERE {} IS NULL AND error IS NULL
+"""
+FOUND = np.dtype([("label", "i8"), ("row", "i8"), ("digest", "u1", 32)])
 
-T = TypeVar("T")
+Shape = tuple[int, int]
+"""Height and width."""
+Read = tuple[bytes | None, NDArray[np.uint8] | ImageError]
+"""SHA-256 of a file, and its pixels uint8 [3, H, W], or why there are none."""
 
 
-def decoded(
-    listing: list[tuple[Path, os.stat_result]], classes: Sequence[str], settings: config.Data
-) -> tuple[Images, list[str]]:
-    """The pictures of a listing and the skipped files, from the cache where it has them."""
-    versions = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in listing]
-    key = json.dumps([CACHE_VERSION, versions, list(classes), settings.input_size])
+@dataclass(frozen=True)
+class Decoded:
+    """The readable pictures of a listing, sorted by class and digest: their names do not matter."""
+
+    splits: dict[str, Images]
+    classes: tuple[str, ...]
+    skipped: list[str]
+    """The other files, and why, one a line."""
+
+
+def decoded(listing: Iterable[Picture], settings: config.Data) -> Decoded:
+    """The pictures of a listing; what the store has of them is not decoded again.
+
+    Raises:
+        UnavailableError: there are too few classes, or one has no readable picture.
+    """
+    folder = store(settings)
+    with index.opened(folder, SCHEMA) as db:
+        _note(db, listing)
+        classes = _classes(db, str(settings.root))
+        file = _fill(db, folder, settings.input_size)
+        _require_pictures(db)
+        (height, width) = db.execute("SELECT height, width FROM store").fetchone()
+        pixels = mapped(file.path, (height, width))
+        splits = {}
+        for split in SPLITS:
+            found = _rows(db, split, {name: number for number, name in enumerate(classes)})
+            splits[split] = Images(
+                pixels,
+                torch.from_numpy(found["row"].copy()),
+                torch.from_numpy(found["label"].copy()),
+                settings,
+                found["digest"],
+                file,
+            )
+        skipped = db.execute(
+            "SELECT name || ': ' || error FROM pictures JOIN wanted USING (name) "
+            "WHERE error IS NOT NULL ORDER BY split DESC, name"
+        )
+        return Decoded(splits, classes, [line for (line,) in skipped])
+
+
+def store(settings: config.Data) -> Path:
+    """The folder of a root's decoded pictures."""
+    root = str(settings.root)
+    place = root if root.startswith("s3:") else str(Path(root).expanduser().absolute())
+    key = json.dumps([CACHE_VERSION, place, settings.s3.endpoint_url, settings.input_size])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    cache = Path(settings.cache).expanduser()
-    pixels_file, notes_file = cache / f"folder-{digest}.npy", cache / f"folder-{digest}.json"
-    if not notes_file.is_file():
-        paths = [path for path, _ in listing]
-        with files.replacing(pixels_file) as part:
-            notes = _decode_all(paths, classes, settings.input_size, part)
-        files.write(notes_file, json.dumps(notes))
-    notes = json.loads(notes_file.read_text())
-    array = np.load(pixels_file, mmap_mode="c")[: len(notes["labels"])]
-    pixels, labels = torch.from_numpy(array), torch.tensor(notes["labels"])
-    return Images.all(pixels, labels, settings, pixels_file), notes["skipped"]
+    return Path(settings.cache).expanduser() / f"pictures-{digest}"
 
 
-def _decode_all(
-    paths: Sequence[Path], classes: Sequence[str], input_size: int, target: Path
-) -> dict[str, Any]:
-    """Writes the pixels of all readable pictures to `target`, rows of skipped ones left last."""
+def paths(images: Images, split: str) -> list[str]:
+    """What each image is called, for a person and in `data.exclude`: its file's name below the
+    data's root; the split and its row where there is no file, or none any more."""
+    known: dict[int, str] = {}
+    if images.file is not None:
+        with index.opened(images.file.path.parent, SCHEMA) as db:
+            known = dict(db.execute("SELECT row, name FROM pictures WHERE row IS NOT NULL"))
+    named = ((row, known.get(row)) for row in images.rows.tolist())
+    return [
+        f"{split}/{row}" if name is None else below_root(name, images.settings)
+        for row, name in named
+    ]
+
+
+def below_root(name: str, settings: config.Data) -> str:
+    root = str(settings.root)
+    place = root if "://" in root else str(Path(root).expanduser())
+    return name.removeprefix(f"{place.rstrip('/')}/")
+
+
+def mapped(path: Path, shape: Shape) -> torch.Tensor:
+    """The rows of a store's file, uint8 [M, 3, H, W]."""
+    rows = path.stat().st_size // (3 * shape[0] * shape[1])
+    return torch.from_numpy(np.memmap(path, np.uint8, mode="c", shape=(rows, 3, *shape)))
+
+
+def _note(db: sqlite3.Connection, listing: Iterable[Picture]) -> None:
+    """Writes down what is wanted, and forgets pictures that are gone or have changed."""
+    with db:
+        db.execute("DELETE FROM wanted")
+        for picture in listing:
+            try:
+                db.execute(
+                    "INSERT INTO wanted(name, file, version, split, label) VALUES (?, ?, ?, ?, ?)",
+                    picture,
+                )
+            except sqlite3.IntegrityError:
+                raise UnavailableError(f"{picture.name}: is listed twice") from None
+        db.execute(
+            "DELETE FROM pictures WHERE NOT EXISTS (SELECT 1 FROM wanted "
+            "WHERE wanted.name = pictures.name AND wanted.version = pictures.version)"
+        )
+        db.execute("INSERT OR IGNORE INTO pictures(name, version) SELECT name, version FROM wanted")
+
+
+def _classes(db: sqlite3.Connection, root: str) -> tuple[str, ...]:
+    train, test = (
+        {label for (label,) in db.execute("SELECT DISTINCT label FROM wanted WHERE split = ?", [s])}
+        for s in SPLITS
+    )
+    if len(train) < 2:
+        raise UnavailableError(
+            f"{root}: two classes at least are needed, found {sorted(train)} for training"
+        )
+    if strangers := sorted(test - train):
+        raise UnavailableError(f"{root}: test has classes that train has not: {strangers}")
+    return tuple(sorted(train))
+
+
+def _require_pictures(db: sqlite3.Connection) -> None:
+    """Of each class in each split."""
+    if empty := db.execute(
+        "SELECT split, label, name, max(error) FROM pictures JOIN wanted USING (name) "
+        "GROUP BY split, label HAVING count(row) = 0 ORDER BY split DESC, label"
+    ).fetchone():
+        split, label, name, error = empty
+        raise UnavailableError(f"{split}/{label}: not one readable picture, {name}: {error}")
+
+
+def _fill(db: sqlite3.Connection, folder: Path, input_size: int) -> index.Held:
+    """Decodes what is wanted and not yet in the store; gives the file that has all of it."""
     with ThreadPoolExecutor() as pool:
-        sizes = {size for size in _mapped(pool, _header_size, paths) if size is not None}
-        width, height = sizes.pop() if len(sizes) == 1 else (input_size, input_size)
-        if max(width, height) > input_size:
-            width = height = input_size
-        shape = (len(paths), 3, height, width)
-        array = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
-        labels: list[int] = []
-        skipped: list[str] = []
-        decoded = _mapped(pool, lambda path: _read(path, (height, width)), paths)
-        for path, result in zip(paths, _watched(decoded, len(paths)), strict=True):
+        _measure(db, pool)
+        file, shape = _file(db, folder, input_size)
+        _decode(db, pool, file, shape)
+    _remove_others(file)
+    return index.Held(file)
+
+
+def _measure(db: sqlite3.Connection, pool: ThreadPoolExecutor) -> None:
+    """Notes the size that every new file's header says, 0 by 0 where it has none."""
+    for page in index.pages(db, MISSING.format("height") + "AND name > ?"):
+        interruption.check()
+        sizes = pool.map(_header_size, [file for _, file in page])
+        found = [(*size, name) for (name, _), size in zip(page, sizes, strict=True)]
+        with db:
+            db.executemany("UPDATE pictures SET height = ?, width = ? WHERE name = ?", found)
+
+
+def _file(db: sqlite3.Connection, folder: Path, input_size: int) -> tuple[Path, Shape]:
+    """The file that new rows go to, and the shape of all rows in it."""
+    sizes = db.execute("SELECT DISTINCT height, width FROM pictures WHERE height > 0 LIMIT 2")
+    height, width = (input_size, input_size)
+    if len(found := sizes.fetchall()) == 1 and max(found[0]) <= input_size:
+        height, width = found[0]
+    wanted, have = db.execute("SELECT count(*), count(row) FROM pictures").fetchone()
+    number, *before = db.execute("SELECT * FROM store").fetchone() or (0, 0, 0, 0)
+    path, rows = folder / f"pixels-{number}", before[2]
+    whole = path.is_file() and path.stat().st_size >= rows * 3 * height * width
+    if before[:2] != [height, width] or not whole or rows + wanted - have > 2 * wanted:
+        path = folder / f"pixels-{number + 1}"
+        path.write_bytes(b"")
+        with db:
+            db.execute("DELETE FROM store")
+            db.execute("INSERT INTO store VALUES (?, ?, ?, 0)", (number + 1, height, width))
+            db.execute("UPDATE pictures SET row = NULL, digest = NULL, error = NULL")
+    return path, (height, width)
+
+
+def _decode(db: sqlite3.Connection, pool: ThreadPoolExecutor, path: Path, shape: Shape) -> None:
+    """Adds the pixels of all readable pictures that have no row."""
+    missing = MISSING.format("row")
+    (total,) = db.execute(f"SELECT count(*) FROM ({missing})").fetchone()
+    (rows,) = db.execute("SELECT rows FROM store").fetchone()
+    entries = (entry for page in index.pages(db, missing + "AND name > ?") for entry in page)
+
+    def read(entry: tuple[str, bytes]) -> tuple[str, Read]:
+        return entry[0], _read(Path(os.fsdecode(entry[1])), shape)
+
+    notes: list[tuple[int | None, bytes | None, str | None, str]] = []
+    with path.open("r+b") as file:
+        file.truncate(rows * 3 * shape[0] * shape[1])
+        file.seek(0, os.SEEK_END)
+
+        def commit() -> None:
+            file.flush()
+            os.fsync(file.fileno())
+            with db:
+                db.executemany(
+                    "UPDATE pictures SET row = ?, digest = ?, error = ? WHERE name = ?", notes
+                )
+                db.execute("UPDATE store SET rows = ?", (rows,))
+            notes.clear()
+
+        for name, (digest, result) in _watched(
+            index.mapped(pool, read, entries, DECODING_AHEAD), total
+        ):
             if isinstance(result, ImageError):
-                skipped.append(f"{path}: {result}")
+                notes.append((None, digest, str(result), name))
             else:
-                array[len(labels)] = result
-                labels.append(classes.index(path.parent.name))
-        array.flush()
-    present = {paths[0].parent.parent / classes[label] for label in set(labels)}
-    if empty := sorted({path.parent for path in paths} - present):
-        raise UnavailableError(f"{empty[0]}: not one readable picture, {skipped[0]}")
-    return {"labels": labels, "skipped": skipped}
+                file.write(result.data)
+                notes.append((rows, digest, None, name))
+                rows += 1
+            if len(notes) == index.PAGE:
+                commit()
+        commit()
 
 
-def _mapped(
-    pool: ThreadPoolExecutor, work: Callable[[Path], T], paths: Sequence[Path]
-) -> Iterator[T]:
-    """As `pool.map`, which would go through all paths whether or not the results are taken."""
-    waiting = deque(pool.submit(work, path) for path in paths[:DECODING_AHEAD])
-    for path in paths[DECODING_AHEAD:]:
-        yield waiting.popleft().result()
-        waiting.append(pool.submit(work, path))
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _watched(
-    results: Iterator[NDArray[np.uint8] | ImageError], total: int
-) -> Iterator[NDArray[np.uint8] | ImageError]:
+def _watched(results: Iterator[tuple[str, Read]], total: int) -> Iterator[tuple[str, Read]]:
     with task("decoding", total) as advance:
         for result in results:
             interruption.check()
@@ -96,17 +256,44 @@ def _watched(
             yield result
 
 
-def _header_size(path: Path) -> tuple[int, int] | None:
+def _header_size(file: bytes) -> Shape:
     try:
-        with Image.open(path) as picture:
-            return picture.size
+        with Image.open(os.fsdecode(file)) as picture:
+            return picture.height, picture.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None  # _read says what is wrong with it
+        return 0, 0  # _read says what is wrong with it
 
 
-def _read(path: Path, size: tuple[int, int]) -> NDArray[np.uint8] | ImageError:
-    """uint8 [3, H, W], or why there are none."""
+def _read(path: Path, size: Shape) -> Read:
     try:
-        return to_pixels(decode(path.read_bytes()), size)
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None, ImageError("is not there")
+    digest = hashlib.sha256(data).digest()
+    try:
+        return digest, np.ascontiguousarray(to_pixels(decode(data), size))
     except ImageError as error:
-        return error
+        return digest, error
+
+
+def _rows(db: sqlite3.Connection, split: str, numbers: dict[str, int]) -> NDArray[np.void]:
+    """FOUND [N]: the readable pictures of a split by class and digest."""
+    found = db.execute(
+        "SELECT label, row, digest FROM pictures JOIN wanted USING (name) "
+        "WHERE split = ? AND row IS NOT NULL ORDER BY label, digest",
+        [split],
+    )
+    entries = (
+        (numbers[label], row, np.frombuffer(digest, np.uint8)) for label, row, digest in found
+    )
+    return np.fromiter(entries, FOUND)
+
+
+def _remove_others(current: Path) -> None:
+    """Removes files of the store that were before this one, unless a process holds them."""
+    for path in current.parent.glob("pixels-*"):
+        if path.suffix or path == current:
+            continue
+        if index.remove(path):
+            for selection in path.parent.glob(f"{path.name}.*"):
+                selection.unlink()

@@ -8,17 +8,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from hashlib import sha256
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 from jobs import config
+from jobs.data.index import Held
 from jobs.seeds import generator
 
 RESIDENT_SHARE = 0.4  # of the free device memory that pixels may take
+MOVED = 1000  # images at once, on their way to where they stay
 AHEAD = 2  # batches of other pixels that are on their way to the device
 
 
@@ -71,14 +75,13 @@ class Images:
     rows: Tensor  # int64 [N], into pixels
     labels: Tensor  # int64 [N]
     settings: config.Data
-    file: Path | None = None  # in the cache, whose memory map the pixels are
+    file_digests: NDArray[np.uint8] | None = None  # [N, 32], SHA-256 of pictures' files
+    file: Held | None = None  # of a store, whose memory map the pixels are
 
     @staticmethod
-    def all(
-        pixels: Tensor, labels: Tensor, settings: config.Data, file: Path | None = None
-    ) -> "Images":
+    def all(pixels: Tensor, labels: Tensor, settings: config.Data) -> "Images":
         """A row for every label."""
-        return Images(pixels, torch.arange(len(labels)), labels, settings, file)
+        return Images(pixels, torch.arange(len(labels)), labels, settings)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,13 +91,32 @@ class Images:
         pixels, rows = self.pixels, self.rows
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            if pixels.nbytes <= RESIDENT_SHARE * free:
-                pixels, rows = pixels.to(device), rows.to(device)
+            if len(rows) * pixels[0].nbytes <= RESIDENT_SHARE * free:
+                pixels, rows = self._moved(device), torch.arange(len(rows), device=device)
         return replace(self, pixels=pixels, rows=rows, labels=self.labels.to(device))
+
+    def _moved(self, device: torch.device) -> Tensor:
+        """The pixels of this split alone, uint8 [N, 3, H, W]."""
+        moved = torch.empty(len(self), *self.pixels.shape[1:], dtype=torch.uint8, device=device)
+        for part, rows in zip(moved.split(MOVED), self.rows.split(MOVED), strict=True):
+            part.copy_(self.pixels[rows])
+        return moved
 
     def take(self, positions: Tensor) -> "Images":
         """The images at int64 `positions`; no pixel is copied."""
-        return replace(self, rows=self.rows[positions], labels=self.labels[positions])
+        digests = self.file_digests
+        if digests is not None:
+            digests = digests[positions.cpu().numpy()]
+        rows, labels = self.rows[positions], self.labels[positions]
+        return replace(self, rows=rows, labels=labels, file_digests=digests)
+
+    def digests(self) -> NDArray[np.uint8]:
+        """uint8 [N, 32]: SHA-256 of each picture, of its file if it has one, else of its pixels."""
+        if self.file_digests is not None:
+            return self.file_digests
+        parts = (self.pixels[rows].cpu().numpy() for rows in self.rows.split(MOVED))
+        found = b"".join(sha256(image.tobytes()).digest() for part in parts for image in part)
+        return np.frombuffer(found, np.uint8).reshape(-1, 32)
 
     @property
     def resident(self) -> bool:
@@ -215,17 +237,23 @@ def to_input(images: Tensor, size: int, normalization: str = "inception") -> Ten
     return x_NCHW / 127.5 - 1
 
 
-def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def stratified(
+    labels: Tensor, count: int, seed: int, order: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Splits positions of `labels` into `count` drawn by class, and the rest; both sorted.
 
     Every class gives its share to within one image (Hamilton's method of largest remainders).
+
+    Args:
+        order: int64 [N], in which positions are drawn; by the seed when absent.
     """
     products = labels.bincount() * count
     quotas = products // max(1, len(labels))
     largest = (products % max(1, len(labels))).argsort(descending=True, stable=True)
     quotas[largest[: count - int(quotas.sum())]] += 1
 
-    order = torch.randperm(len(labels), generator=generator(seed, count))
+    if order is None:
+        order = torch.randperm(len(labels), generator=generator(seed, count))
     by_class = [order[labels[order] == label][:quota] for label, quota in enumerate(quotas)]
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     drawn[torch.cat(by_class)] = True

@@ -49,8 +49,8 @@ GOLDEN_IMAGES = 32
 DIFFERENT = 0.001  # a p-value below which rounding is no explanation
 # Of `serving`, what the handler and the check need.
 MODULES = (
-    *("__init__", "archive", "checking", "explanations", "files", "images", "messages", "metrics"),
-    *("predictor", "runtimes", "trust"),
+    *("__init__", "archive", "checking", "drift", "explanations", "files", "images", "messages"),
+    *("metrics", "predictor", "runtimes", "trust"),
 )
 
 
@@ -73,7 +73,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
     if result.winner is None or result.winner_seed is None:
         raise UnavailableError(f"{folder.path}: no variant has a result, nothing to export")
     log(f"export: {result.winner} of {folder.run_id} as {settings.name}")
-    dataset = load(config.data)
+    dataset = load(config.data, folder.facts().digest)
     variant = folder.variant(result.winner, result.winner_seed)
     description = Description(
         name=settings.name,
@@ -120,6 +120,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
         archive.open_model(packed)
         write(target, packed.read_bytes())
         arrays = {"logits": logits, "labels": dataset.test.labels.numpy()}
+        arrays["digests"] = dataset.test.digests()
         write_arrays(target.with_suffix(".npz"), arrays)
         write(target.with_suffix(".json"), _version(target, description).to_json())
         write(folder.path / "MODEL_CARD.md", _model_card(description, config.data.input_size))

@@ -40,11 +40,11 @@ class Served(nn.Module):
         super().__init__()
         # Without the last layer and dropout, which does nothing in eval mode.
         outputs = {BLOCKS[-1]: "places", "flatten": "features"}
-        self.network, self.fc = create_feature_extractor(network, outputs), network.fc
+        self.trunk, self.fc = create_feature_extractor(network, outputs), network.fc
         self.input_size, self.normalization = input_size, normalization
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = self.network(to_input(images, self.input_size, self.normalization))
+        found = self.trunk(to_input(images, self.input_size, self.normalization))
         maps = models.class_maps(found["places"], self.fc.weight)
         return self.fc(found["features"]), found["features"], maps
 
@@ -100,6 +100,7 @@ def _quantised(model: Any, train: Images, count: int) -> Any:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime"
     import nncf
 
+    nncf.set_log_level(logging.ERROR)  # it says on stdout which operations stay as they are
     order = torch.randperm(len(train), generator=generator("calibration"))[:count]
     # Its own bars are drawn for a terminal even where there is none.
     with task("export, ranges for int8", len(order)) as advance, redirect_stdout(io.StringIO()):

@@ -3,12 +3,13 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -19,7 +20,7 @@ from jobs.delivery.registry import Channel, Registry
 from jobs.delivery.storage import Conflict, Storage
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
 from jobs.report import comparison
-from jobs.runs import RunFolder
+from jobs.runs import RunFolder, read_arrays
 from serving.archive import (
     ARCHIVE,
     CHANNELS,
@@ -33,6 +34,7 @@ from serving.files import digest_of
 from serving.progress import log
 
 LATENCY_CALLS = 20  # after as many that do not count
+SHARED = 0.5  # of the test pictures of what serves, which a model has to be compared on at least
 
 
 @dataclass(frozen=True)
@@ -177,24 +179,41 @@ def _floor(promoted: Candidate, gate: config.Promotion) -> str | None:
 
 
 def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: float) -> str | None:
-    """Compares what both archives answered to the same test images."""
+    """Compares what both archives answered to the test pictures that both were asked."""
     from jobs.statistics import paired_difference
 
-    digest = promoted.description.data.test_digest
-    if registry.version(champion).description.data.test_digest != digest:
-        return (
-            f"{champion}, which serves, was tested on other images; "
-            "promotion.tolerance=null leaves the comparison out"
-        )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PREDICTIONS
         registry.fetch(champion, file, PREDICTIONS)
-        difference = paired_difference(promoted.right, comparison.right_answers(file))
+        theirs = _right_by_picture(file, registry.version(champion).description.classes)
+    ours = _right_by_picture(promoted.files[PREDICTIONS], promoted.description.classes)
+    shared = [picture for picture in ours if picture in theirs]
+    if not shared or len(shared) < SHARED * len(theirs):
+        return (
+            f"{champion}, which serves, was tested on other images: {len(shared)} of its "
+            f"{len(theirs)} are here; promotion.tolerance=null leaves the comparison out"
+        )
+    if new := [right for picture, right in ours.items() if picture not in theirs]:
+        log(
+            f"{promoted.version}: {sum(new) / len(new):.2%} of {len(new)} new test images are "
+            f"right; what follows is about the {len(shared)} that {champion} was tested on, too"
+        )
+    right = (np.array([answers[picture] for picture in shared]) for answers in (ours, theirs))
+    difference = paired_difference(*right)
     log(comparison.sentence(promoted.version, champion, difference, difference.p_value))
     points = -difference.difference * 100
     if points > allowed:
         return f"{points:.2f} points worse than {champion}, which serves; {allowed:g} are allowed"
     return None
+
+
+def _right_by_picture(predictions: Path, classes: Sequence[str]) -> dict[tuple[bytes, str], bool]:
+    """Whether each test picture was right, by its SHA-256 and its class: a picture that has been
+    given another class is another one. Empty for an archive without digests."""
+    arrays = read_arrays(predictions)
+    right = comparison.right_answers(predictions)
+    pictures = zip(arrays.get("digests", ()), arrays["labels"], right, strict=False)
+    return {(digest.tobytes(), classes[label]): bool(r) for digest, label, r in pictures}
 
 
 def _slow(promoted: Candidate, allowed_ms: float) -> str | None:

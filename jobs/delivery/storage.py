@@ -284,15 +284,8 @@ class Storage:
 
 def _client(settings: config.Storage) -> Any:
     try:
-        return s3.client(
-            endpoint_url=settings.endpoint_url,
-            region=settings.region,
-            style="path" if settings.path_style else "auto",
-            checksums="when_required" if settings.checksums == "md5" else "when_supported",
-            connect_timeout=settings.connect_timeout,
-            read_timeout=settings.read_timeout,
-            attempts=settings.attempts,
-        )
+        checksums = "when_required" if settings.checksums == "md5" else "when_supported"
+        return s3.client(**settings.client, checksums=checksums)
     except ValueError as error:
         raise ConfigurationError(f"storage.endpoint_url: {error}") from None
 

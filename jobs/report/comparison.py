@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from jobs.config import Config, Variant
 from jobs.errors import UnavailableError
-from jobs.results import Comparison, Difference, Diverged, Done, Pair, Summary
+from jobs.results import Comparison, Difference, Diverged, Done, Facts, Pair, Summary
 from jobs.runs import RunFolder, now, read_arrays
-from jobs.statistics import holm, mean_over_seeds, paired_difference
+from jobs.statistics import holm, mean_over_seeds, paired_difference, wilson
 from serving.files import write
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
@@ -35,16 +35,21 @@ def compare(folder: RunFolder, config: Config) -> Comparison:
     done = {name: s for name, s in summaries.items() if isinstance(s, Summary)}
     ranked = sorted(done, key=lambda name: -done[name].selection_accuracy)
     winner = done[ranked[0]] if ranked else None
+    facts = folder.facts()
     pairs = _pairs(folder, config, [done[name] for name in ranked])
     result = Comparison(
         run_id=folder.run_id,
         time=now(),
-        data=folder.facts(),
+        data=facts,
         weights=config.weights.description,
         selected_on=config.evaluation.select_on,
         winner=winner.variant if winner else None,
         winner_seed=best_seed(winner, config.runtime.seeds) if winner else None,
-        sentences=(_winner_sentence(config, winner), *(pair.sentence for pair in pairs)),
+        sentences=(
+            _winner_sentence(config, winner),
+            *(pair.sentence for pair in pairs),
+            *(_without_leaks(folder, config, facts, done[name]) for name in ranked if facts.leaked),
+        ),
         seeds=len(config.runtime.seeds),
         thresholds=tuple(sorted({t for s in done.values() for t in s.seconds_to_accuracy})),
         variants=summaries,
@@ -156,6 +161,26 @@ def sentence(a: str, b: str, difference: Difference, p_value: float) -> str:
 
 def _signed(share: float) -> str:
     return f"{share * 100:+.1f}".replace("-", "−")
+
+
+def _without_leaks(folder: RunFolder, config: Config, facts: Facts, of: Summary) -> str:
+    """A variant's accuracy on the test images that it was not trained on or chosen by."""
+    names = [folder.variant(of.variant, seed).path for seed in config.runtime.seeds]
+    right = [right_answers(path / "test_predictions.npz") for path in names]
+    clean = [np.delete(one, list(facts.leaked)) for one in right]
+    images = len(clean[0])
+    if not images:
+        return f"{of.variant}: every test image is trained on or chosen by as well"
+    mean = fmean(float(one.mean()) for one in clean)
+    if len(clean) > 1:
+        over_seeds = mean_over_seeds([float(one.mean()) for one in clean], images)
+        low, high = max(0.0, over_seeds.low), min(1.0, over_seeds.high)
+    else:
+        low, high = wilson(int(clean[0].sum()), images)
+    return (
+        f"{of.variant}: {mean:.2%} ({low:.1%} to {high:.1%}) without the {len(facts.leaked):,} "
+        f"test images that are also in training, {of.accuracy_mean:.2%} with them"
+    )
 
 
 def _winner_sentence(config: Config, best: Summary | None) -> str:

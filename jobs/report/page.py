@@ -3,14 +3,15 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from jobs.config import Config
-from jobs.report import plots
+from jobs.report import coverage, plots
+from jobs.report.coverage import Coverage
 from jobs.results import Comparison
 from jobs.runs import RunFolder, read_arrays
 from serving.files import write
@@ -28,19 +29,31 @@ def write_report(folder: RunFolder) -> None:
     comparison = folder.comparison()
     target = folder.path / "report"
     pictures: dict[str, str] = {}
-    for name, figure in _figures(folder, comparison):
+    covered = _covered(folder, comparison)
+    for name, figure in _figures(folder, comparison, covered):
         png = io.BytesIO()
         figure.savefig(png, dpi=DPI, format="png", metadata={"Software": None})
         write(target / f"{name}.png", png.getvalue())
         pictures[name] = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-    write(target / "index.html", _page(folder, comparison, pictures))
+    write(target / "index.html", _page(folder, comparison, pictures, covered))
 
 
-def _figures(folder: RunFolder, comparison: Comparison) -> Iterator[tuple[str, Figure]]:
+def _covered(folder: RunFolder, comparison: Comparison) -> dict[str, Coverage]:
+    first_seed = folder.config().runtime.seeds[0]
+    paths = {name: folder.variant(name, first_seed).path for name in comparison.done}
+    return {name: coverage.read(path) for name, path in paths.items()}
+
+
+def _figures(
+    folder: RunFolder, comparison: Comparison, covered: Mapping[str, Coverage]
+) -> Iterator[tuple[str, Figure]]:
     done = comparison.done
     if not done:
         return
     classes = comparison.data.classes
+    worst = folder.path / "doubles.npz"
+    if comparison.data.doubles:
+        yield "doubles", plots.doubles(read_arrays(worst), classes)
     palette = plots.colours(list(done))
     first_seed = folder.config().runtime.seeds[0]
     rows = [row for row in folder.metrics() if row["seed"] == first_seed]
@@ -48,6 +61,7 @@ def _figures(folder: RunFolder, comparison: Comparison) -> Iterator[tuple[str, F
     yield "time", plots.accuracy_by_time(rows, comparison.selected_on, palette)
     accuracies = {name: variant.test.per_class for name, variant in done.items()}
     yield "classes", plots.per_class(accuracies, classes, palette)
+    yield "coverage", plots.accuracy_by_coverage(covered, palette)
     for name, variant in done.items():
         path = folder.variant(name, first_seed).path
         yield f"{name}-curves", plots.curves(rows, {name: palette[name]})
@@ -65,7 +79,12 @@ def _augmentations(config: Config) -> list[str]:
     return [f"{variant.name}: {config.augmentation(variant)}" for variant in config.variants]
 
 
-def _page(folder: RunFolder, comparison: Comparison, pictures: dict[str, str]) -> str:
+def _page(
+    folder: RunFolder,
+    comparison: Comparison,
+    pictures: dict[str, str],
+    covered: Mapping[str, Coverage],
+) -> str:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -75,6 +94,7 @@ def _page(folder: RunFolder, comparison: Comparison, pictures: dict[str, str]) -
         data=comparison.data,
         variants=comparison.variants,
         pictures=pictures,
+        covered=covered,
         layers=LAYERS,
         palette=plots.colours(list(comparison.variants)),
         lecture=lecture,

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.report.coverage import Coverage
 from serving.explanations import overlay
 
 Row = dict[str, Any]
@@ -88,6 +89,23 @@ def per_class(
     _finish(panel, "test accuracy by class, %", "")
     panel.set_ylim(0, 100)
     figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def accuracy_by_coverage(covered: Mapping[str, Coverage], palette: Mapping[str, str]) -> Figure:
+    """Accuracy on the pictures that are answered against their share of the test set; a mark for
+    each threshold."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    panel = figure.subplots()
+    for name, one in covered.items():
+        panel.plot(one.answered * 100, one.accuracy * 100, color=palette[name], label=name)
+        for point in one.points:
+            panel.plot(point.answered * 100, point.right * 100, "o", color=palette[name])
+            text, place = f"{point.threshold:.2f}", (point.answered * 100, point.right * 100)
+            panel.annotate(text, place, (3, 4), textcoords="offset points", fontsize=7)
+    _finish(panel, "accuracy on the pictures that get an answer, %", "share of them, %")
+    panel.set_xlim(0, 100)
+    panel.legend(frameon=False)
     return figure
 
 
@@ -186,6 +204,22 @@ def maps(arrays: Mapping[str, Array], classes: Sequence[str]) -> Figure:
             panels[row, column].imshow(picture)
             panels[row, column].set_title(_answer(arrays, i, classes), fontsize=7)
             panels[row + 1, column].imshow(overlay(picture, arrays["maps"][i]))
+    return figure
+
+
+def doubles(arrays: Mapping[str, Array], classes: Sequence[str]) -> Figure:
+    """Pairs of pictures that are the same, the worst first: what it is, and both classes."""
+    count, across = len(arrays["kinds"]), 4
+    pixels = arrays["pixels"].reshape(count, 2, *arrays["pixels"].shape[1:])
+    figure = Figure(figsize=(11, 1.75 * -(-count // across)), layout="constrained")
+    panels = figure.subplots(-(-count // across), across, squeeze=False).flat
+    for i, panel in enumerate(panels):
+        panel.set_axis_off()
+        if i < count:
+            panel.imshow(np.concatenate(list(pixels[i]), 2).transpose(1, 2, 0))
+            names = sorted({classes[label] for label in arrays["labels"][i]})
+            title = f"{arrays['kinds'][i]}, {arrays['scores'][i]:.3f}\n{' and '.join(names)}"
+            panel.set_title(title, fontsize=7)
     return figure
 
 

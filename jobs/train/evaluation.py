@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from jobs import distributed
 from jobs.config import BLOCKS
 from jobs.data.images import Examples, Images
 from jobs.seeds import generator
+from jobs.statistics import balanced_accuracy, wilson
 from jobs.train import models
 from serving.archive import Interval, Scores
 
 CALIBRATION_BINS = 15
 RESAMPLES = 1000
+IMBALANCE = 1.5  # between the sizes of two classes, from which balanced accuracy is given too
 
 
 @torch.no_grad()
@@ -53,14 +54,13 @@ def class_maps(
     network: Inception3, images: Images, batch_size: int, autocast: Callable[[], Any]
 ) -> Tensor:
     """Those of all images, float32 [N, C, h, w] on the CPU; see :func:`models.class_maps`."""
-    trunk = create_feature_extractor(network.eval(), [BLOCKS[-1]])
     parts = torch.arange(len(images), device=images.labels.device).split(batch_size)
-    maps = []
-    for inputs, _ in images.batches(parts):
-        with autocast():
-            places = trunk(inputs)[BLOCKS[-1]]
-        maps.append(models.class_maps(places.float().cpu(), network.fc.weight.cpu()))
-    return torch.cat(maps)
+    last, kept = network.eval().get_submodule(BLOCKS[-1]), []
+    with last.register_forward_hook(lambda _, __, places: kept.append(places.float().cpu())):
+        for inputs, _ in images.batches(parts):
+            with autocast():
+                network(inputs)
+    return torch.cat([models.class_maps(places, network.fc.weight.cpu()) for places in kept])
 
 
 def quick_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -79,14 +79,12 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
         logits: float32 [N, C] on the CPU.
         labels: int64 [N] on the CPU.
     """
-    from scipy.stats import binomtest
-
     classes = logits.shape[1]
     predicted = logits.argmax(1)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2)
     confusion = confusion.reshape(classes, classes)
     right, total = int(confusion.trace()), len(labels)
-    interval = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    low, high = wilson(right, total)
     per_class = [
         hits / count if count else None
         for hits, count in zip(
@@ -95,13 +93,23 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
     ]
     return Scores(
         **quick_scores(logits, labels),
-        accuracy_low=float(interval.low),
-        accuracy_high=float(interval.high),
+        accuracy_low=low,
+        accuracy_high=high,
+        balanced=_balanced(confusion),
         per_class=tuple(per_class),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         calibration_error=calibration_error(logits, labels),
         images=total,
     )
+
+
+def _balanced(confusion: Tensor) -> Interval | None:
+    """Balanced accuracy, where plain accuracy is mostly that of the large classes."""
+    counts = confusion.sum(1)
+    there = counts > 0
+    if counts.max() <= IMBALANCE * counts[there].min():
+        return None
+    return balanced_accuracy(confusion.diagonal()[there].tolist(), counts[there].tolist())
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:

@@ -207,9 +207,9 @@ def _first_line(error: Exception) -> str:
 
 def class_maps(places: Tensor, weight: Tensor) -> Tensor:
     """Class maps [N, C, h, w] of the last block's output [N, 2048, h, w] and the last layer's
-    weights [C, 2048] (Zhou et al. 2016).
+    weight [C, 2048] (Zhou et al. 2016).
 
-    That layer without its bias at every place, where the network pools first: a map's mean over
+    The last layer without its bias at every place, where the network pools first: a map's mean over
     the places and the bias add up to the logit.
     """
     return F.conv2d(places, weight[:, :, None, None])

@@ -190,12 +190,17 @@ def train_epoch(
     order = trainer.order().to(examples.labels.device)
     share = order.shape[1] / optim.batch_size  # of the batch, 1 in a single process
     draws = examples.draws(trainer.seed, trainer.epoch)
+    adjustment = None
+    if optim.balance == "logits":
+        head = trainer.network.fc
+        assert isinstance(head, nn.Linear)
+        adjustment = log_shares(examples.labels, head.out_features)
     set_training_mode(trainer.network, trainer.variant)
     for inputs, labels in examples.batches(order.unbind(), draws):
         distributed.check()
         with trainer.device.autocast():
             outputs = trainer.forward(inputs)
-        loss, aux_loss, right = losses(outputs, labels, optim.label_smoothing)
+        loss, aux_loss, right = losses(outputs, labels, optim.label_smoothing, adjustment)
         loss, aux_loss = loss * share, aux_loss * share
         (distributed.size() * (loss + optim.aux_weight * aux_loss)).backward()  # then averaged
         trainer.optimizer.step()
@@ -209,20 +214,43 @@ def train_epoch(
         checkpoint()
 
 
+def log_shares(labels: Tensor, classes: int) -> Tensor:
+    """float32 [classes]: the logarithm of each class's share of the training images, for logit
+    adjustment (Menon et al. 2021, arXiv 2007.07314, with τ = 1).
+
+    A network that learns with them added to its logits answers, without them, as if all classes
+    were equally frequent.
+
+    Args:
+        labels: int64 [N].
+    """
+    counts = labels.bincount(minlength=classes).clamp(min=1)
+    return (counts / len(labels)).log()
+
+
 def losses(
-    outputs: Tensor | tuple[Tensor, Tensor], labels: Tensor, label_smoothing: float
+    outputs: Tensor | tuple[Tensor, Tensor],
+    labels: Tensor,
+    label_smoothing: float,
+    adjustment: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Main and auxiliary cross-entropy and the number of right answers, all float32 scalars.
 
     Args:
         outputs: logits [B, C], or a pair of them where there is an auxiliary head.
         labels: int64 [B].
+        adjustment: float32 [C], added to the logits whose cross-entropy is taken.
     """
     logits, aux_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+    def cross_entropy(of: Tensor) -> Tensor:
+        adjusted = of.float() if adjustment is None else of.float() + adjustment
+        return F.cross_entropy(adjusted, labels, label_smoothing=label_smoothing)
+
+    loss = cross_entropy(logits)
     aux_loss = torch.zeros_like(loss)
     if aux_logits is not None:
-        aux_loss = F.cross_entropy(aux_logits.float(), labels, label_smoothing=label_smoothing)
+        aux_loss = cross_entropy(aux_logits)
     return loss, aux_loss, (logits.argmax(1) == labels).sum().float()
 
 
@@ -278,7 +306,7 @@ def fit(
                 rows = [training_row(trainer, totals)]
                 recalibrate(trainer, train, evaluation.batch_norm_images)
                 rows += [score(trainer, *split, scored_at_once) for split in scored.items()]
-                distributed.once(functools.partial(store.append, rows))
+                distributed.once(store.append, rows)
                 accuracy = rows[-1]["accuracy"]
                 note(functools.partial(_epoch_line, label, rows[-1]))
                 if evaluation.keep == "last" or accuracy > trainer.best_accuracy:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, tiny
-from drawings import make_photos
+from drawings import make_photos, photo
 
 
 def measured(name: str, out: Path, *options: str, file: str = "") -> dict[str, Any]:
@@ -70,6 +70,20 @@ def test_memory_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_bucket_is_measured_against_plain_loops_and_the_disk(tmp_path: Path) -> None:
+    for i in range(6):
+        photo(tmp_path / "photos" / f"{i}.jpg", seed=i)
+    little = ("--count", "6", "--rounds", "1", "--objects", "2000")
+    figures = measured("bucket", tmp_path, "--pictures", str(tmp_path / "photos"), *little)
+    ways = {"loop", "threads", "mirror", "decode", "disk", "night"}
+    assert set(figures["pictures_per_second"]) == ways and figures["pictures"] == 6
+    rates = figures["pictures_per_second"]
+    assert figures["ratios"]["mirror/loop"] == pytest.approx(rates["mirror"] / rates["loop"])
+    assert [row["objects"] for row in figures["listing"]] == [200, 2000]
+    assert all(row["peak"] >= row["before"] > 0 for row in figures["listing"])
+
+
+@pytest.mark.slow
 def test_what_is_measured_on_a_gpu_is_kept_stage_by_stage(tmp_path: Path) -> None:
     make_photos(tmp_path / "photos")
     raw = tiny(optim={"epochs": 1, "batch_size": 4}, evaluation={"batch_norm_images": 0})
@@ -79,10 +93,11 @@ def test_what_is_measured_on_a_gpu_is_kept_stage_by_stage(tmp_path: Path) -> Non
     options = ["--data", str(tmp_path / "photos"), "--config", str(config), "--weights", "random"]
     options += ["--part=--size 75 --batch 4 --steps 1 --side 64 --pictures 4"]
     options += ["--work", str(tmp_path / "work")]
-    options += ["--stages", "ceilings,scoring,checkpoint,decoding,eager-job"]
+    options += ["--stages", "ceilings,scoring,checkpoint,decoding,heuristics-256,eager-job"]
     stages = measured("gpu", tmp_path, *options)["stages"]
     assert stages["ceilings"]["copy_bytes_per_second"] > 0
     assert stages["scoring"]["images_per_second"] > 0
+    assert stages["heuristics-256"]["images_per_second"] > 0
     assert stages["checkpoint"]["waited_seconds"] < stages["checkpoint"]["written_seconds"]
     assert stages["decoding"]["images"] and any((tmp_path / "work" / "cache").iterdir())
     variants = stages["eager-job"]["variants"]

@@ -1,5 +1,6 @@
 """Every source ends as the same arrays; splits share nothing; damaged pictures end no job."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -97,17 +98,18 @@ def test_more_images_than_there_are_is_a_configuration_error(photos: Path) -> No
 def test_a_folder_keeps_small_pictures_small_and_reads_exact_pixels(photos: Path) -> None:
     dataset = load(folder(photos))
     assert dataset.classes == ("cat", "dog")
-    assert dataset.train.pixels.shape == (20, 3, 32, 32)
+    assert dataset.train.pixels.shape == (28, 3, 32, 32), "of both splits"
     with Image.open(photos / "train" / "dog" / "3.png") as picture:
         expected = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
-    position = int((dataset.train.rows == 13).nonzero())
+    digest = sha256((photos / "train" / "dog" / "3.png").read_bytes()).digest()
+    [position] = [i for i, d in enumerate(dataset.train.digests()) if d.tobytes() == digest]
     assert torch.equal(dataset.train.raw(torch.tensor([position]))[0], expected)
     assert dataset.train.labels[position] == 1
 
 
 def test_a_folder_of_mixed_sizes_is_scaled_to_the_input(photos: Path) -> None:
     photo(photos / "train" / "cat" / "wide.png", size=(200, 100))
-    assert load(folder(photos)).train.pixels.shape == (21, 3, 75, 75)
+    assert load(folder(photos)).train.pixels.shape[1:] == (3, 75, 75)
 
 
 @pytest.mark.parametrize(("side", "remarked"), [(37, True), (38, False)])
@@ -265,7 +267,7 @@ def test_cifar10_of_sixty_thousand_jpegs_is_decoded_once(
     )
     dataset = load(asked)
     assert dataset.description.images == Counts(train=45_000, validation=5_000, test=10_000)
-    assert dataset.train.pixels.shape == (50_000, 3, 32, 32)
+    assert dataset.train.pixels.shape == (60_000, 3, 32, 32)
     assert dataset.validation.labels.bincount().tolist() == [500] * 10
     assert dataset.description.skipped == ()
     monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("decoded again"))

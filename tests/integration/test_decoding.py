@@ -10,10 +10,8 @@ import pytest
 from PIL import Image
 
 from jobs import config
-from jobs.data import dataset as dataset_module
 from jobs.data import decoding
 from jobs.data.dataset import load
-from jobs.data.images import Images
 
 
 @pytest.fixture
@@ -55,19 +53,3 @@ def test_no_more_pictures_wait_for_the_disk_than_are_said_to(
     loaded = load(photos)
     assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 120
     assert max(waiting) <= 5
-
-
-def test_the_test_set_is_hashed_once_and_to_the_same_value(
-    photos: config.Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = load(photos)
-    assert first.description.test_digest == dataset_module._computed_digest(first.test)
-    fewer = load(photos.model_copy(update={"test_images": 10}))
-    assert fewer.description.test_digest == dataset_module._computed_digest(fewer.test)
-    assert fewer.description.test_digest != first.description.test_digest
-
-    def fail(images: Images) -> str:
-        raise AssertionError("hashed anew")
-
-    monkeypatch.setattr(dataset_module, "_computed_digest", fail)
-    assert load(photos).description == first.description

@@ -28,6 +28,15 @@ def test_scores_of_a_known_confusion() -> None:
     assert result.images == 6
 
 
+def test_balanced_accuracy_is_given_where_classes_differ_in_size() -> None:
+    labels = torch.tensor([0] * 15 + [1] * 10)
+    assert scores(logits_of([0] * 25), labels).balanced is None  # 1.5 times
+    labels = torch.tensor([0] * 16 + [1] * 10)
+    balanced = scores(logits_of([0] * 26), labels).balanced
+    assert balanced is not None and balanced.value == pytest.approx(0.5)  # the third has none
+    assert 0.4 < balanced.low < 0.5 < balanced.high < 0.65
+
+
 def test_the_interval_is_wilsons() -> None:
     right, total, z = 81, 100, 1.959963985
     labels = torch.zeros(total, dtype=torch.int64)

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import logging
 import subprocess
 import sys
 import zipfile
@@ -29,7 +30,9 @@ from serving import Predictor, archive, runtimes
 from serving.archive import FILES, TOLERANCES, Check, Form, ModelError, Version
 from serving.files import digest_of
 from serving.handler import Handler
+from serving.images import to_png
 from serving.messages import RequestError, softmax
+from serving.metrics import PROBE
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +136,9 @@ def test_a_predictor_of_a_cpu_imports_neither_torch_nor_torchserve(unpacked: Pat
 def test_a_form_that_is_off_on_this_machine_gives_way_to_the_next(
     exported: RunFolder, strange_integers: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # Libraries that other tests import disable loggers, or raise the root's level.
+    logging.getLogger("serving.predictor").disabled = False
+    caplog.set_level(logging.WARNING, "serving.predictor")
     predictor = Predictor.open(strange_integers)
     assert predictor.form == "float" and "float serves instead" in caplog.text
     picture = pictures(exported, 1)[0]
@@ -387,9 +393,10 @@ class Context(SimpleNamespace):
     def __init__(self, folder: Path) -> None:
         properties = {"model_dir": str(folder), "gpu_id": None}
         super().__init__(system_properties=properties, statuses={}, refusals={}, metrics=None)
+        self.headers: dict[str, str] = {}
 
     def get_request_header(self, index: int, name: str) -> str | None:
-        return None
+        return self.headers.get(name)
 
     def set_response_header(self, index: int, name: str, value: str) -> None:
         if name == "X-Refusal":
@@ -431,6 +438,29 @@ def test_bad_requests_touch_no_neighbour_in_their_batch(
     assert answers[0]["top"][0]["label"] == answers[0]["label"]
     shares = [entry["probability"] for entry in answers[0]["top"]]
     assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 1.0001
+
+
+def test_evidence_of_a_change_rises_with_foreign_pictures_and_not_with_golden_ones(
+    exported: RunFolder, unpacked: Path
+) -> None:
+    handler, context = Handler(), Context(unpacked)
+    handler.initialize(context)
+    assert handler.drift is not None
+
+    def send(files: list[bytes]) -> float:
+        """The evidence after that."""
+        handler.handle([{"body": file} for file in files], context)
+        assert handler.drift is not None and not context.statuses
+        return handler.drift.evidence
+
+    noise = np.random.default_rng(0).integers(256, size=(20, 3, 75, 75), dtype=np.uint8)
+    foreign = [to_png(pixels) for pixels in noise]
+    context.headers = {"X-Request-Id": PROBE}
+    assert send(foreign) == 0 and handler.drift.pictures == 0
+    context.headers = {}
+    familiar = send(pictures(exported, 20))
+    assert handler.drift.pictures == 20
+    assert familiar < 2 < send(foreign)
 
 
 def test_the_program_runs_on_the_device_it_is_moved_to(unpacked: Path) -> None:

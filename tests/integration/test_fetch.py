@@ -59,6 +59,27 @@ def test_what_is_not_the_archive_leaves_nothing_behind(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]"])
+def test_nothing_is_asked_of_link_local_addresses(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ModelError, match="is a link-local address"):
+        fetch(f"http://{host}/latest/m.mar", "0" * 64, tmp_path / "got.mar")
+
+
+def test_no_redirect_is_followed(tmp_path: Path) -> None:
+    class Elsewhere(Quiet):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", "http://169.254.169.254/m.mar")
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(ModelError, match="answers 302"):
+        fetch(f"http://127.0.0.1:{server.server_port}/m.mar", "0" * 64, tmp_path / "got.mar")
+    server.shutdown()
+    server.server_close()
+
+
 def test_a_file_is_copied_and_another_scheme_refused(tmp_path: Path) -> None:
     source = tmp_path / "m.mar"
     source.write_bytes(b"archive")

@@ -28,7 +28,7 @@ from jobs.delivery.registry import HISTORY, Registry
 from jobs.delivery.storage import Storage
 from jobs.demo import ObjectStore
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
-from jobs.runs import RunFolder
+from jobs.runs import RunFolder, read_arrays
 from serving.archive import File, Pointer
 from serving.files import digest_of, write
 
@@ -102,6 +102,56 @@ def test_a_closed_gate_gives_its_reason_and_leaves_everything_published(
     assert serving(registry) == "champion"
     assert f"{run_key(challenger)}/manifest.json" in keys_of(store, settings)
     assert registry.versions() == ["champion"]
+
+
+@pytest.mark.parametrize(
+    ("right", "first", "complaint"),
+    [
+        (150, 0, None),  # and wrong on all that are new, which the other was not asked
+        (100, 60, None),  # right on 60 to 159
+        (140, 0, r"5.00 points worse than champion"),
+        (50, 60, r"28.57 points worse than champion"),
+        (300, 120, r"tested on other images: 80 of its 200 are here"),
+    ],
+)
+def test_a_test_set_that_grew_is_compared_on_the_pictures_that_both_were_asked(
+    settings: config.Storage,
+    registry: Registry,
+    tmp_path: Path,
+    right: int,
+    first: int,
+    complaint: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The champion is right on pictures 0 to 149 of 200; the challenger is asked 300."""
+    promote(exported_run(tmp_path / "champion", right=150), gate(settings))
+    challenger = exported_run(tmp_path / "challenger", right, images=300, first=first)
+    if complaint is None:
+        promote(challenger, gate(settings))
+        assert serving(registry) == "challenger"
+    else:
+        with pytest.raises(NotPromoted, match=complaint):
+            promote(challenger, gate(settings))
+        assert serving(registry) == "champion"
+    said = capsys.readouterr().err
+    if first < 120:
+        new = 300 - (200 - first)
+        assert (
+            f"of {new} new test images are right; what follows is about the {200 - first}" in said
+        )
+
+
+def test_a_picture_of_another_class_than_before_is_not_compared(
+    settings: config.Storage, registry: Registry, tmp_path: Path
+) -> None:
+    promote(exported_run(tmp_path / "champion", right=150), gate(settings))
+    challenger = exported_run(tmp_path / "challenger", right=10)
+    predictions = challenger.path / "model" / "m.npz"
+    arrays = read_arrays(predictions)
+    classes = registry.version("champion").description.classes
+    ours = promotion._right_by_picture(predictions, classes)
+    theirs = promotion._right_by_picture(predictions, classes[1:] + classes[:1])
+    assert len(ours) == len(theirs) == len(arrays["labels"]) and not set(ours) & set(theirs)
 
 
 def test_a_little_worse_is_let_through_and_so_is_a_new_test_set_when_asked(

@@ -8,10 +8,11 @@ import pytest
 from command import job
 from conftest import MODEL, TINY, copy_of
 from drawings import make_photos
-from object_store import exported_run
+from object_store import BUCKET, exported_run
 from readme import JOBS
 
 from jobs import config
+from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
 from serving.archive import open_model
 from serving.files import digest_of
@@ -48,15 +49,21 @@ def verb(command: str) -> str:
     return shlex.split(command)[3]
 
 
-@pytest.mark.parametrize("command", [c for c in JOBS if verb(c) in ("run", "train")])
+@pytest.mark.parametrize("command", [c for c in JOBS if verb(c) in ("run", "train", "inspect")])
 def test_a_command_of_the_job_runs_as_it_is_written(
-    command: str, cache: Path, tmp_path: Path
+    command: str, cache: Path, tmp_path: Path, store: ObjectStore, credentials: None
 ) -> None:
     arguments = shlex.split(command)[3:]
     small = {**SMALL, "data.cache": str(cache)}
     if "data.source=folder" in command:
         make_photos(tmp_path / "photos")
-        arguments = [a.replace("/data/photos", str(tmp_path / "photos")) for a in arguments]
+        for file in (tmp_path / "photos").rglob("*.png"):
+            store.client().upload_file(str(file), BUCKET, file.relative_to(tmp_path).as_posix())
+        places = {"/data/photos": str(tmp_path / "photos"), "s3://bucket": f"s3://{BUCKET}"}
+        for place, ours in places.items():
+            arguments = [a.replace(place, ours) for a in arguments]
+        small |= {"data.s3.endpoint_url": store.address, "data.s3.path_style": True}
+        small |= {"data.s3.region": "us-east-1"}
         small |= {"data.train_images": None, "data.test_images": None}
         small |= {"optim.batch_size": 4, "evaluation.batch_norm_images": 0}
     else:

@@ -27,6 +27,7 @@ def run(compared: RunFolder) -> RunFolder:
 def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
     of_a_variant = {
         "best.safetensors",
+        "validation_predictions.npz",
         "test_predictions.npz",
         "kernels.npz",
         "mistakes.npz",
@@ -34,8 +35,8 @@ def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
         "result.json",
     }
     kept = "config.yaml environment.json data.json architecture.json metrics.jsonl comparison.json"
-    expected = {*kept.split(), "report/index.html"}
-    expected |= {f"report/{name}.png" for name in ("curves", "time", "classes")}
+    expected = {*kept.split(), "findings.csv", "report/index.html"}
+    expected |= {f"report/{name}.png" for name in ("curves", "time", "classes", "coverage")}
     for name in ("scratch", "finetune", "frozen"):
         for folder in (name, f"{name}/seed-1"):
             expected |= {f"variants/{folder}/{file}" for file in of_a_variant}
@@ -87,6 +88,7 @@ def test_the_page_says_what_the_comparison_says(run: RunFolder) -> None:
     for variant in result.done.values():
         assert f"{variant.accuracy_mean * 100:.2f} %" in text
         assert f"± {variant.accuracy_spread * 100:.2f}" in text  # type: ignore[operator]
+        assert f"<td>{variant.variant}</td><td" in text.partition("I don't know")[2]
     assert f"the exported weights are of seed {result.winner_seed}" in text
 
 

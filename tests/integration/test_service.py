@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
-from service import Service, exchange, get, load, run_all, running, start
+from service import ENGINES, Service, exchange, get, load, run_all, running, start
 
 from jobs.runs import RunFolder
 from serving.archive import DESCRIPTION, ModelError, open_model, write_description
@@ -82,9 +83,10 @@ def test_it_explains_in_numbers_and_in_a_picture(service: Service, exported: Run
     assert np.shape(answer["explanation"]["map"]) == (1, 1), "at 75 pixels"
     many = json.dumps({"instances": [{"b64": b64encode(picture).decode()}] * 2}).encode()
     several = get(url, many, "application/json")[1]["predictions"]
-    for one in several:
-        given, expected = (a["explanation"]["map"] for a in (one, answer))
-        np.testing.assert_allclose(given, expected, rtol=1e-4)  # of another batch size
+    expected = answer["explanation"]
+    assert [one["explanation"]["label"] for one in several] == [expected["label"]] * 2
+    maps = np.array([one["explanation"]["map"] for one in several])
+    assert maps == pytest.approx(np.array([expected["map"]] * 2), rel=0.05)
 
     headers = {"Content-Type": "image/png", "Accept": "image/png", "X-Request-Id": "why"}
     with urllib.request.urlopen(urllib.request.Request(url, picture, headers)) as response:
@@ -194,18 +196,53 @@ def test_a_hundred_clients_with_good_and_bad_pictures_get_what_is_theirs(
     assert not wrong
 
 
+def metrics_of(service: Service) -> str:
+    with urllib.request.urlopen(f"{service.metrics}/metrics", timeout=10) as response:
+        text: str = response.read().decode()
+        return text
+
+
 def test_live_ready_and_metrics(service: Service) -> None:
     assert get(f"{service.address}/livez")[0] == 200
     assert get(f"{service.address}/readyz")[0] == 200
-    with urllib.request.urlopen(f"{service.metrics}/metrics", timeout=10) as response:
-        assert b"ts_inference_requests_total" in response.read()
+    lines = metrics_of(service).splitlines()
+    samples = {line.partition("{")[0].partition(" ")[0] for line in lines if line[:1] != "#"}
+    assert samples >= {"Requests2XX", "inception_predictions_total", "inception_confidence_bucket"}
+
+
+def evidence_of(service: Service) -> dict[str, float]:
+    """Of a change, for each worker that has answered, by its process."""
+    found = {}
+    line = re.compile(r"^inception_drift_evidence\{(.*)\} (\S+)$", re.MULTILINE)
+    for labels, value in line.findall(metrics_of(service)):
+        pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        assert pairs["ModelName"] == MODEL and pairs["version"]
+        found[pairs["worker"]] = float(value)
+    return found
+
+
+def test_every_worker_shows_its_evidence_of_a_change_which_clients_pictures_move(
+    service: Service, exported: RunFolder
+) -> None:
+    assert service.predict(pictures(exported, 1)[0])[0] == 200
+    deadline = time.monotonic() + 30  # TorchServe reads it from a pipe, after the answer
+    while not set(before := evidence_of(service)) & set(map(str, workers_of(service))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    noise = io.BytesIO()
+    Image.effect_noise((40, 40), 200).save(noise, "PNG")
+    assert service.predict(noise.getvalue())[0] == 200
+    while all(value == before.get(worker, 0) for worker, value in evidence_of(service).items()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "inception_familiarity_bucket" in metrics_of(service)
 
 
 def workers_of(service: Service) -> list[int]:
-    """Process numbers of TorchServe's workers."""
+    """Process numbers of TorchServe's workers, or of the other engine."""
     state = str(service.log.parent)
     found = subprocess.run(
-        ["pgrep", "-f", f"model_service_worker.py.*{state}"],
+        ["pgrep", "-f", f"(model_service_worker.py|serving.asgi).*{state}"],
         capture_output=True,
         text=True,
         check=False,
@@ -213,6 +250,7 @@ def workers_of(service: Service) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
+@pytest.mark.parametrize("service", ["torchserve"], indirect=True)  # the other one has none
 def test_a_killed_worker_costs_its_batch_and_comes_back(
     service: Service, exported: RunFolder
 ) -> None:
@@ -234,12 +272,13 @@ def test_a_killed_worker_costs_its_batch_and_comes_back(
     assert get(f"{service.address}/readyz")[0] == 200
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 def test_sigterm_under_load_fails_no_request(
-    archive: Path, exported: RunFolder, tmp_path: Path
+    archive: Path, exported: RunFolder, tmp_path: Path, engine: str
 ) -> None:
     """Clients send until the listener is gone, which is when a load balancer would have left."""
     file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
-    with running(archive, tmp_path / "state") as service:
+    with running(archive, tmp_path / "state", SERVING_ENGINE=engine) as service:
         with load(service, file, label, clients=8) as statuses:
             while statuses.total() < 200:
                 time.sleep(0.05)
@@ -254,16 +293,19 @@ def test_sigterm_under_load_fails_no_request(
     assert set(statuses) == {200}, statuses
 
 
-def test_a_dead_child_ends_the_service(archive: Path, tmp_path: Path) -> None:
-    with running(archive, tmp_path / "state") as service:
+@pytest.mark.parametrize(("child", "command"), [("gateway", "caddy"), ("asgi", "serving.asgi")])
+def test_a_dead_child_ends_the_service(
+    archive: Path, tmp_path: Path, child: str, command: str
+) -> None:
+    with running(archive, tmp_path / "state", SERVING_ENGINE="asgi") as service:
         found = subprocess.run(
-            ["pgrep", "-P", str(service.process.pid), "-f", "caddy"],
+            ["pgrep", "-P", str(service.process.pid), "-f", command],
             capture_output=True,
             check=True,
         )
         os.kill(int(found.stdout), signal.SIGKILL)
         assert service.process.wait(30) == 1
-        assert service.events()[-1]["child"] == "gateway"
+        assert service.events()[-1]["child"] == child
 
 
 def test_two_services_share_a_machine(service: Service, locked: Service) -> None:

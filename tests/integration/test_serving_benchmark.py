@@ -20,7 +20,7 @@ def test_the_benchmark_of_serving_asks_every_contender(exported: RunFolder, tmp_
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert set(result["servers"]) == {"service", "stock", "litserve"}
+    assert set(result["servers"]) == {"service", "stock", "litserve", "asgi"}
     for name, server in result["servers"].items():
         [load] = server["loads"]
         assert load["images"] > 0 and load["failures"] == 0, (name, load)
@@ -29,5 +29,5 @@ def test_the_benchmark_of_serving_asks_every_contender(exported: RunFolder, tmp_
         assert server["labels_as_stock"] >= 0.75, "they answer with the same network"
     assert all(rates[0] > 0 for rates in result["alone"].values())
     others = [ratio["other"] for ratio in result["ratios"]]
-    assert others == ["stock", "litserve", "raw", "network"]
+    assert others == ["stock", "litserve", "asgi", "raw", "network"]
     assert "service / stock, 2 clients" in done.stdout

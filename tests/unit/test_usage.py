@@ -19,7 +19,7 @@ def test_help_does_not_wait_for_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
-    for command in ("run", "train", "report", "doctor"):
+    for command in ("run", "train", "inspect", "report", "doctor"):
         assert command in done.stdout
 
 

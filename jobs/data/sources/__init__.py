@@ -1,7 +1,9 @@
 """A module here is a source: its name is what `data.source` says.
 
 It has `load(settings)`, which gives a :class:`Source`, and `check(settings)`, which says whether
-that would work on this machine. No other code refers to it.
+that would work on this machine. If the data may change while a run trains, it also has
+`remember(source, digest)` and `recalled(settings, digest)`, with which a run that is resumed gets
+what it began with. No other code refers to it.
 """
 
 import importlib

@@ -1,59 +1,62 @@
-"""Your own pictures, in `train/<class>/*` and `test/<class>/*`."""
+"""Your own pictures, on this machine or in S3, in class folders, a manifest or tar shards."""
 
-import os
+import hashlib
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from jobs import config
+from jobs.data import listing, mirror
 from jobs.data.decoding import decoded
-from jobs.data.images import stratified
+from jobs.data.images import Images, stratified
+from jobs.data.selection import recalled, remember
 from jobs.data.sources import Source
-from jobs.errors import UnavailableError
 from serving.progress import log
 
-TEST_SHARE = 0.2  # of a folder that has no test/
+__all__ = ["check", "load", "recalled", "remember"]
+
+TEST_SHARE = 0.2  # of pictures of which none is said to be for testing
 
 
 def load(settings: config.Data) -> Source:
-    """Without `test/`, a fifth of train is set aside, by class.
+    """Without test pictures, a fifth of those for training is set aside, by class.
 
     Pictures that are all of one size no larger than the network's input keep it; others are
-    scaled to the input once. Decoded pixels are kept as memory maps in `data.cache`, under a
-    digest of every file's name, size and time. Damaged pictures are skipped, counted and listed.
+    scaled to the input once. What `data.cache` has already is neither fetched nor decoded again.
+    Damaged pictures are skipped, counted and listed.
     """
-    root = Path(settings.root or "").expanduser()
-    files, classes = _list_images(root / "train")
-    train, skipped = decoded(files, classes, settings)
-    if (root / "test").is_dir():
-        files, test_classes = _list_images(root / "test")
-        if strangers := sorted(set(test_classes) - set(classes)):
-            raise UnavailableError(f"{root}/test has classes that train has not: {strangers}")
-        test, skipped_in_test = decoded(files, classes, settings)
-        skipped += skipped_in_test
+    root = str(settings.root).rstrip("/")
+    if root.startswith("s3://") or mirror.has_shards(Path(root).expanduser()):
+        with mirror.refreshed(settings) as pictures:
+            found = decoded(pictures, settings)
+    elif root.endswith(listing.MANIFESTS):
+        found = decoded(listing.in_manifest(Path(root).expanduser()), settings)
     else:
-        share = round(TEST_SHARE * len(train))
-        picked, rest = stratified(train.labels, share, settings.seed)
-        test, train = train.take(picked), train.take(rest)
-    if skipped:
-        log(f"skipped {len(skipped)} damaged pictures, the first: {skipped[0]}")
-    return Source(train, test, classes, f"folder {root.name}", skipped)
+        found = decoded(listing.in_folders(Path(root).expanduser()), settings)
+    if found.skipped:
+        log(f"skipped {len(found.skipped)} damaged pictures, the first: {found.skipped[0]}")
+    train, test = found.splits["train"], found.splits["test"]
+    if not len(test):
+        test, train = set_aside(train, settings.seed)
+    name = root if "://" in root else Path(root).name
+    return Source(train, test, found.classes, f"folder {name}", found.skipped)
 
 
-def _list_images(split: Path) -> tuple[list[tuple[Path, os.stat_result]], tuple[str, ...]]:
-    if not split.is_dir():
-        raise UnavailableError(f"{split}: no such folder; pictures go to {split}/<class>/")
-    classes = tuple(sorted(d.name for d in split.iterdir() if d.is_dir() and d.name[0] != "."))
-    files: list[tuple[Path, os.stat_result]] = []
-    for name in classes:
-        with os.scandir(split / name) as entries:
-            found = [(Path(e.path), e.stat()) for e in entries if e.is_file() and e.name[0] != "."]
-        if not found:
-            raise UnavailableError(f"{split / name}: the class has no pictures")
-        files += sorted(found)
-    if len(classes) < 2:
-        raise UnavailableError(f"{split}: two classes at least are needed, found {list(classes)}")
-    return files, classes
+def set_aside(images: Images, seed: int) -> tuple[Images, Images]:
+    """A fifth of each class, drawn by the pictures' digests: when the data grows, most pictures
+    stay on their side, so that a test set can be compared with the one before."""
+    draw = [hashlib.sha256(b"%d" % seed + digest.tobytes()).digest() for digest in images.digests()]
+    order = torch.from_numpy(np.argsort(np.array(draw, "S32"), kind="stable"))
+    picked, rest = stratified(images.labels, round(TEST_SHARE * len(images)), seed, order)
+    return images.take(picked), images.take(rest)
 
 
 def check(settings: config.Data) -> tuple[bool, str]:
-    train = Path(settings.root or "").expanduser() / "train"
-    return train.is_dir(), f"{train} {'is there' if train.is_dir() else 'is missing'}"
+    root = str(settings.root)
+    if root.startswith("s3://"):
+        return mirror.check(settings)
+    place = Path(root).expanduser()
+    if not root.endswith(listing.MANIFESTS):
+        place /= "train"
+    return place.exists(), f"{place} {'is there' if place.exists() else 'is missing'}"

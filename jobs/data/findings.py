@@ -1,0 +1,56 @@
+"""What is wrong with data: findings.csv, and the list of pictures to leave out. No torch here."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+Kind = Literal["leak", "conflict", "label", "duplicate", "damaged", "small class"]
+KINDS: tuple[Kind, ...] = get_args(Kind)  # the worst first
+COLUMNS = ("kind", "path", "other", "score")
+
+
+@dataclass(frozen=True)
+class Finding:
+    kind: Kind
+    """`leak`: a training picture that is also a test picture. `conflict`: one picture in two
+    classes. `label`: probably of another class. `duplicate`: a picture that is there twice."""
+    path: str
+    """The picture that one would leave out, below the data's root; empty for a class."""
+    other: str
+    """Its double, the class that it seems to be of, what is wrong with it, or the small class."""
+    score: float
+    """How sure, up to 1; of a small class, how many training pictures it has."""
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: (KINDS.index(finding.kind), -finding.score))
+
+
+def to_csv(findings: Iterable[Finding]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    rows.writerows((*astuple(finding)[:3], f"{finding.score:.4g}") for finding in findings)
+    return text.getvalue()
+
+
+def paths_in(file: Path) -> tuple[str, ...]:
+    """The pictures that a file names: in its column `path`, as findings.csv has one, or one in each
+    line. In their order, each once.
+
+    Raises:
+        ValueError: it cannot be read as text.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ValueError(f"{file}: {reason}") from None
+    header: Sequence[str] = next(csv.reader(lines[:1]), [])
+    if "path" in header:
+        column = header.index("path")
+        lines = [row[column] for row in csv.reader(lines[1:]) if len(row) > column]
+    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))

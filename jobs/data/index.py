@@ -1,0 +1,119 @@
+"""A folder of the cache with an index in SQLite, held by one process at a time."""
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jobs import interruption
+from jobs.errors import UnavailableError
+from serving.progress import note
+
+PAGE = 1000  # entries between two commits, and in memory at once
+SECONDS_BETWEEN_TRIES = 0.2
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@contextmanager
+def opened(folder: Path, schema: str) -> Iterator[sqlite3.Connection]:
+    """The folder's index, while no other process has it; waits for one that does.
+
+    What was not committed when a process was killed is gone, and the rest is there.
+
+    Raises:
+        UnavailableError: the index is damaged, or the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "index.sqlite"
+    with (folder / ".lock").open("w") as lock:
+        while not _taken(lock.fileno()):
+            note(lambda: f"{folder}: waiting for another process that fills it")
+            interruption.check()
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        try:
+            with closing(sqlite3.connect(file)) as db:
+                db.executescript(schema)
+                yield db
+        except sqlite3.DatabaseError as error:
+            raise UnavailableError(f"{file}: {error}; {folder} may be deleted") from None
+
+
+class Held:
+    """A file that no process removes as long as any holds it; see :func:`remove`."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        if not os.fstat(self._descriptor).st_nlink:
+            raise FileNotFoundError(path)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+def remove(path: Path) -> bool:
+    """Removes a file unless it is held; whether it has."""
+    with path.open("rb") as file:
+        free = _taken(file.fileno())
+        if free:
+            path.unlink()
+        return free
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def pages(db: sqlite3.Connection, query: str) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of a query in pages, sorted by their first column, a unique text. What the block
+    writes between two pages may change those that follow.
+
+    Args:
+        query: with a condition that ends in `> ?`, on that column.
+    """
+    last = ""
+    while rows := db.execute(f"{query} ORDER BY 1 LIMIT {PAGE}", (last,)).fetchall():
+        yield rows
+        last = rows[-1][0]
+
+
+def in_pages(items: Iterable[A]) -> Iterator[list[A]]:
+    items = iter(items)
+    while page := list(islice(items, PAGE)):
+        yield page
+
+
+def mapped(
+    pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], ahead: int
+) -> Iterator[B]:
+    """As `pool.map`, which would go through all items whether or not the results are taken."""
+    items, waiting = iter(items), deque[Future[B]]()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

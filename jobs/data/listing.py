@@ -1,0 +1,126 @@
+"""Which pictures there are, of what class, in which split: of folders and of manifests."""
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs.errors import ConfigurationError, UnavailableError
+
+SPLITS = ("train", "test")
+MANIFESTS = (".csv", ".parquet")
+
+
+class Picture(NamedTuple):
+    name: str
+    """What messages call it; no two have the same."""
+    file: bytes
+    """Where it is on this machine; bytes, for not every file's name is text."""
+    version: str
+    """Another one once its bytes are others."""
+    split: str
+    label: str
+
+
+class Listed(NamedTuple):
+    """A row of a manifest."""
+
+    path: str
+    split: str
+    label: str
+
+
+def in_folders(root: Path) -> Iterator[Picture]:
+    """The files of `train/<class>/` and, if it is there, `test/<class>/`.
+
+    Raises:
+        UnavailableError: there is no `train`, or a class is empty.
+    """
+    for split in SPLITS:
+        folder = root / split
+        if not folder.is_dir():
+            if split == "train":
+                raise UnavailableError(
+                    f"{folder}: no such folder; pictures go to {folder}/<class>/"
+                )
+            continue
+        for label in sorted(d.name for d in folder.iterdir() if d.is_dir() and d.name[0] != "."):
+            empty = True
+            with os.scandir(folder / label) as entries:
+                for entry in entries:
+                    if entry.is_file() and entry.name[0] != ".":
+                        empty = False
+                        yield _on_disk(entry.path, entry.stat(), split, label)
+            if empty:
+                raise UnavailableError(f"{folder / label}: the class has no pictures")
+
+
+def in_manifest(file: Path) -> Iterator[Picture]:
+    """The pictures that a manifest on this machine lists, relative to its folder.
+
+    Raises:
+        UnavailableError: it cannot be read, or leads out of its folder.
+    """
+    if not file.is_file():
+        raise UnavailableError(f"{file}: no such file")
+    root = file.parent
+    for path, split, label in rows(file):
+        place = root / path
+        if not Path(os.path.normpath(place)).is_relative_to(root):
+            raise UnavailableError(f"{file}: {path} is not below {root}")
+        stat = place.stat() if place.is_file() else None
+        yield _on_disk(str(place), stat, split, label)
+
+
+def _on_disk(path: str, stat: os.stat_result | None, split: str, label: str) -> Picture:
+    name = path.encode("utf-8", "backslashreplace").decode()
+    return Picture(name, os.fsencode(path), version(stat) if stat else "", split, label)
+
+
+def version(stat: os.stat_result) -> str:
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def rows(file: Path) -> Iterator[Listed]:
+    """The rows of a manifest: `path` or `url`, `label` and, if there is one, `split`, which is
+    `train` where it is empty.
+
+    Raises:
+        UnavailableError: it cannot be read, or lacks a column or a value.
+        ConfigurationError: it is Parquet, which needs pyarrow.
+    """
+    for number, row in enumerate(_parquet(file) if file.suffix == ".parquet" else _csv(file), 1):
+        path, label = row.get("path") or row.get("url"), row.get("label")
+        split = row.get("split") or "train"
+        if not path or label in (None, ""):
+            raise UnavailableError(f"{file}: row {number} lacks path (or url) or label")
+        if split not in SPLITS:
+            raise UnavailableError(f"{file}: row {number}: the split {split} is not train or test")
+        yield Listed(str(path), str(split), str(label))
+
+
+def _csv(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            yield from csv.DictReader(lines)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UnavailableError(f"{file}: not a CSV file in UTF-8: {error}") from None
+
+
+def _parquet(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            f"{file}: Parquet needs pip install 'inception-transfer[score]'"
+        ) from None
+    try:
+        with pq.ParquetFile(file) as table:
+            wanted = {"path", "url", "label", "split"}
+            columns = [name for name in table.schema_arrow.names if name in wanted]
+            for batch in table.iter_batches(10_000, columns=columns):
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise UnavailableError(f"{file}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,60 @@
+"""Which rows of a store a run's pictures are, so that it can be resumed when its root has others.
+
+`pixels-<n>.<digest>.npz`, beside the file that has the rows, is named after the digest of the data.
+"""
+
+import json
+
+import numpy as np
+import torch
+
+from jobs import config
+from jobs.data import decoding, index
+from jobs.data.images import Images
+from jobs.data.sources import Source
+from jobs.runs import read_arrays, write_arrays
+
+KEPT = 20  # in one store
+
+
+def remember(source: Source, digest: str) -> None:
+    """For :func:`recalled`; the oldest selections are removed."""
+    assert source.train.file is not None, "its pictures are those of a store"
+    path = source.train.file.path
+    about = json.dumps([source.classes, source.name, source.skipped]).encode()
+    shape = np.array(source.train.pixels.shape[-2:])
+    arrays = {"about": np.frombuffer(about, np.uint8), "shape": shape}
+    for split, images in (("train", source.train), ("test", source.test)):
+        arrays[f"{split} rows"] = images.rows.numpy()
+        arrays[f"{split} labels"] = images.labels.numpy()
+        arrays[f"{split} digests"] = images.digests()
+    write_arrays(path.with_name(f"{path.name}.{digest}.npz"), arrays)
+    kept = sorted(path.parent.glob("pixels-*.npz"), key=lambda p: p.stat().st_mtime_ns)
+    for old in kept[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def recalled(settings: config.Data, digest: str) -> Source | None:
+    """The pictures of that digest as they were remembered; None where they no longer are."""
+    for path in decoding.store(settings).glob(f"pixels-*.{digest}.npz"):
+        try:
+            file = index.Held(path.with_name(path.name.partition(".")[0]))
+            arrays = read_arrays(path)
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        height, width = arrays["shape"].tolist()
+        pixels = decoding.mapped(file.path, (height, width))
+        train, test = (
+            Images(
+                pixels,
+                torch.from_numpy(arrays[f"{split} rows"]),
+                torch.from_numpy(arrays[f"{split} labels"]),
+                settings,
+                arrays[f"{split} digests"],
+                file,
+            )
+            for split in ("train", "test")
+        )
+        classes, name, skipped = json.loads(arrays["about"].tobytes())
+        return Source(train, test, tuple(classes), name, skipped)
+    return None

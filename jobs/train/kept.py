@@ -1,0 +1,63 @@
+"""The few pictures that a run keeps for its report, small."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
+
+from jobs.data.dataset import Dataset
+from jobs.data.findings import Finding
+from jobs.data.images import Images
+
+SIDE = 96  # pixels, at most
+
+Array = NDArray[Any]
+
+
+def surest(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the wrong answers and of the right ones, int64, the most confident first.
+
+    Args:
+        logits: float32 [N, C].
+        labels: int64 [N].
+    """
+    confidence, predicted = logits.softmax(1).max(1)
+    order = confidence.argsort(descending=True)
+    wrong = (predicted != labels)[order]
+    return order[wrong], order[~wrong]
+
+
+def examples(test: Images, logits: Tensor, labels: Tensor, rows: Tensor) -> dict[str, Array]:
+    """Some test images and what was made of them: `pixels` uint8 [n, 3, h, w], `labels`,
+    `predicted`, `confidence` [n]."""
+    confidence, predicted = logits[rows].softmax(1).max(1)
+    return {
+        "pixels": _small(test.raw(rows.to(test.labels.device))),
+        "labels": labels[rows].numpy(),
+        "predicted": predicted.numpy(),
+        "confidence": confidence.numpy(),
+    }
+
+
+def pairs(dataset: Dataset, worst: Sequence[Finding]) -> dict[str, Array]:
+    """Pictures that are the same: `pixels` uint8 [2n, 3, h, w], `labels` [n, 2], `kinds`, `scores`
+    [n]."""
+    places = {path: place for place, path in enumerate(dataset.paths)}
+    rows = torch.tensor([[places[f.path], places[f.other]] for f in worst])
+    return {
+        "pixels": _small(torch.stack([dataset.raw(i) for i in rows.flatten().tolist()])),
+        "labels": dataset.labels[rows].numpy(),
+        "kinds": np.array([finding.kind for finding in worst]),
+        "scores": np.array([finding.score for finding in worst]),
+    }
+
+
+def _small(pixels: Tensor) -> NDArray[np.uint8]:
+    shown = pixels.float()
+    if len(shown) and max(shown.shape[-2:]) > SIDE:
+        shown = F.interpolate(shown, (SIDE, SIDE), mode="bilinear", antialias=True)
+    return shown.round().to(torch.uint8).cpu().numpy()

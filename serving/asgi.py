@@ -1,0 +1,207 @@
+"""An engine in one process: Starlette on uvicorn, and threads that share the network.
+
+    python -m serving.asgi ARCHIVE PORT SETTINGS
+
+listens on loopback. Its threads run the same `Handler` as TorchServe's workers do, but this
+package's own and not the archive's: of an archive it reads data alone.
+"""
+
+import asyncio
+import faulthandler
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import yaml
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from serving import processes, torchserve
+from serving.drift import Drift
+from serving.handler import Handler
+from serving.messages import Found
+from serving.metrics import Meter
+from serving.predictor import Predictor
+from serving.settings import Settings
+
+ANSWERED = ("Requests2XX", "Requests4XX", "Requests5XX")  # TorchServe's names
+KINDS = {"histogram": Histogram, "counter": Counter, "gauge": Gauge}
+UPDATES = {"histogram": "observe", "counter": "inc", "gauge": "set"}
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Waiting:
+    """A request that has no answer yet."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    answer: "Future[Response]" = field(default_factory=Future)
+
+
+class Context:
+    """Of TorchServe's context for a batch, what the handler uses."""
+
+    metrics = None
+
+    def __init__(self, batch: list[Waiting]) -> None:
+        self.batch = batch
+        self.statuses = [200] * len(batch)
+        self.headers: list[dict[str, str]] = [{} for _ in batch]
+
+    def get_request_header(self, index: int, name: str) -> str | None:
+        return self.batch[index].headers.get(name)
+
+    def set_response_status(self, code: int, _: str, index: int) -> None:
+        self.statuses[index] = code
+
+    def set_response_header(self, index: int, name: str, value: str) -> None:
+        self.headers[index][name] = value
+
+
+class OwnMeter(Meter):
+    """The handler's metrics in a registry of this process, as metrics.yaml declares them."""
+
+    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+        super().__init__(None, model)
+        declared = yaml.safe_load(torchserve.METRICS.read_text())["model_metrics"]
+        self.metrics = {
+            one["name"]: KINDS[kind](one["name"], one["unit"], one["dimensions"], registry=registry)
+            for kind, group in declared.items()
+            for one in group
+            if one["name"].startswith("inception_")
+        }
+
+    def _update(self, name: str, kind: str, value: float, dimensions: list[str]) -> None:
+        metric = self.metrics[f"inception_{name}"].labels(*dimensions)
+        getattr(metric, UPDATES[kind])(value)
+
+
+class SharingHandler(Handler):
+    """The handler of a thread, with what the process has once."""
+
+    def __init__(
+        self, predictor: Predictor, meter: Meter, drift: Drift | None, lock: threading.Lock
+    ) -> None:
+        self.predictor, self.own_meter, self.drift, self.lock = predictor, meter, drift, lock
+
+    def _watch(self, found: Found) -> None:
+        with self.lock:
+            super()._watch(found)
+
+    def meter(self, context: Any) -> Meter:
+        return self.own_meter
+
+
+class Engine:
+    """A queue of requests, and the threads that answer them in batches."""
+
+    def __init__(self, archive: Path, settings: Settings) -> None:
+        self.settings, self.registry = settings, CollectorRegistry()
+        self.queue: queue.Queue[Waiting] = queue.Queue(settings.queue_size)
+        self.answered = {name: Gauge(name, name, registry=self.registry) for name in ANSWERED}
+        devices: list[int | None] = [*range(processes.gpus())] or [None]
+        predictors = [Predictor.open(archive, gpu=gpu) for gpu in devices]
+        meter = OwnMeter(self.registry, predictors[0].description.name)
+        trust = predictors[0].trust
+        drift = None if trust is None else Drift(trust.strangeness)
+        shared = (meter, drift, threading.Lock())
+        for index in range(settings.workers):
+            handler = SharingHandler(predictors[index % len(predictors)], *shared)
+            threading.Thread(target=self._work, args=[handler], daemon=True).start()
+
+    async def predict(self, request: Request) -> Response:
+        """The handler's answer; 503 where too many requests wait."""
+        waiting = Waiting(await request.body(), request.headers)
+        try:
+            self.queue.put_nowait(waiting)
+            response = await asyncio.wrap_future(waiting.answer)
+        except queue.Full:
+            response = Response(status_code=503)
+        self.answered[f"Requests{response.status_code // 100}XX"].inc()
+        return response
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
+
+    def _work(self, handler: Handler) -> None:
+        while True:
+            batch = self._batch()
+            late = threading.Timer(self.settings.response_seconds, give_up)
+            late.daemon = True
+            late.start()
+            for one, response in zip(batch, respond(handler, batch), strict=True):
+                one.answer.set_result(response)
+            late.cancel()
+
+    def _batch(self) -> list[Waiting]:
+        """Waits for a request, and then a little for others."""
+        batch = [self.queue.get()]
+        end = time.monotonic() + self.settings.batch_delay_ms / 1000
+        while len(batch) < self.settings.batch_size:
+            try:
+                batch.append(self.queue.get(timeout=max(0.0, end - time.monotonic())))
+            except queue.Empty:
+                break
+        return batch
+
+
+def respond(handler: Handler, batch: list[Waiting]) -> list[Response]:
+    context = Context(batch)
+    try:
+        answers = handler.handle([{"body": one.body} for one in batch], context)
+        whole = zip(answers, context.statuses, context.headers, strict=True)
+        return [_response(*parts) for parts in whole]
+    except Exception:  # of an answer that is no JSON, such as NaN: the thread has to live
+        logger.exception("a batch has no answers")
+        return [Response(status_code=500) for _ in batch]
+
+
+def _response(answer: Any, status: int, headers: Mapping[str, str]) -> Response:
+    kind = Response if isinstance(answer, bytes) else JSONResponse
+    return kind(answer, status, headers)
+
+
+def give_up() -> None:
+    """Ends the process: a thread that hangs cannot be ended alone."""
+    logger.error("a batch takes too long")
+    faulthandler.dump_traceback()
+    os._exit(1)
+
+
+def application(engine: Engine) -> Starlette:
+    predict = Route("/{path:path}", engine.predict, methods=["POST", "PUT"])
+    return Starlette(routes=[Route("/metrics", engine.metrics), predict])
+
+
+class JsonFormatter(logging.Formatter):
+    """One line of JSON, as the gateway and the supervisor write them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = {"time": record.created, "logger": record.name, "level": record.levelname}
+        return json.dumps({**facts, "event": super().format(record)})
+
+
+def main(archive: str, port: str, settings: str) -> None:
+    log = logging.StreamHandler()
+    log.setFormatter(JsonFormatter())
+    logging.basicConfig(handlers=[log])
+    engine = Engine(Path(archive), Settings.model_validate_json(settings))
+    uvicorn.run(application(engine), host="127.0.0.1", port=int(port), log_config=None)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

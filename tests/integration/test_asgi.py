@@ -1,0 +1,141 @@
+"""The engine in one process: its queue, its batches, and a batch that hangs."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+import uvicorn
+from conftest import free_port
+
+from serving import asgi
+from serving.settings import Settings
+
+
+class Answering:
+    """A handler that answers when it is told to, with what each request has sent."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[bytes]] = []
+        self.may, self.begun = threading.Event(), threading.Event()
+
+    def handle(self, rows: list[dict[str, Any]], context: asgi.Context) -> list[dict[str, Any]]:
+        self.batches.append([row["body"] for row in rows])
+        self.begun.set()
+        assert self.may.wait(30)
+        for index, row in enumerate(rows):
+            if row["body"] == b"bad":
+                context.set_response_status(400, "bad_image", index)
+                context.set_response_header(index, "X-Refusal", "bad_image")
+        return [{"sent": row["body"].decode()} for row in rows]
+
+
+@pytest.fixture
+def handler() -> Answering:
+    return Answering()
+
+
+@dataclass
+class Client:
+    url: str
+
+    def post(self, body: bytes) -> Any:
+        return urllib3.request("POST", f"{self.url}/p", body=body, retries=False)
+
+    def metrics(self) -> str:
+        return urllib3.request("GET", f"{self.url}/metrics").data.decode()
+
+
+@pytest.fixture
+def client(handler: Answering, archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    """Of an engine with one thread, batches of two, and two that may wait."""
+    monkeypatch.setattr(asgi, "SharingHandler", lambda *_: handler)
+    settings = Settings(
+        model_uri=str(archive), workers=1, batch_size=2, queue_size=2, batch_delay_ms=200
+    )
+    port = free_port()
+    application = asgi.application(asgi.Engine(archive, settings))
+    server = uvicorn.Server(uvicorn.Config(application, port=port, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.05)
+    yield Client(f"http://127.0.0.1:{port}")
+    server.should_exit = True
+    thread.join(30)
+
+
+def test_requests_share_a_batch_and_each_gets_its_own_answer(
+    client: Client, handler: Answering
+) -> None:
+    handler.may.set()
+    got: dict[bytes, Any] = {}
+
+    def send(body: bytes) -> None:
+        got[body] = client.post(body)
+
+    threads = [threading.Thread(target=send, args=[body]) for body in (b"good", b"bad")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(handler.batches[0]) == [b"bad", b"good"]
+    assert got[b"good"].status == 200 and got[b"good"].json() == {"sent": "good"}
+    assert got[b"bad"].status == 400 and got[b"bad"].headers["X-Refusal"] == "bad_image"
+    metrics = client.metrics()
+    assert "Requests2XX 1.0" in metrics and "Requests4XX 1.0" in metrics
+
+
+def test_a_full_queue_is_told_at_once_and_nothing_that_waits_is_lost(
+    client: Client, handler: Answering
+) -> None:
+    statuses: list[int] = []
+
+    def send() -> None:
+        statuses.append(client.post(b"x").status)
+
+    first = threading.Thread(target=send)
+    first.start()
+    assert handler.begun.wait(30)
+    rest = [threading.Thread(target=send) for _ in range(6)]
+    for thread in rest:
+        thread.start()
+    while len(statuses) < 4:  # the batch holds one, the queue two
+        rest[0].join(0.05)
+    assert statuses == [503] * 4
+    handler.may.set()
+    for thread in [first, *rest]:
+        thread.join(30)
+    assert sorted(statuses) == [200] * 3 + [503] * 4
+
+
+def test_an_answer_that_is_no_json_is_an_error_and_the_thread_lives(
+    client: Client, handler: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler.may.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(handler, "handle", lambda *_: [{"probability": float("nan")}])
+        assert client.post(b"x").status == 500
+    assert client.post(b"x").status == 200
+
+
+def test_a_batch_that_hangs_ends_the_process() -> None:
+    code = (
+        "import time; from concurrent.futures import Future; from serving import asgi\n"
+        "from serving.settings import Settings\n"
+        "engine = object.__new__(asgi.Engine)\n"
+        "engine.settings = Settings(model_uri='x', response_seconds=1, batch_size=1)\n"
+        "import queue; engine.queue = queue.Queue(); engine.queue.put(asgi.Waiting(b'', {}))\n"
+        "handler = type('H', (), {'handle': lambda *_: time.sleep(60)})()\n"
+        "engine._work(handler)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.returncode == 1
+    assert "a batch takes too long" in done.stderr and "time.sleep" not in done.stdout

@@ -1,0 +1,63 @@
+"""An archive's network, for servers that read OpenVINO's format."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+from conftest import pictures
+from typer.testing import CliRunner
+
+from jobs.runs import RunFolder
+from serving import Predictor, repository
+from serving.archive import ModelError
+from serving.cli import app
+
+
+def test_it_gives_the_archives_answers_and_names_its_classes(
+    archive: Path, exported: RunFolder, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(
+        app, ["repository", "--model", str(archive), "--out", str(tmp_path)], catch_exceptions=False
+    )
+    folder = tmp_path / archive.stem / "1"
+    assert done.exit_code == 0 and done.output.strip() == str(folder)
+    assert sorted(file.name for file in folder.iterdir()) == ["model.bin", "model.xml"]
+    model = openvino.Core().read_model(folder / "model.xml")
+    assert [names.names for names in (*model.inputs, *model.outputs)] == [
+        {"pictures"},
+        {"probabilities"},
+    ]
+    predictor = Predictor.open(archive, form="float")
+    labels = model.get_rt_info(["model_info", "labels"]).astype(str)
+    assert labels.split() == [name.replace(" ", "_") for name in predictor.classes]
+    images = np.stack([predictor.pixels(file) for file in pictures(exported, 5)])
+    answers = openvino.Core().compile_model(model, "CPU")(images)["probabilities"]
+    assert answers == pytest.approx(predictor.probabilities(images), abs=0.05)
+    assert answers.sum(axis=1) == pytest.approx(np.ones(5), abs=1e-3)
+    with pytest.raises(ModelError, match="is there already"):
+        repository.write(archive, tmp_path)
+
+
+def test_what_is_wrong_on_this_machine_is_not_written(
+    strange_integers: Path, tmp_path: Path
+) -> None:
+    packed, out = shutil.make_archive(str(tmp_path / "strange"), "zip", strange_integers), "out"
+    with pytest.raises(ModelError, match=r"int8 is not right on this machine: .* golden labels"):
+        repository.write(Path(packed), tmp_path / out, "int8")
+    assert not (tmp_path / out).exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "message"), [("nothing.mar", 3, "nothing.mar"), ("x.txt", 3, "x.txt")]
+)
+def test_what_is_no_archive_is_one_line(
+    tmp_path: Path, model: str, code: int, message: str
+) -> None:
+    (tmp_path / "x.txt").write_text("no archive")
+    arguments = ["repository", "--model", str(tmp_path / model), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == code
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
