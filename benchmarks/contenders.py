@@ -179,19 +179,19 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time of the whole tree, with children that have ended."""
-        return sum(sum(process.cpu_times()[:4]) for process in self._tree())
+        return sum(sum(process.cpu_times()[:4]) for process in self.tree())
 
     def memory(self) -> dict[str, int]:
         """Bytes of the tree; pages that are shared count once in PSS, each time in RSS."""
-        used = [process.memory_full_info() for process in self._tree()]
+        used = [process.memory_full_info() for process in self.tree()]
         return {"pss": sum(u.pss for u in used), "rss": sum(u.rss for u in used)}
 
-    def _tree(self) -> list[psutil.Process]:
+    def tree(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]
 
     def kill(self) -> None:
         with suppress(psutil.NoSuchProcess):
-            tree = self._tree()
+            tree = self.tree()
             for process in tree:
                 process.kill()
             psutil.wait_procs(tree)

@@ -70,7 +70,8 @@ def main() -> None:
         found = judged(root / "page" / "findings.csv", faults)
         figures[name] = {"pictures": len(pictures), "seconds": seconds, "faults": found}
         rows = [(f"{name}: {kind}", *f.values()) for kind, f in found.items()]
-        record.show(("fault", "planted", "found", "recall", "reported", "precision"), rows)
+        heads = ("fault", "planted", "found", "recall", "reported", "precision", "of the surest")
+        record.show(heads, rows)
     figures["doubles of all pictures"] = timed(options.data, options.work / "cache")
     print(figures["doubles of all pictures"])
     record.save("inspection", options.out, 1, figures)
@@ -161,7 +162,7 @@ def changed(picture: Image.Image, change: str, rng: np.random.Generator) -> Imag
 
 def judged(file: Path, faults: Faults) -> dict[str, dict[str, float]]:
     """Of each kind of faults: how many were planted and found, and how many were reported."""
-    reported: dict[str, set[str]] = {"labels": set(), "doubles": set(), "leaks": set()}
+    reported: dict[str, list[str]] = {"labels": [], "doubles": [], "leaks": []}
     names = {"label": "labels", "leak": "leaks", "duplicate": "doubles", "conflict": "doubles"}
     copies = faults["doubles"] | faults["leaks"]
     with file.open(newline="") as lines:
@@ -169,8 +170,8 @@ def judged(file: Path, faults: Faults) -> dict[str, dict[str, float]]:
             if row["kind"] in names:  # of a pair, the copy may be either
                 both = (row["path"], row["other"])
                 path = next((p for p in both if p in copies), row["path"])
-                reported[names[row["kind"]]].add(path)
-    reported["doubles"] -= faults["leaks"]
+                reported[names[row["kind"]]].append(path)
+    reported["doubles"] = [path for path in reported["doubles"] if path not in faults["leaks"]]
     return {
         "wrong labels": _counted(faults["labels"], reported["labels"], faults["moved"]),
         "doubles": _counted(faults["doubles"], reported["doubles"], set()),
@@ -178,15 +179,19 @@ def judged(file: Path, faults: Faults) -> dict[str, dict[str, float]]:
     }
 
 
-def _counted(planted: set[str], reported: set[str], also: set[str]) -> dict[str, float]:
-    """Precision counts what was not planted as such and is one all the same as found."""
-    found = len(planted & reported)
+def _counted(planted: set[str], reported: list[str], also: set[str]) -> dict[str, float]:
+    """Precision counts what was not planted as such and is one all the same as found; `surest` is
+    that of the first ones, as many as there are."""
+    unique = list(dict.fromkeys(reported))
+    found, real = len(planted & set(unique)), planted | also
+    right = [path in real for path in unique]
     return {
         "planted": len(planted),
         "found": found,
         "recall": found / max(1, len(planted)),
-        "reported": len(reported),
-        "precision": len((planted | also) & reported) / max(1, len(reported)),
+        "reported": len(unique),
+        "precision": sum(right) / max(1, len(unique)),
+        "surest": sum(right[: len(real)]) / max(1, min(len(real), len(unique))),
     }
 
 

@@ -1,0 +1,278 @@
+"""Claim: a job that is killed at any moment, or whose disk is full at any moment, ends by the same
+command as if nothing had happened.
+
+    python -m benchmarks.chaos --kills 50        (some 20 minutes on 2 cores; `make chaos`)
+
+A small job (three variants at 75 px, archive, S3, promotion) runs once in peace. Then it is
+started, killed with SIGKILL after a random time, and started again, until it ends and another one
+begins. After every kill each file that has its final name is read. At every end the weights, the
+predictions, the metrics and the archive's answers are compared with the first run's, bit by bit,
+and S3 with the run folder. With `--disks`, and as root, the same job runs on file systems that are
+too small, each of which then grows. The process ends with 1 if anything was lost.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks import record
+from jobs.config import Storage
+from jobs.delivery import promotion, publishing
+from jobs.delivery.storage import Storage as Remote
+from jobs.demo import ObjectStore
+from jobs.runs import RunFolder
+
+CONFIG: dict[str, Any] = {
+    "data": {"source": "generated", "train_images": 80, "test_images": 40, "input_size": 75},
+    "weights": {"source": "stand-in", "stand_in": {"images": 80, "optim": {"epochs": 1}}},
+    "optim": {"epochs": 2, "batch_size": 10, "aux_weight": 0.0, "average_decay": 0.5},
+    "variants": [
+        {"name": "scratch", "init": "random"},
+        {"name": "finetune", "init": "pretrained"},
+        {"name": "frozen", "init": "pretrained", "trainable": "head"},
+    ],
+    "runtime": {"device": "cpu", "precision": "fp32", "checkpoint_every": 2},
+    "evaluation": {"batch_size": 40, "batch_norm_images": 20},
+    "export": {"calibration_images": 20, "max_accuracy_drop": 100},
+}
+CONFIG["data"]["validation"] = 0.25
+KEYS = {"aws_access_key_id": "chaos", "aws_secret_access_key": "only-for-this-benchmark"}
+LONGEST = 600.0  # seconds that a job may take
+MIB = 2**20
+
+
+@dataclass
+class Trial:
+    """One job, in a folder and a prefix of S3 of its own."""
+
+    folder: Path
+    store: ObjectStore
+    lost: list[str] = field(default_factory=list)
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder / "r")
+
+    @property
+    def storage(self) -> Storage:
+        uri = f"s3://{self.store.bucket}/{self.folder.name}"
+        return Storage(
+            uri=uri, endpoint_url=self.store.address, region="us-east-1", path_style=True
+        )
+
+    def start(self) -> subprocess.Popen[str]:
+        """Its processes are a group, which can be killed as a whole, like a container."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        storage = self.storage.model_dump(mode="json", exclude_unset=True)
+        data = {**CONFIG["data"], "cache": str(self.folder / "cache")}
+        config = self.folder / "chaos.yaml"
+        config.write_text(yaml.safe_dump({**CONFIG, "data": data, "storage": storage}))
+        arguments = ("--config", str(config), "--out", str(self.folder), "--run-id", "r")
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs", "run", "--promote", *arguments],
+            env={**os.environ, **{name.upper(): value for name, value in KEYS.items()}},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def phase(self) -> str:
+        """What it was about, by the files that are there."""
+        if self.run.finished:
+            return "publish, promote"
+        if list((self.run.path / "model").glob("*.mar")):
+            return "manifest"
+        if (self.run.path / "report" / "index.html").exists():
+            return "export"
+        results = len(list(self.run.path.glob("variants/*/result.json")))
+        if results == len(CONFIG["variants"]):
+            return "compare, report"
+        if (self.run.path / "metrics.jsonl").exists():
+            return f"train, test {results + 1}"
+        return "load, cache"
+
+    def look(self) -> int:
+        """Reads every file that has its final name, notes what cannot be read; how many."""
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        whole = [path for path in files if not path.name.endswith(".part")]
+        for path in whole:
+            try:
+                opened(path)
+            except Exception as error:
+                self.lost.append(f"{path.relative_to(self.folder)}: {error!r}")
+        return len(whole)
+
+
+def opened(path: Path) -> None:
+    import torch
+    from safetensors import safe_open
+
+    if path.suffix == ".json":
+        json.loads(path.read_text())
+    elif path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            dict(arrays)
+    elif path.suffix == ".npy":
+        np.load(path, mmap_mode="r", allow_pickle=False)
+    elif path.suffix == ".safetensors":
+        with safe_open(path, "np") as tensors:
+            tensors.get_tensor(next(iter(tensors.keys())))
+    elif path.suffix == ".ckpt":
+        torch.load(path, map_location="cpu", weights_only=True)
+    elif path.suffix == ".mar":
+        with zipfile.ZipFile(path) as archive:
+            assert archive.testzip() is None
+
+
+def outcome(run: RunFolder) -> dict[str, Any]:
+    """What has to be the same, bit by bit, however often the job was killed."""
+    kept = [path for path in sorted(run.path.rglob("*")) if path.suffix in (".safetensors", ".npz")]
+    rows = [[row[c] for c in ("variant", "epoch", "split", "loss")] for row in run.metrics()]
+    digests = {str(path.relative_to(run.path)): digest_of_content(path) for path in kept}
+    return {"digests": digests, "metrics": rows, "winner": run.comparison().winner}
+
+
+def digest_of_content(path: Path) -> str:
+    """Of an .npz its arrays: the zip file around them has the time in it."""
+    content = hashlib.sha256()
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in sorted(arrays):
+                content.update(name.encode() + arrays[name].tobytes())
+    else:
+        content.update(path.read_bytes())
+    return content.hexdigest()
+
+
+def compare(trial: Trial, expected: dict[str, Any]) -> None:
+    """Notes what differs from the run in peace, and what S3 does not have."""
+    found = outcome(trial.run)
+    trial.lost += [f"{key} differs" for key in expected if found[key] != expected[key]]
+    trial.lost += [f"{path.name} is left" for path in trial.run.path.rglob("*.part")]
+    trial.lost += [f"{path.name} is left" for path in trial.run.path.rglob("last.ckpt")]
+    if sent := publishing.publish(Remote(trial.storage), trial.run):
+        trial.lost.append(f"S3 lacked {sent} files")
+    promotion.fetch(trial.run.config(), None, trial.folder)  # its digest is checked
+
+
+def run_in_peace(folder: Path, store: ObjectStore) -> tuple[Trial, float]:
+    trial, start = Trial(folder, store), time.monotonic()
+    _, error = (process := trial.start()).communicate(timeout=LONGEST)
+    if process.returncode != 0:
+        sys.exit(f"the job in peace ended with {process.returncode}: {error[-2000:]}")
+    trial.look()
+    return trial, time.monotonic() - start
+
+
+def kill_at_random(
+    trial: Trial, seconds: float, rng: random.Random, kills: Counter[str], wanted: int
+) -> None:
+    """Starts the job, and kills it as long as kills are wanted, until it ends by itself."""
+    while True:
+        process = trial.start()
+        try:
+            enough = sum(kills.values()) >= wanted
+            _, error = process.communicate(timeout=LONGEST if enough else rng.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills[phase := trial.phase()] += 1
+            files = trial.look()
+            print(f"kill {sum(kills.values())}: in {phase}; {files} files read", file=sys.stderr)
+            continue
+        if process.returncode != 0:
+            trial.lost.append(f"ended with {process.returncode}: {error[-500:]}")
+        return
+
+
+@contextmanager
+def small_disk(folder: Path, mib: int) -> Iterator[None]:
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_the_disk(trial: Trial, mib: int, full: Counter[str]) -> None:
+    """Runs the job where only so much fits, and then again where there is room."""
+    _, error = (process := trial.start()).communicate(timeout=LONGEST)
+    last = error.strip().splitlines()[-1] if error.strip() else ""
+    full[phase := trial.phase()] += 1
+    print(f"{mib} MiB: {phase}, exit code {process.returncode}: {last}", file=sys.stderr)
+    if process.returncode != 3 or "No space left on device" not in last:
+        trial.lost.append(f"{mib} MiB, {phase}: exit code {process.returncode}: {error[-800:]}")
+    trial.look()
+    grow = ["mount", "-o", "remount,size=4096m", str(trial.folder)]
+    subprocess.run(grow, check=True)
+    _, error = (process := trial.start()).communicate(timeout=LONGEST)
+    if process.returncode != 0:
+        trial.lost.append(f"with room again: {process.returncode}: {error[-500:]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--disks", type=int, default=0, help="How many full ones; needs root.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    options = parser.parse_args()
+    os.environ |= {name.upper(): value for name, value in KEYS.items()}
+    rng = random.Random(options.seed)
+    kills: Counter[str] = Counter()
+    full: Counter[str] = Counter()
+    lost: list[str] = []
+    jobs = 0
+    with tempfile.TemporaryDirectory() as work:
+        store = ObjectStore(Path(work) / "s3", KEYS, "chaos")
+        store.start()
+        try:
+            first, seconds = run_in_peace(Path(work) / "peace", store)
+            lost, expected = first.lost, outcome(first.run)
+            size = sum(p.stat().st_size for p in first.folder.rglob("*") if p.is_file()) // MIB
+            print(f"in peace: {seconds:.0f} s, {size} MiB", file=sys.stderr)
+            while sum(kills.values()) < options.kills:
+                trial = Trial(Path(work) / f"killed-{jobs}", store)
+                kill_at_random(trial, seconds, rng, kills, options.kills)
+                compare(trial, expected)
+                lost, jobs = [*lost, *trial.lost], jobs + 1
+            for number in range(options.disks):
+                trial = Trial(Path(work) / f"full-{number}", store)
+                mib = round(size * (number + 0.5) / options.disks) + 1
+                with small_disk(trial.folder, mib):
+                    fill_the_disk(trial, mib, full)
+                    compare(trial, expected)
+                lost = [*lost, *trial.lost]
+        finally:
+            store.kill()
+    record.show(("killed in", "times"), list(kills.items()))
+    record.show(("disk full in", "times"), list(full.items()))
+    print(f"{sum(kills.values())} kills of {jobs} jobs, {sum(full.values())} full disks")
+    print("\n".join(lost) or "nothing was lost")
+    figures = {"kills": kills, "jobs": jobs, "full disks": full, "lost": lost, "seconds": seconds}
+    record.save("chaos", options.out, sum(kills.values()), figures)
+    sys.exit(bool(lost))
+
+
+if __name__ == "__main__":
+    main()
