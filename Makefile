@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo check unit test test-all test-images test-cluster lint format lock clean clean-images
+.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak lint format lock sbom audit clean clean-images
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ test-cluster: $(VENV)/.test ## the manifests in a real Kubernetes (as test-image
 	tests/cluster/build.sh $(CLUSTER_DIR)
 	PYTHONPATH=tests/containers $(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
+chaos: $(VENV)/.test ## kill a job at 50 random moments, fill its disk 12 times (root): is anything lost?
+	$(BIN)/python -m benchmarks.chaos --disks $(if $(filter 0,$(shell id -u)),12,0) $(ARGS)
+
+soak: $(VENV)/.test ## half an hour of good, bad and slow clients: does the service's memory grow?
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
 lint: $(VENV)/.test ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,6 +60,17 @@ format: $(VENV)/.test ## fix style and format
 
 lock: $(VENV)/.run ## pin what the images install (TORCH_WHEELS=… where PyTorch's index is not reached)
 	PATH=$(abspath $(BIN)):$$PATH requirements/lock.sh
+
+LOCKS := train serve serve-gpu
+
+sbom: $(VENV)/.run ## what each image installs, with versions and digests, as CycloneDX in build/
+	mkdir -p build
+	for lock in $(LOCKS); do $(BIN)/uv tool run --from 'cyclonedx-bom>=7,<8' cyclonedx-py requirements \
+	  requirements/$$lock.txt --output-file build/$$lock.cdx.json || exit 1; done
+
+audit: $(VENV)/.run ## which of it has known vulnerabilities (asks pypi.org)
+	for lock in $(LOCKS); do $(BIN)/uv tool run 'pip-audit>=2.10,<3' --disable-pip --require-hashes \
+	  --requirement requirements/$$lock.txt || exit 1; done
 
 clean: ## remove the environment, caches and built files; runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

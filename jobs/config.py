@@ -301,6 +301,8 @@ class Promotion(Section):
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Median time that the archive may take for one picture on this machine; not measured when
     absent."""
+    signing_key: str | None = None
+    """File of a private key (P-256, PEM) that signs what is promoted; not signed when absent."""
 
 
 class Storage(S3):

@@ -28,7 +28,7 @@ compile() {
 }
 
 compile build.in --output-file build.txt
-compile ../pyproject.toml --extra export --extra cluster --output-file train.txt
+compile ../pyproject.toml --extra export --extra cluster --extra signing --output-file train.txt
 compile serve.in <(echo torch) --constraint "$ranges" --constraint train.txt \
   --output-file serve-gpu.txt
 if [ -n "${TORCH_WHEELS:-}" ]; then

@@ -66,7 +66,7 @@ def fetch(
 
     try:
         settings = from_environment(os.environ)
-        copy(settings.model_uri, settings.model_sha256, file)
+        copy(settings.model_uri, settings.model_sha256, file, settings.public_key)
         model = open_model(file)
     except SettingsError as error:
         _fail(error, 2)

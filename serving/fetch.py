@@ -8,6 +8,7 @@
 S3's endpoint, region and credentials come from boto3's own chain (AWS_ENDPOINT_URL and so on).
 """
 
+import io
 import ipaddress
 import shutil
 import socket
@@ -19,11 +20,12 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from serving import archive, s3
+from serving import archive, s3, signing
 from serving.archive import ModelError, Pointer, Record, Version, check_digest
 from serving.files import replacing
 
 CHUNK = 1 << 20
+SCHEMES = ("s3", "http", "https")
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 15, 30, 3
 Found = TypeVar("Found", bound=Record)
 
@@ -32,50 +34,76 @@ def is_local(uri: str) -> bool:
     return "://" not in uri
 
 
-def fetch(uri: str, sha256: str | None, target: Path) -> Path:
-    """Copies the archive to `target`, which appears only once its digest is right.
+def fetch(uri: str, sha256: str | None, target: Path, public_key: Path | None = None) -> Path:
+    """Copies the archive to `target`, which appears only once its digest is right, and its
+    signature where there is a key.
 
     Raises:
-        ModelError: the download failed, or the digest differs.
+        ModelError: the download failed, or digest or signature are wrong.
     """
+    where, digest = _located(uri, sha256)
+    if digest is None and urlsplit(uri).scheme in SCHEMES:
+        raise ModelError(f"{uri}: its digest is needed, as SERVING_MODEL_SHA256")
+    if sha256 is not None and digest != sha256:
+        raise ModelError(f"{uri}: its SHA-256 should be {digest} by its version.json, not {sha256}")
     try:
         with replacing(target) as part:
             with part.open("wb") as file:
-                digest = _download(uri, sha256, file)
-            if digest is None and not is_local(uri):
-                raise ModelError(f"{uri}: its digest is needed, as SERVING_MODEL_SHA256")
-            if sha256 is not None and digest != sha256:
-                raise ModelError(
-                    f"{uri}: its SHA-256 should be {digest} by its version.json, not {sha256}"
-                )
+                _download(where, file)
             check_digest(part, digest)
+            if public_key is not None:
+                check_signature(part, where, public_key)
     except OSError as error:
         raise ModelError(f"{target}: {error}") from None
     return target
 
 
-def _download(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
-    """Returns the digest that the archive should have."""
-    scheme = urlsplit(uri).scheme
-    if is_local(uri):
-        return _copy(uri, sha256, file)
-    if scheme in ("http", "https"):
-        return _download_http(uri, sha256, file)
-    if scheme == "s3":
-        with _explained(uri):
-            return _download_s3(uri, sha256, file)
-    raise ModelError(f"{uri}: a path, http(s)://… or s3://… is needed")
+def check_signature(path: Path, where: str, public_key: Path) -> None:
+    """Checks an archive against the signature that lies beside where it came from.
+
+    Raises:
+        ModelError: it has none, or one that is not by the owner of the key.
+    """
+    signature = io.BytesIO()
+    try:
+        _download(where + signing.SUFFIX, signature)
+    except OSError as error:
+        raise ModelError(f"{where}{signing.SUFFIX}: {error}") from None
+    signing.verify(path, signature.getvalue().strip(), public_key)
 
 
-def _copy(path: str, sha256: str | None, file: IO[bytes]) -> str | None:
-    with Path(path).open("rb") as source:
-        shutil.copyfileobj(source, file, CHUNK)
-    return sha256
+def _located(uri: str, sha256: str | None) -> tuple[str, str | None]:
+    """The archive's own address, and the digest that it should have."""
+    parts = urlsplit(uri)
+    key = parts.path.strip("/")
+    if parts.scheme != "s3" or key.endswith(".mar"):
+        return uri, sha256
+    with _explained(uri):
+        client = s3.default_client()
+        if archive.is_channel(key):
+            pointer = _read(client, parts.netloc, key, Pointer)
+            digest, key = pointer.sha256, archive.beside_channel(key, pointer.version)
+        else:
+            version = _read(client, parts.netloc, f"{key}/{archive.VERSION}", Version)
+            digest = version.files[archive.ARCHIVE].sha256
+    return f"s3://{parts.netloc}/{key}/{archive.ARCHIVE}", digest
 
 
-def _download_http(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
-    if sha256 is None:
-        return None
+def _download(where: str, file: IO[bytes]) -> None:
+    parts = urlsplit(where)
+    if is_local(where):
+        with Path(where).open("rb") as source:
+            shutil.copyfileobj(source, file, CHUNK)
+    elif parts.scheme in SCHEMES[1:]:
+        _download_http(where, file)
+    elif parts.scheme == "s3":
+        with _explained(where):
+            s3.default_client().download_fileobj(parts.netloc, parts.path.strip("/"), file)
+    else:
+        raise ModelError(f"{where}: a path, http(s)://… or s3://… is needed")
+
+
+def _download_http(uri: str, file: IO[bytes]) -> None:
     _refuse_link_local(uri)
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
     retries = urllib3.Retry(ATTEMPTS, backoff_factor=1, status_forcelist=[502, 503, 504])
@@ -88,7 +116,6 @@ def _download_http(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
             shutil.copyfileobj(response, file, CHUNK)
     except urllib3.exceptions.HTTPError as error:
         raise ModelError(f"{uri}: {error}") from None
-    return sha256
 
 
 def _refuse_link_local(uri: str) -> None:
@@ -102,24 +129,6 @@ def _refuse_link_local(uri: str) -> None:
         ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
         if (getattr(ip, "ipv4_mapped", None) or ip).is_link_local:
             raise ModelError(f"{uri}: {address[0]} is a link-local address")
-
-
-def _download_s3(uri: str, sha256: str | None, file: IO[bytes]) -> str | None:
-    parts = urlsplit(uri)
-    bucket, key, client = parts.netloc, parts.path.strip("/"), s3.default_client()
-    if key.endswith(".mar"):
-        digest = sha256
-    elif archive.is_channel(key):
-        pointer = _read(client, bucket, key, Pointer)
-        digest = pointer.sha256
-        key = f"{archive.beside_channel(key, pointer.version)}/{archive.ARCHIVE}"
-    else:
-        version = _read(client, bucket, f"{key}/{archive.VERSION}", Version)
-        digest = version.files[archive.ARCHIVE].sha256
-        key = f"{key}/{archive.ARCHIVE}"
-    if digest is not None:
-        client.download_fileobj(bucket, key, file)
-    return digest
 
 
 def _read(client: Any, bucket: str, key: str, kind: type[Found]) -> Found:

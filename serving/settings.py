@@ -30,6 +30,8 @@ class Settings(BaseModel):
     """The archive to serve, as serving/fetch.py reads it; also read from MODEL_URI."""
     model_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Its digest; another archive is then refused. Needed for http(s)://… and s3://….mar."""
+    public_key: Path | None = None
+    """A key in PEM; an archive without a signature by its owner is then refused."""
     engine: Literal["torchserve", "asgi"] = "torchserve"
     """What runs the network: TorchServe, or this package's own process without Java."""
     port: Port = 8080

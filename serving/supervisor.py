@@ -18,7 +18,7 @@ from typing import Any
 
 from serving import api, engines, processes, torchserve
 from serving.archive import open_model
-from serving.fetch import fetch, is_local
+from serving.fetch import check_signature, fetch, is_local
 from serving.readiness import INTERVAL_SECONDS, Readiness
 from serving.settings import Settings, SettingsError
 
@@ -57,12 +57,14 @@ class Supervisor:
 
     def _start(self, state: Path) -> None:
         settings = self.settings
-        path = (
-            Path(settings.model_uri)
-            if is_local(settings.model_uri)
-            else fetch(settings.model_uri, settings.model_sha256, state / "model.mar")
-        )
-        self.model = open_model(path, settings.model_sha256)
+        uri, digest, key = settings.model_uri, settings.model_sha256, settings.public_key
+        if is_local(uri):
+            path = Path(uri)  # where it lies
+            if key is not None:
+                check_signature(path, uri, key)
+        else:
+            path = fetch(uri, digest, state / "model.mar", key)
+        self.model = open_model(path, digest)
         if settings.abstain and not self.model.description.held_out:
             raise SettingsError("SERVING_ABSTAIN: this archive knows nothing of familiarity")
         names = engines.PORTS[settings.engine]

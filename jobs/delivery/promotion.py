@@ -21,11 +21,13 @@ from jobs.delivery.storage import Conflict, Storage
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
 from jobs.report import comparison
 from jobs.runs import RunFolder, read_arrays
+from serving import signing
 from serving.archive import (
     ARCHIVE,
     CHANNELS,
     PREDICTIONS,
     Description,
+    ModelError,
     Version,
     in_one_line,
     open_model,
@@ -108,10 +110,26 @@ def promote(folder: RunFolder, settings: Config) -> str:
         raise NotPromoted(f"{promoted.version} is published and not promoted: {'; '.join(reasons)}")
     with folder.open(settings):
         registry.add(promoted.files, promoted.whole)
+    if gate.signing_key is not None:
+        registry.sign(promoted.version, signature(promoted.files[ARCHIVE], gate.signing_key))
     _swap(registry, gate.channel, promoted.version, champion)
     before = f", {champion.version} before" if champion else ""
     log(f"{gate.channel} serves {promoted.version} now{before}")
     return registry.uri(promoted.version)
+
+
+def signature(archive: Path, private_key: str) -> bytes:
+    """
+    Raises:
+        ConfigurationError: the key cannot sign.
+    """
+    try:
+        return signing.sign(archive, Path(private_key))
+    except ModelError as error:
+        raise ConfigurationError(f"promotion.signing_key: {error}") from None
+    except ModuleNotFoundError as error:
+        hint = "pip install 'inception-transfer[signing]'"
+        raise ConfigurationError(f"promotion.signing_key: {error}: {hint}") from None
 
 
 def rollback(settings: Config, version: str | None = None) -> str:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from jobs.delivery.storage import THREADS, Advance, Conflict, Storage
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import now
+from serving import signing
 from serving.archive import (
     ARCHIVE,
     CHANNELS,
@@ -161,6 +162,12 @@ class Registry:
         except Conflict:
             if self.version(version).files != whole.files:
                 raise self.taken(version) from None
+
+    def sign(self, version: str, signature: bytes) -> None:
+        """Puts a signature beside a version's archive, unless it has one: no two are the same."""
+        key = version_key(self.name, version, ARCHIVE + signing.SUFFIX)
+        with suppress(Conflict):
+            self.storage.put(key, signature, replacing=None)
 
     def fetch(self, version: str, path: Path, name: str = ARCHIVE) -> None:
         """Downloads a version's archive, or another of its files, whole or not at all.

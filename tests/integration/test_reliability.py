@@ -1,0 +1,90 @@
+"""Jobs that are killed or run out of disk lose nothing, and a leak in a service is found: the
+benchmarks that show it, on little."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from benchmarks import chaos, soak
+
+LEAKS = """
+import sys, threading, time
+kept = []
+def leak():
+    while True:
+        kept.append(bytearray(b"x") * 1_000_000)
+        time.sleep(0.1)
+if "serving.asgi" in sys.orig_argv:
+    threading.Thread(target=leak, daemon=True).start()
+"""
+
+
+def benchmark(
+    name: str, out: Path, *options: str, **environment: str
+) -> tuple[int, dict[str, Any], str]:
+    """Exit code, figures and output of one; there are figures whatever it found."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), *options],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    files = list(out.glob("*.json"))
+    assert files, done.stderr
+    return done.returncode, json.loads(files[0].read_text()), done.stdout
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_or_out_of_disk_loses_nothing(tmp_path: Path) -> None:
+    disks = 1 if os.geteuid() == 0 else 0  # a small file system has to be mounted
+    options = ("--kills", "3", "--disks", str(disks))
+    code, figures, said = benchmark("chaos", tmp_path, *options)
+    assert (code, figures["lost"]) == (0, []), said
+    assert sum(figures["kills"].values()) == 3 and sum(figures["full disks"].values()) == disks
+
+
+def test_what_a_kill_has_broken_is_found(tmp_path: Path) -> None:
+    for name in ("half.json", "half.npz", "half.safetensors", "half.ckpt", "half.mar"):
+        (tmp_path / name).write_bytes(b"{")
+        with pytest.raises(Exception, match=r".") as error:
+            chaos.opened(tmp_path / name)
+        assert not isinstance(error.value, AssertionError)
+    (tmp_path / "whole.json").write_text("{}")
+    chaos.opened(tmp_path / "whole.json")
+
+
+def test_memory_that_grows_is_told_from_a_service_that_warms_up() -> None:
+    warming = [100.0 + min(i, 20) for i in range(100)]
+    leaking = [100.0 + i for i in range(100)]
+    assert soak.growth(warming) == 0 and soak.slope(warming) == pytest.approx(0)
+    assert soak.growth(leaking) == pytest.approx(65) and soak.slope(leaking) == pytest.approx(3600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torchserve", "asgi"])
+def test_good_bad_slow_and_silent_clients_get_what_is_theirs(
+    archive: Path, tmp_path: Path, engine: str
+) -> None:
+    options = ("--archive", str(archive), "--engine", engine, "--seconds", "30")
+    code, figures, said = benchmark("soak", tmp_path, *options)
+    assert (code, figures["unexpected"]) == (0, []), said
+    kinds = {"good 200", "bad 400", "slow 200", "silent, opened"}
+    assert kinds <= {kind for kind, count in figures["answers"].items() if count}
+
+
+@pytest.mark.slow
+def test_a_leak_is_found(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "leak").mkdir()
+    (tmp_path / "leak" / "sitecustomize.py").write_text(LEAKS)
+    options = ("--archive", str(archive), "--engine", "asgi", "--seconds", "20", "--growth", "40")
+    environment = {"PYTHONPATH": str(tmp_path / "leak")}
+    code, figures, _ = benchmark("soak", tmp_path, *options, **environment)
+    assert code == 1 and figures["growth_mb"] > 40 and figures["unexpected"] == []
