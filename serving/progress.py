@@ -1,5 +1,6 @@
 """Progress output on stderr: bars on a terminal, plain lines in a log."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ def task(label: str, total: float, unit: str = "images") -> Iterator[Callable[[f
         with _bar(label, total, unit) as advance:
             yield advance
     else:
-        yield _lines(label, total, unit)
+        with _lines(label, total, unit) as advance:
+            yield advance
 
 
 @contextmanager
@@ -56,9 +58,12 @@ def _bar(label: str, total: float, unit: str) -> Iterator[Callable[[float], None
         yield advance
 
 
-def _lines(label: str, total: float, unit: str) -> Callable[[float], None]:
+@contextmanager
+def _lines(label: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
+    """A line every few seconds, whether there is progress or not: silence looks like a hang."""
     start = time.perf_counter()
     done = 0.0
+    over = threading.Event()
 
     def advance(count: float) -> None:
         nonlocal done
@@ -72,4 +77,14 @@ def _lines(label: str, total: float, unit: str) -> Callable[[float], None]:
         rate = done / (time.perf_counter() - start)
         return f"{so_far} · {rate:.1f}/s · {(total - done) / rate:.0f} s left"
 
-    return advance
+    def keep_talking() -> None:
+        while not over.wait(1):
+            note(line)
+
+    talking = threading.Thread(target=keep_talking, daemon=True)
+    talking.start()
+    try:
+        yield advance
+    finally:
+        over.set()
+        talking.join()

@@ -26,7 +26,7 @@ from jobs.seeds import generator
 from jobs.train import models
 from serving import runtimes
 from serving.archive import FILES
-from serving.progress import log, task
+from serving.progress import task
 
 MAX_BATCH = 1024
 
@@ -77,14 +77,15 @@ def write(network: Served, train: Images, calibration_images: int, folder: Path)
     import openvino
 
     runtimes.core()  # before the cores of the next steps, which are freed
-    log("export: the network as a program for GPUs")
-    program = _program(network, train)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No complete tensor found")
-        torch.export.save(program, folder / FILES["program"][0])
-    log("export: converted for CPUs")
-    model = openvino.convert_model(program)
-    openvino.save_model(model, folder / FILES["float"][0])
+    with task("export, forms", 2, "forms") as advance:
+        program = _program(network, train)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No complete tensor found")
+            torch.export.save(program, folder / FILES["program"][0])
+        advance(1)
+        model = openvino.convert_model(program)
+        openvino.save_model(model, folder / FILES["float"][0])
+        advance(1)
     openvino.save_model(_quantised(model, train, calibration_images), folder / FILES["int8"][0])
 
 
@@ -97,13 +98,13 @@ def _program(network: Served, train: Images) -> torch.export.ExportedProgram:
 
 def _quantised(model: Any, train: Images, count: int) -> Any:
     """The OpenVINO model in int8, its ranges taken from `count` training images at most."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime"
-    import nncf
-
-    nncf.set_log_level(logging.ERROR)  # it says on stdout which operations stay as they are
     order = torch.randperm(len(train), generator=generator("calibration"))[:count]
     # Its own bars are drawn for a terminal even where there is none.
     with task("export, ranges for int8", len(order)) as advance, redirect_stdout(io.StringIO()):
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime"
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)  # it says on stdout which operations stay as they are
 
         def image(batch: Tensor) -> NDArray[np.uint8]:
             interruption.check()
