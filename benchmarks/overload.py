@@ -1,0 +1,104 @@
+"""Claim: an overloaded service keeps what it accepts quick, refuses the rest at once, and recovers.
+
+    python -m benchmarks.overload                      (some 3 minutes; makes an archive first)
+    python -m benchmarks.overload --archive runs/RUN_ID/model/NAME.mar --engine asgi
+
+One client that waits for each answer is the measure. Clients that keep all workers busy are once
+the load, then five and twenty times as many, each of which sends again at once, whatever it was
+told. That is done with the default queue and with short ones: a queue is how long accepted
+requests wait. Recovery is the time from the end of the load to the first answer within twice the
+median of before.
+"""
+
+import argparse
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import contenders, load, record
+from benchmarks.archive import make_archive
+from benchmarks.serving import photographs
+from serving.processes import cores
+
+BATCH = 2  # requests that a worker takes at once, by default
+FACTORS = (1, 5, 20)
+HEADS = ("load", "answered", "p99 ms", "of one client's", "refused", "p99 ms", "recovery s")
+
+
+def quantiles(answers: list[load.Answer], status: int) -> dict[str, Any]:
+    """How many answers had this status, and how long they took, in milliseconds."""
+    times = [a.seconds * 1000 for a in answers if a.status == status and a.counts]
+    p50, p99 = np.percentile(times, [50, 99]).tolist() if times else (None, None)
+    return {"n": len(times), "p50_ms": p50, "p99_ms": p99}
+
+
+def seconds_to_recover(server: contenders.Server, picture: bytes, usual_ms: float) -> float:
+    end = time.monotonic()
+    while True:
+        start = time.monotonic()
+        try:
+            server.label(picture)
+        except OSError:  # still refused
+            continue
+        if (time.monotonic() - start) * 1000 < 2 * usual_ms:
+            return start - end
+
+
+def measure(server: contenders.Server, pictures: list[bytes], seconds: float) -> dict[str, Any]:
+    url, kind = server.contender.url, server.contender.kind
+    alone = quantiles(load.run_apart(url, kind, pictures, 1, seconds), 200)
+    found: dict[str, Any] = {"1 client": {"accepted": alone}}
+    for factor in FACTORS:
+        clients = factor * cores() * BATCH
+        answers = load.run_apart(url, kind, pictures, clients, seconds)
+        recovery = seconds_to_recover(server, pictures[0], alone["p50_ms"])
+        accepted, refused = quantiles(answers, 200), quantiles(answers, 503)
+        found[f"{clients} clients"] = {
+            "accepted": accepted,
+            "refused": refused,
+            "others": sum(a.status not in (200, 503) for a in answers),
+            "p99_ratio": accepted["p99_ms"] / alone["p99_ms"] if accepted["n"] else None,
+            "recovery_seconds": recovery,
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--archive", type=Path)
+    parser.add_argument("--engine", choices=("torchserve", "asgi"), default="torchserve")
+    parser.add_argument("--queues", type=int, nargs="+", default=[100, 8, 4])
+    parser.add_argument("--seconds", type=float, default=8, help="Of each load.")
+    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    options = parser.parse_args()
+    pictures = photographs()
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as work:
+        archive = (options.archive or make_archive(Path(work))).resolve()
+        make = contenders.asgi if options.engine == "asgi" else contenders.service
+        for queue in options.queues:
+            (folder := Path(work) / f"queue-{queue}").mkdir()
+            contender = make(archive, folder)
+            environment = {**contender.environment, "SERVING_QUEUE_SIZE": str(queue)}
+            with ExitStack() as stack:
+                contender = replace(contender, environment=environment)
+                server = contenders.Server(contender, folder / "log", pictures[0])
+                stack.callback(server.kill)
+                figures[f"queue of {queue}"] = found = measure(server, pictures, options.seconds)
+            record.show(HEADS, [(f"queue {queue}, {name}", *cells(f)) for name, f in found.items()])
+    record.save(f"overload-{options.engine}", options.out, len(figures), figures)
+
+
+def cells(figures: dict[str, Any]) -> list[object]:
+    accepted, refused = figures["accepted"], figures.get("refused", {})
+    shown = [accepted["n"], accepted["p99_ms"], figures.get("p99_ratio"), refused.get("n")]
+    return [*shown, refused.get("p99_ms"), figures.get("recovery_seconds")]
+
+
+if __name__ == "__main__":
+    main()
