@@ -7,7 +7,6 @@ written once, and so there as a whole or not at all:
                             last                    the part whose process does the last step
 """
 
-import shutil
 import tarfile
 import tempfile
 from contextlib import suppress
@@ -103,42 +102,34 @@ class Rendezvous:
     def bring(self, part: Part) -> None:
         """Puts a part there, unless another process of the same part was quicker."""
         own = self.folder.variant(*part).path
-        files = [file for file in own.iterdir() if file.is_file()]
-        files += [self.folder.path / name for name in OF_THE_RUN]
+        files = [*own.iterdir(), *(self.folder.path / name for name in OF_THE_RUN)]
         with tempfile.TemporaryDirectory() as place:
             packed = Path(place) / "part.tar"
             with tarfile.open(packed, "w") as tar:
-                for file in files:
+                for file in filter(Path.is_file, files):  # one that diverged at once has no metrics
                     tar.add(file, file.relative_to(self.folder.path))
-            with (
-                suppress(Conflict),
-                task(f"send {part}", packed.stat().st_size / 2**20, "MiB") as advance,
-            ):
-                digest = digest_of(packed)
+            size, digest = packed.stat().st_size / 2**20, digest_of(packed)
+            with suppress(Conflict), task(f"send {part}", size, "MiB") as advance:
                 self.storage.send(packed, self._key(part), digest, advance, once=True)
 
     def take(self, part: Part) -> None:
         """Makes a part from there one of the run folder.
 
         Raises:
-            UnavailableError: it is damaged, or was trained on other data than the run.
+            UnavailableError: it was trained on other data than the run.
         """
         with tempfile.TemporaryDirectory() as place:
             packed, theirs = Path(place) / "part.tar", RunFolder(Path(place) / "run")
-            size = (self.storage.head(self._key(part)) or {}).get("ContentLength", 0)
-            with task(f"fetch {part}", size / 2**20, "MiB") as advance:
-                self.storage.fetch(self._key(part), packed, advance)
-            try:
-                with tarfile.open(packed) as tar:
-                    tar.extractall(theirs.path, filter="data")
-            except tarfile.TarError as error:
-                raise UnavailableError(f"{self.storage.uri}/{self._key(part)}: {error}") from None
+            log(f"{part}: from {self.storage.uri}/{self._key(part)}")
+            self.storage.fetch(self._key(part), packed, lambda _: None)
+            with tarfile.open(packed) as tar:
+                tar.extractall(theirs.path, filter="data")
             self._add(part, theirs)
 
     def _add(self, part: Part, theirs: RunFolder) -> None:
         data = self.folder.path / "data.json"
         if not data.is_file():
-            shutil.copy(theirs.path / data.name, data)
+            write(data, (theirs.path / data.name).read_bytes())
         if theirs.facts().digest != self.folder.facts().digest:
             raise UnavailableError(f"{part} was trained on other pictures than the other parts")
         known = self.folder.environments()

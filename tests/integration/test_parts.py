@@ -202,7 +202,6 @@ def trained(path: Path, job: config.Config, part: Part, digest: str = "d") -> Ru
         "skipped": [],
     }
     write(folder.path / "data.json", json.dumps(facts))
-    folder.append_metrics([{"variant": part.variant, "seed": part.seed, "epoch": 0}])
     lost = Diverged(variant=part.variant, seed=part.seed, reason="not trained")
     folder.variant(*part).save_result(lost)
     return folder
@@ -211,6 +210,8 @@ def trained(path: Path, job: config.Config, part: Part, digest: str = "d") -> Ru
 def test_a_part_is_in_s3_once_and_arrives_as_it_left(three: config.Config, tmp_path: Path) -> None:
     part = Part("finetune", 0)
     first = trained(tmp_path / "first", three, part)
+    rows = [{"variant": name, "seed": 0, "epoch": 0} for name in ("finetune", "stranger")]
+    first.append_metrics(rows)
     write(first.variant(*part).best, b"weights")
     Rendezvous(three, first).bring(part)
     second = trained(tmp_path / "second", three, part)
@@ -221,7 +222,7 @@ def test_a_part_is_in_s3_once_and_arrives_as_it_left(three: config.Config, tmp_p
     third.begin(three)
     Rendezvous(three, third).take(part)
     assert third.variant(*part).best.read_bytes() == b"weights"
-    assert third.metrics() == first.metrics() and third.facts() == first.facts()
+    assert third.metrics() == first.metrics()[:1] and third.facts() == first.facts()
     assert third.environments() == first.environments()
 
 
