@@ -18,7 +18,7 @@ def test_optuna_finds_the_best_of_its_trials_by_their_validation_accuracy(tmp_pa
     raw = tiny(data={"train_images": 40, "test_images": 20}, optim={"epochs": 1})
     config, out = tmp_path / "tiny.yaml", tmp_path / "runs"
     config.write_text(yaml.safe_dump(raw))
-    command = [sys.executable, ROOT / "examples" / "optuna_search.py"]
+    command: list[str | Path] = [sys.executable, ROOT / "examples" / "optuna_search.py"]
     command += ["--config", config, "--out", out, "--trials", "1"]
     for _ in range(2):
         done = subprocess.run(
