@@ -71,9 +71,24 @@ def run(
         bool, typer.Option("--promote", help="Then promote the winner, if it passes the gate.")
     ] = False,
     deployment: DeploymentOption = None,
+    part: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="INDEX",
+            help="Train one variant with one seed of the list of all, counted from 0; other "
+            "processes do the others, and the one that finds all of them done does the rest.",
+        ),
+    ] = None,
+    of: Annotated[
+        int | None,
+        typer.Option(metavar="COUNT", help="With --part: how many there have to be in the list."),
+    ] = None,
 ) -> None:
     """Train every variant, test, compare and report. Run again to resume after an interruption."""
     resolved, folder = _open(config, settings, run_id, out)
+    if part is not None or of is not None:
+        _check_part(resolved, part, of)
     if deployment and not promote:
         raise typer.BadParameter("--deployment: needs --promote")
     if promote and resolved.storage.uri is None:
@@ -90,11 +105,14 @@ def run(
 
     if first_of_all:
         log(f"{folder.path}: loading the job")
-    from jobs import distributed, pipeline
+    from jobs import distributed, parts, pipeline
     from jobs.interruption import graceful
 
     with distributed.joined() as first, graceful():
-        pipeline.run(resolved, folder)
+        if part is None:
+            pipeline.run(resolved, folder)
+        elif not parts.run(resolved, folder, resolved.parts[part]):
+            return
     if first:
         _show(folder)
         if promote:
@@ -121,6 +139,23 @@ def train(
         pipeline.train(resolved, folder, variant)
     if first:
         print(folder.path)
+
+
+@app.command()
+def gather(
+    config: ConfigOption = "default",
+    settings: SetOption = None,
+    run_id: RunIdOption = None,
+    out: OutOption = Path("runs"),
+) -> None:
+    """Fetch what `run --part` left in S3; exit 3, and names, if parts are missing."""
+    resolved, folder = _open(config, settings, run_id, out)
+    from jobs import parts
+    from jobs.interruption import graceful
+
+    with graceful():
+        parts.gather(resolved, folder)
+    print(folder.path)
 
 
 @app.command()
@@ -288,6 +323,17 @@ def doctor(config: ConfigOption = "default", settings: SetOption = None) -> None
     from jobs import doctor as checks
 
     checks.examine(configuration.load(config, settings or ()))
+
+
+def _check_part(config: "Config", part: int | None, of: int | None) -> None:
+    count = len(config.parts)
+    if part is None or "RANK" in os.environ:
+        raise typer.BadParameter("--part: one process each, without torchrun; --of needs it")
+    if part >= count or of not in (None, count):
+        raise typer.BadParameter(
+            f"--part {part}" + f" --of {of}" * (of is not None) + f": the configuration has "
+            f"{count} parts, 0 to {count - 1}: {', '.join(map(str, config.parts))}"
+        )
 
 
 def _nothing_to_do(config: "Config", folder: "RunFolder") -> bool:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import (
@@ -246,6 +246,16 @@ class Variant(Section):
         return self
 
 
+class Part(NamedTuple):
+    """What of a run can be trained by itself, apart from all else."""
+
+    variant: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.variant} with seed {self.seed}"
+
+
 class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -387,6 +397,18 @@ class Config(Section):
             if variant.init == "pretrained" and variant.trainable == "head":
                 earlier.add(variant.name)
         return problems
+
+    def variant(self, name: str) -> Variant:
+        """
+        Raises:
+            StopIteration: there is none of this name.
+        """
+        return next(variant for variant in self.variants if variant.name == name)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Every variant with every seed, in the order in which one process trains them."""
+        return [Part(v.name, seed) for seed in self.runtime.seeds for v in self.variants]
 
     def to_yaml(self) -> str:
         """The resolved configuration; loading it again gives an equal one."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import Inception3
 
 from jobs import devices, distributed, environment, errors
-from jobs.config import Config, Variant
+from jobs.config import Config, Part, Variant
 from jobs.data import duplicates, findings
 from jobs.data.dataset import Dataset, draw_source_task, load
 from jobs.data.images import Draws, Examples, Images
@@ -37,7 +37,6 @@ from serving.files import write
 from serving.progress import log, task
 
 COARSE = 2  # from an input this many times as large as the images on, the log says so
-MISTAKES = 24  # pictures kept for the report
 MISTAKES = 24  # pictures kept for the report
 EXPLAINED = 8  # … of mistakes and of right answers each, with their class maps
 WORST = 12  # … pairs of doubles
@@ -73,9 +72,8 @@ def _work(config: Config, folder: RunFolder) -> Comparison:
     job = Job(config, folder)
     job.announce()
     distributed.once(job.find_doubles)
-    for seed in config.runtime.seeds:
-        for variant in config.variants:
-            job.train(variant, seed)
+    for part in config.parts:
+        job.train(config.variant(part.variant), part.seed)
     return distributed.once(_conclude, config, folder)
 
 
@@ -119,13 +117,19 @@ def report_again(folder: RunFolder) -> Comparison:
 
 def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]:
     """Trains one variant of the configuration, with every seed; `run` later does the rest."""
-    variant = next(variant for variant in config.variants if variant.name == name)
+    variant = config.variant(name)
     with (
         distributed.held_once(folder.open(config)),
         distributed.held_once(publishing.following(folder, config.storage)),
     ):
         job = Job(config, folder)
         return [job.train(variant, seed) for seed in config.runtime.seeds]
+
+
+def train_part(config: Config, folder: RunFolder, part: Part) -> None:
+    """Trains one variant with one seed; other processes may train others in the same folder."""
+    if not folder.variant(*part).finished:
+        Job(config, folder).train(config.variant(part.variant), part.seed)
 
 
 class Job:
@@ -145,7 +149,8 @@ class Job:
             UnavailableError: the data cannot be reached or read.
             ConfigurationError: it has too few images, or the validation split is empty.
         """
-        dataset = distributed.in_turns(self._load)
+        with distributed.held_once(self.folder.alone("the data")):
+            dataset = distributed.in_turns(self._load)
         if distributed.once(str, dataset.description.digest) != dataset.description.digest:
             raise UnavailableError("the pictures changed while this job's processes read them")
         splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description.images)
@@ -195,10 +200,9 @@ class Job:
 
         def outline() -> None:
             remaining = [
-                variant
-                for seed in self.config.runtime.seeds
-                for variant in self.config.variants
-                if not self.folder.variant(variant.name, seed).finished
+                self.config.variant(part.variant)
+                for part in self.config.parts
+                if not self.folder.variant(*part).finished
             ]
             if remaining:
                 stand_in = self._stand_in if self._needs_stand_in(remaining) else None
@@ -218,6 +222,10 @@ class Job:
     @cached_property
     def pretrained(self) -> models.State:
         """The one set of weights that all pretrained variants start from."""
+        with distributed.held_once(self.folder.alone("the pretrained weights")):
+            return self._load_pretrained()
+
+    def _load_pretrained(self) -> models.State:
         source = self.config.weights.source
         log(f"weights: {self.config.weights.description}")
         if source != "stand-in":
@@ -264,9 +272,15 @@ class Job:
 
     def train(self, variant: Variant, seed: int) -> Done | Diverged:
         """Trains and tests one variant, or gives the result that the run already has."""
+        with distributed.held_once(self.folder.alone(f"{variant.name}, seed {seed}")):
+            return self._train_once(variant, seed)
+
+    def _train_once(self, variant: Variant, seed: int) -> Done | Diverged:
         folder = distributed.once(self.folder.variant, variant.name, seed)
         result: Done | Diverged | None = distributed.once(folder.result)
         if result is None:
+            if variant.head_of is not None:  # once, whichever part needs it first
+                self.train(self.config.variant(variant.head_of), seed)
             try:
                 result = self._train(variant, seed, folder)
             except errors.Diverged as error:
@@ -335,14 +349,10 @@ class Job:
         """The last layer as another variant has trained it.
 
         Raises:
-            UnavailableError: it has not been trained yet.
-            Diverged: nor will it be.
+            Diverged: it was stopped before.
         """
         folder = distributed.once(self.folder.variant, name, seed)
-        result = distributed.once(folder.result)
-        if result is None:
-            raise UnavailableError(f"{name} is not trained yet: `train {name}` comes first")
-        if isinstance(result, Diverged):
+        if isinstance(distributed.once(folder.result), Diverged):
             raise errors.Diverged(f"{name}, whose head it starts with, was stopped")
         return {k.removeprefix("fc."): v for k, v in _best(folder).items() if k.startswith("fc.")}
 

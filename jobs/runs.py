@@ -11,14 +11,14 @@
 `last.ckpt` is deleted once its variant has a result. A run without a manifest is unfinished.
 """
 
-import fcntl
 import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from jobs import config, results
+from jobs import config, locks, results
 from jobs.config import Config
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.results import Comparison, Diverged, Done, Facts, Trained
 from serving.files import digest_of, replacing, write
 
 MANIFEST = "manifest.json"
-UNLISTED = {MANIFEST, ".lock"}
+UNLISTED = {MANIFEST, ".lock", ".locks"}
 COLUMNS = (
     *("time", "run_id", "variant", "seed", "epoch", "split", "loss", "aux_loss", "accuracy"),
     *("images_per_second", "learning_rate", "seconds"),
@@ -130,7 +130,8 @@ class VariantFolder:
 
 
 class RunFolder:
-    """One run's folder, held by one process at a time."""
+    """One run's folder. What changes the run as a whole holds it alone; several processes may each
+    train a part of it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -163,15 +164,23 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                message = f"{self.path}: another process is working on this run"
-                raise ConfigurationError(message) from None
-            self._settle_config(wanted)
+            if not locks.taken(lock.fileno()):
+                raise ConfigurationError(f"{self.path}: another process is working on this run")
+            self.begin(wanted)
             yield
 
-    def _settle_config(self, wanted: Config) -> None:
+    def alone(self, what: str) -> AbstractContextManager[None]:
+        """Does one thing in the folder after any other process that does the same."""
+        waiting = f"{self.path}: waiting for another process, which is at {what}"
+        return locks.held(self.path / ".locks" / what, waiting)
+
+    def begin(self, wanted: Config) -> None:
+        """Creates the folder or continues in it.
+
+        Raises:
+            ConfigurationError: it has another configuration.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / "config.yaml"
         if not file.is_file():
             write(file, wanted.to_yaml())
@@ -198,8 +207,7 @@ class RunFolder:
     @property
     def started(self) -> str:
         """When work on the run began, ISO 8601 in UTC."""
-        environments = json.loads((self.path / "environment.json").read_text())
-        return str(environments[0]["time"])
+        return str(self.environments()[0]["time"])
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of a finished run.
@@ -232,10 +240,20 @@ class RunFolder:
         return comparison
 
     def add_environment(self, environment: dict[str, Any]) -> None:
-        """Appends the machine's description; one entry for each time the run was started."""
+        """Adds the machine's description; one entry for each time the run was started."""
+        self.add_environments([{"time": now(), **environment}])
+
+    def add_environments(self, entries: list[dict[str, Any]]) -> None:
+        with self.alone("writing"):
+            everything = [*self.environments(), *entries]
+            everything.sort(key=itemgetter("time"))
+            write_json(self.path / "environment.json", everything)
+
+    def environments(self) -> list[dict[str, Any]]:
+        """Of all starts, the first one first."""
         path = self.path / "environment.json"
-        before = json.loads(path.read_text()) if path.is_file() else []
-        write_json(path, [*before, {"time": now(), **environment}])
+        found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+        return found
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl; a line that a crash cut short is left out."""
@@ -248,11 +266,11 @@ class RunFolder:
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Adds rows that are not there yet: an epoch done again after a crash adds nothing."""
-        known = {_key(row) for row in self.metrics()}
         stamp = {"time": now(), "run_id": self.run_id}
-        fresh = [stamp | row for row in rows if _key(row) not in known]
-        lines = [json.dumps({key: row.get(key) for key in COLUMNS}) + "\n" for row in fresh]
-        with (self.path / "metrics.jsonl").open("ab") as file:
+        with self.alone("writing"), (self.path / "metrics.jsonl").open("ab") as file:
+            known = {_key(row) for row in self.metrics()}
+            fresh = [stamp | row for row in rows if _key(row) not in known]
+            lines = [json.dumps({key: row.get(key) for key in COLUMNS}) + "\n" for row in fresh]
             file.truncate(len(self._whole_lines()))
             file.write("".join(lines).encode())
             file.flush()
@@ -260,13 +278,14 @@ class RunFolder:
 
     def write_manifest(self) -> None:
         """Lists every file with size and SHA-256, and so declares the run finished."""
-        files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name not in UNLISTED)
+        files = sorted(path.relative_to(self.path) for path in self.path.rglob("*"))
         entries = {
-            path.relative_to(self.path).as_posix(): {
-                "size": path.stat().st_size,
-                "sha256": digest_of(path),
+            file.as_posix(): {
+                "size": (self.path / file).stat().st_size,
+                "sha256": digest_of(self.path / file),
             }
-            for path in files
+            for file in files
+            if not UNLISTED & {*file.parts} and (self.path / file).is_file()
         }
         manifest = {"run_id": self.run_id, "started": self.started, "time": now(), "files": entries}
         write_json(self.path / MANIFEST, manifest)

@@ -32,7 +32,7 @@ IMPORTED = [
     "jobs.report.plots",
 ]
 IMPORTED += ["serving.supervisor"]
-IMPORTED += ["test_promotion", "test_storage"]  # which have functions to be run
+IMPORTED += ["test_parts", "test_promotion", "test_storage"]  # which have functions to be run
 
 
 def forked(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:

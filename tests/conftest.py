@@ -131,8 +131,9 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeOnce]:
 
 
 def changed_at(folder: Path) -> dict[Path, int]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {path: path.stat().st_mtime_ns for path in files}
+    """Every file but those that are there to be locked, and when it was written."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {p: p.stat().st_mtime_ns for p in files if not {".lock", ".locks"} & {*p.parts}}
 
 
 def copy_of(run: RunFolder, parent: Path) -> RunFolder:

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import sqlite3
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,12 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs import interruption
+from jobs import locks
 from jobs.errors import UnavailableError
-from serving.progress import note
 
 PAGE = 1000  # entries between two commits, and in memory at once
-SECONDS_BETWEEN_TRIES = 0.2
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -32,13 +29,8 @@ def opened(folder: Path, schema: str) -> Iterator[sqlite3.Connection]:
     Raises:
         UnavailableError: the index is damaged, or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.sqlite"
-    with (folder / ".lock").open("w") as lock:
-        while not _taken(lock.fileno()):
-            note(lambda: f"{folder}: waiting for another process that fills it")
-            interruption.check()
-            time.sleep(SECONDS_BETWEEN_TRIES)
+    with locks.held(folder / ".lock", f"{folder}: waiting for another process that fills it"):
         try:
             with closing(sqlite3.connect(file)) as db:
                 db.executescript(schema)
@@ -69,18 +61,10 @@ class Held:
 def remove(path: Path) -> bool:
     """Removes a file unless it is held; whether it has."""
     with path.open("rb") as file:
-        free = _taken(file.fileno())
+        free = locks.taken(file.fileno())
         if free:
             path.unlink()
         return free
-
-
-def _taken(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def pages(db: sqlite3.Connection, query: str) -> Iterator[list[tuple[Any, ...]]]:

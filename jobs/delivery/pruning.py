@@ -75,8 +75,9 @@ def protected(storage: Storage) -> set[str]:
 
 
 def _groups(storage: Storage) -> Iterator[list[Item]]:
-    """The runs, then each model's versions."""
+    """The runs, then their parts, then each model's versions."""
     yield _items(storage.entries("runs/"))
+    yield _items(storage.entries("parts/"))
     for name in storage.folders(f"{MODELS}/"):
         entries = storage.entries(f"{MODELS}/{name}/")
         channels = f"{MODELS}/{name}/{CHANNELS}/"
@@ -84,7 +85,8 @@ def _groups(storage: Storage) -> Iterator[list[Item]]:
 
 
 def _items(entries: list[Entry]) -> list[Item]:
-    """Objects by runs/dt=…/run_id=… or models/<name>/<version>: three parts of the key."""
+    """Objects by runs/dt=…/run_id=…, parts/<run_id>/<digest> or models/<name>/<version>: three
+    parts of the key."""
 
     def prefix(entry: Entry) -> str:
         return "".join(f"{part}/" for part in entry.key.split("/")[:3])

@@ -13,7 +13,7 @@ from jobs import config, interruption
 from jobs.delivery.storage import Conflict, Storage
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import MANIFEST, RunFolder
-from serving.files import digest_of
+from serving.files import digest_of, replacing, write
 from serving.progress import log, task
 
 LIVE = ("config.yaml", "environment.json", "metrics.jsonl")  # sent while a run trains
@@ -60,6 +60,30 @@ def publish(storage: Storage, folder: RunFolder) -> int:
             _refuse_another_run(json.loads(there.body) if there else None, manifest, storage)
     log(f"published {sent + 1} files to {storage.uri}/{root}")
     return sent + 1
+
+
+def resume(storage: Storage, folder: RunFolder) -> None:
+    """Fetches a run that was published before its process was lost, so that nothing of it is made
+    a second time, with other bytes. Nothing is done where none is published.
+
+    Raises:
+        UnavailableError: a file is not what the manifest there says.
+        ConfigurationError: another run has this id there.
+    """
+    root = run_key(folder)
+    published = storage.get(f"{root}/{MANIFEST}")
+    if published is None:
+        return
+    manifest = json.loads(published.body)
+    _refuse_another_run(manifest, {"started": folder.started, "run_id": folder.run_id}, storage)
+    size = sum(entry["size"] for entry in manifest["files"].values()) / 2**20
+    with task(f"fetch {folder.run_id}", size, "MiB") as advance:
+        for name, entry in manifest["files"].items():
+            with replacing(folder.path / name) as part:
+                storage.fetch(f"{root}/{name}", part, advance)
+                if digest_of(part) != entry["sha256"]:
+                    raise UnavailableError(f"{storage.uri}/{root}/{name}: damaged")
+    write(folder.path / MANIFEST, published.body)
 
 
 def _refuse_another_run(

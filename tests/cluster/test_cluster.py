@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ import engine
 import numpy as np
 import pytest
 import yaml
-from cluster import WORK, Cluster, run, wait
+from cluster import WORK, Cluster, wait
 from conftest import ROOT, classes_of, pictures
+from manifests import K8S, kustomize
 from service import get
 
+from jobs import config
+from jobs.delivery.registry import Registry
+from jobs.delivery.storage import Storage
 from jobs.runs import RunFolder
+from serving.files import digest_of
 
 pytestmark = [
     pytest.mark.cluster,
@@ -98,8 +104,7 @@ def load(cluster: Cluster, name: str) -> None:
 def adapted(runs: Path) -> Iterator[dict[str, Any]]:
     """The overlay `local` as it is, but for what a cluster without DNS, registry and provisioner
     of volumes cannot have."""
-    kubectl = Path(sysconfig.get_path("scripts")) / "kubectl"
-    text = run(kubectl, "kustomize", ROOT / "k8s" / "overlays" / "local").stdout
+    text = kustomize(K8S / "overlays" / "local")
     text = text.replace("image: chrislusf/seaweedfs:4.48", "image: localhost/storage:local")
     text = text.replace("image: inception-transfer", "image: localhost/inception-transfer")
     for thing in yaml.safe_load_all(text):
@@ -298,6 +303,70 @@ def test_both_ways_back_really_go_back(
     wait("the second again", lambda: served() == second[0] and ready(cluster), 4 * MINUTES)
     assert under_load(picture, rollback, first.run_id, cluster) > 100
     assert finished(cluster, "rollback")
+
+
+def start_part(cluster: Cluster, index: int, file: str) -> str:
+    """A pod of the overlay `fan-out`. This Kubernetes is too old for an Indexed Job: a Job for each
+    index, with the variable that its controller would set, and with a volume of its own."""
+    overlay = yaml.safe_load_all(kustomize(K8S / "overlays" / "fan-out"))
+    [wanted] = [thing for thing in overlay if thing["kind"] == "CronJob"]
+    pod = wanted["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    # Nobody else's production, and one name for the run of three Jobs.
+    other = {"--config": file, "--run-id": "fan-out", "--deployment": None}
+    given = [argument.partition("=")[::2] for argument in pod["containers"][0]["args"]]
+    settled = [(name, other.get(name, value)) for name, value in given]
+    arguments = [f"{n}={v}" if v else n for n, v in settled if v is not None]
+    job = cluster.get("cronjob/training")["spec"]["jobTemplate"]["spec"]
+    own = job["template"]["spec"]
+    [container] = own["containers"]
+    container["args"] = [*arguments, "--set=promotion.channel=fan-out"]
+    room = pod["containers"][0]["resources"]["limits"]["ephemeral-storage"]
+    container["resources"]["limits"]["ephemeral-storage"] = room
+    container["env"].append({"name": "JOB_COMPLETION_INDEX", "value": str(index)})
+    container["volumeMounts"].append({"name": "first", "mountPath": "/first", "readOnly": True})
+    volumes = [volume for volume in own["volumes"] if volume["name"] != "runs"]
+    [empty] = [volume for volume in pod["volumes"] if volume["name"] == "runs"]
+    claim = {"name": "first", "persistentVolumeClaim": {"claimName": "runs"}}
+    own["volumes"] = [*volumes, empty, claim]
+    job["backoffLimit"] = wanted["spec"]["jobTemplate"]["spec"]["backoffLimitPerIndex"]
+    metadata = {"name": f"part-{index}", "namespace": "inception-transfer"}
+    cluster.apply([{"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}])
+    return metadata["name"]
+
+
+def test_parts_in_pods_of_their_own_end_as_one_process_does_though_one_is_killed(
+    cluster: Cluster, first: RunFolder, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = yaml.safe_load((first.path / "config.yaml").read_text())
+    resolved["weights"] = {"source": f"/first/{first.run_id}/weights/stand-in/best.safetensors"}
+    resolved["promotion"] |= LENIENT
+    (runs / "parts.yaml").write_text(yaml.safe_dump(resolved))
+    names = [start_part(cluster, index, "/first/parts.yaml") for index in (1, 0, 2)]
+    wait("its training", lambda: "finetune: " in logs(cluster, names[0]), 8 * MINUTES)
+    ours = [p for p in pods(cluster, "training") if p["metadata"]["labels"]["job-name"] == names[0]]
+    cluster.kubectl("delete", "pod", ours[0]["metadata"]["name"], "--grace-period=0", "--force")
+    for name in names:
+        wait(name, partial(finished, cluster, name), 15 * MINUTES)
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "local")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
+    storage = Storage(
+        config.Storage(
+            uri="s3://models/inception-transfer",
+            endpoint_url=f"http://{STORAGE}:8333",
+            region="us-east-1",
+            path_style=True,
+        )
+    )
+    found = Registry(storage, MODEL).channel("fan-out")
+    assert found is not None and found.version == "fan-out"
+    [published] = [e.key for e in storage.entries("runs/") if "=fan-out/manifest.json" in e.key]
+    files = json.loads((storage.get(published) or pytest.fail("no manifest")).body)["files"]
+    for variant in ("scratch", "finetune", "frozen"):
+        name = f"variants/{variant}/best.safetensors"
+        assert files[name]["sha256"] == digest_of(first.path / name)
+    said = [logs(cluster, name) for name in names]
+    assert len([log for log in said if not re.search("still missing|does the rest", log)]) == 1
 
 
 def test_an_eviction_that_would_leave_too_few_is_refused(

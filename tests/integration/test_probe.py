@@ -10,7 +10,7 @@ from conftest import TINY, tiny, tiny_config
 from safetensors.torch import load_file
 
 from jobs import config, pipeline
-from jobs.errors import ConfigurationError, UnavailableError
+from jobs.errors import ConfigurationError
 from jobs.results import Diverged, Done
 from jobs.runs import RunFolder
 from jobs.train.training import Trainer
@@ -47,9 +47,13 @@ def test_it_starts_with_the_trained_head_and_the_pretrained_trunk(
         assert arrays["logits"].shape == (40, 10)
 
 
-def test_it_waits_for_its_head(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="frozen is not trained yet: `train frozen` comes"):
-        pipeline.train(probing(), RunFolder(tmp_path / "run"), "probe")
+def test_by_itself_it_trains_its_head_first(tmp_path: Path) -> None:
+    job, folder = probing(optim={"epochs": 1}), RunFolder(tmp_path / "run")
+    [result] = pipeline.train(job, folder, "probe")
+    head = folder.variant("frozen", 0).result()
+    assert isinstance(result, Done) and isinstance(head, Done)
+    starts = [row["variant"] for row in folder.metrics() if row["split"] == "test"]
+    assert starts == ["frozen", "probe"]
 
 
 def test_without_a_head_it_is_stopped_and_says_why(tmp_path: Path) -> None:

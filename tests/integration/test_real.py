@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from command import job
+from conftest import changed_at
 from safetensors.torch import load_file
 
 from jobs.runs import RunFolder
@@ -41,8 +42,8 @@ def run(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunF
 def test_every_file_is_listed_with_its_digest(run: tuple[RunFolder, list[str]]) -> None:
     folder, _ = run
     manifest = json.loads((folder.path / "manifest.json").read_text())
-    there = {p.relative_to(folder.path).as_posix() for p in folder.path.rglob("*") if p.is_file()}
-    assert there - {"manifest.json", ".lock"} == set(manifest["files"])
+    there = {path.relative_to(folder.path).as_posix() for path in changed_at(folder.path)}
+    assert there - {"manifest.json"} == set(manifest["files"])
     for name, entry in manifest["files"].items():
         assert digest_of(folder.path / name) == entry["sha256"], name
 
@@ -78,8 +79,7 @@ def test_fine_tuning_learns_and_says_what_it_started_from(
 
 def test_a_second_call_does_nothing_more(run: tuple[RunFolder, list[str]]) -> None:
     folder, arguments = run
-    before = {p: p.stat().st_mtime_ns for p in folder.path.rglob("*") if p.name != ".lock"}
+    before = changed_at(folder.path)
     again = job(*arguments)
     assert again.returncode == 0 and "is finished; --run-id" in again.stderr
-    after = {p: p.stat().st_mtime_ns for p in folder.path.rglob("*") if p.name != ".lock"}
-    assert after == before
+    assert changed_at(folder.path) == before

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import copy_of, tiny_config
+from conftest import changed_at, copy_of, tiny_config
 from safetensors.torch import load_file
 
 from jobs import pipeline
@@ -44,8 +44,8 @@ def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
         expected |= {f"report/{name}-{picture}.png" for picture in pictures}
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert set(manifest["files"]) == expected
-    there = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file()}
-    assert there == expected | {"manifest.json", ".lock"}
+    there = {path.relative_to(run.path).as_posix() for path in changed_at(run.path)}
+    assert there == expected | {"manifest.json"}
     for name, entry in manifest["files"].items():
         path = run.path / name
         assert entry == {"size": path.stat().st_size, "sha256": digest_of(path)}

@@ -18,7 +18,7 @@ import duckdb
 import pytest
 from botocore.awsrequest import AWSResponse
 from command import forked, job, start_job
-from conftest import ROOT, tiny, tiny_config
+from conftest import ROOT, changed_at, tiny, tiny_config
 from object_store import (
     BUCKET,
     READER,
@@ -555,7 +555,7 @@ def test_a_job_finishes_without_storage_and_is_published_later(
     assert sent.returncode == 0, sent.stderr
     assert f"{len(folder.manifest()['files']) + 1} files sent" in sent.stdout
     assert digest_of(folder.path / "manifest.json") == before
-    for path in folder.path.rglob("*.*"):
+    for path in changed_at(folder.path):
         assert SECRET.encode() not in path.read_bytes()
     for output in (done, failed, sent):
         assert SECRET not in output.stdout + output.stderr

@@ -261,6 +261,25 @@ def test_several_nodes_find_each_other(rendered: dict[str, str]) -> None:
     assert volume["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
+def test_a_fan_out_has_a_pod_for_each_part_and_no_volume_in_common(
+    rendered: dict[str, str],
+) -> None:
+    objects = list(yaml.safe_load_all(rendered["fan-out"]))
+    job, [settings] = (
+        training(objects),
+        [thing["data"] for thing in of_kind(objects, "ConfigMap") if "CONFIG" in thing["data"]],
+    )
+    parts = config.load(settings["CONFIG"]).parts
+    assert job["completionMode"] == "Indexed" and job["completions"] == len(parts)
+    assert job["backoffLimitPerIndex"] and "backoffLimit" not in job, "which is for all together"
+    pod = job["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["args"][-2:] == ["--part=$(JOB_COMPLETION_INDEX)", f"--of={len(parts)}"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert not [v for v in pod["volumes"] if "emptyDir" not in v]
+    assert not of_kind(objects, "PersistentVolumeClaim")
+
+
 def test_the_local_overlay_needs_nothing_from_outside(rendered: dict[str, str]) -> None:
     objects = list(yaml.safe_load_all(rendered["local"]))
     settings: dict[str, str] = {}

@@ -36,6 +36,12 @@ def test_the_module_is_the_command() -> None:
         (["run", "--set", "optim.epoch=1"], "optim.epoch: Extra inputs"),
         (["run", "--run-id", "../elsewhere"], "a plain name is needed"),
         (["run", "--promote"], "needs --set storage.uri"),
+        (
+            ["run", "--part", "3"],
+            "has 3 parts, 0 to 2: scratch with seed 0, finetune with",
+        ),
+        (["run", "--part", "2", "--of", "15"], "--part 2 --of 15: the configuration has 3 parts"),
+        (["run", "--of", "3"], "--of needs it"),
         (["train", "fourth"], "scratch, finetune, frozen, not fourth"),
         (["prune", "--set", "storage.uri=s3://bucket/x"], "a rule is needed"),
         (["fly"], "No such command"),

@@ -1,0 +1,145 @@
+"""A run in parts: each variant with each seed by itself, in any order and on any machine.
+
+Processes that share the run folder meet there. Others meet in S3, where a part is one object,
+written once, and so there as a whole or not at all:
+
+    parts/<run_id>/<digest>/<variant>.<seed>.tar    its files, and the run's own that belong to it
+                            last                    the part whose process does the last step
+"""
+
+import tarfile
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from jobs import interruption, pipeline
+from jobs.config import Config, Part
+from jobs.delivery import publishing
+from jobs.delivery.storage import Conflict, Storage
+from jobs.errors import UnavailableError
+from jobs.runs import RunFolder
+from serving.files import digest_of, write
+from serving.progress import log, task
+
+OF_THE_RUN = ("data.json", "environment.json", "metrics.jsonl")  # in each part's object
+
+
+def run(config: Config, folder: RunFolder, part: Part) -> bool:
+    """Trains one part; the process that then finds all of them does what is left of the run.
+
+    A part that is there is not trained again, so that the same call mends whatever was lost.
+
+    Returns:
+        Whether this process did the last step.
+    """
+    there = _begin(config, folder)
+    if there is None or not there.has(part):
+        pipeline.train_part(config, folder, part)
+        if there:
+            there.bring(part)
+    with folder.alone("the last step"):
+        if left := _missing(config, folder, there):
+            log(f"{part} is done; still missing: {', '.join(left)}")
+            return False
+        if there and (last := there.last(part)) != str(part):
+            log(f"{part} is done; the process of {last} does the rest")
+            return False
+        gather(config, folder)
+        pipeline.run(config, folder)
+        return True
+
+
+def gather(config: Config, folder: RunFolder) -> None:
+    """Brings all parts into the run folder; a run that is published already, as it is there.
+
+    Raises:
+        UnavailableError: some are missing, or were trained on other data.
+    """
+    there = _begin(config, folder)
+    if left := _missing(config, folder, there):
+        raise UnavailableError(f"{folder.path}: missing: {', '.join(left)}")
+    if there and not folder.finished:
+        for part in config.parts:
+            interruption.check()
+            if not folder.variant(*part).finished:
+                there.take(part)
+        publishing.resume(there.storage, folder)
+
+
+def _begin(config: Config, folder: RunFolder) -> "Rendezvous | None":
+    with folder.alone("the configuration"):
+        folder.begin(config)
+    return Rendezvous(config, folder) if config.storage.uri is not None else None
+
+
+def _missing(config: Config, folder: RunFolder, there: "Rendezvous | None") -> list[str]:
+    """The parts that are nowhere, and the option that trains each."""
+    return [
+        f"{part} (--part {index})"
+        for index, part in enumerate(config.parts)
+        if not folder.variant(*part).finished and not (there and there.has(part))
+    ]
+
+
+class Rendezvous:
+    """Where the parts of one run are put together in S3."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        self.storage, self.folder = Storage(config.storage), folder
+        self.root = f"parts/{folder.run_id}/{config.digest}"
+
+    def has(self, part: Part) -> bool:
+        return self.storage.head(self._key(part)) is not None
+
+    def last(self, part: Part) -> str:
+        """The part whose process does the last step: this one, unless another was quicker."""
+        key = f"{self.root}/last"
+        with suppress(Conflict):
+            self.storage.put(key, str(part).encode(), replacing=None)
+        found = self.storage.get(key)
+        return found.body.decode() if found else str(part)
+
+    def bring(self, part: Part) -> None:
+        """Puts a part there, unless another process of the same part was quicker."""
+        own = self.folder.variant(*part).path
+        files = [*own.iterdir(), *(self.folder.path / name for name in OF_THE_RUN)]
+        with tempfile.TemporaryDirectory() as place:
+            packed = Path(place) / "part.tar"
+            with tarfile.open(packed, "w") as tar:
+                for file in filter(Path.is_file, files):  # one that diverged at once has no metrics
+                    tar.add(file, file.relative_to(self.folder.path))
+            size, digest = packed.stat().st_size / 2**20, digest_of(packed)
+            with suppress(Conflict), task(f"send {part}", size, "MiB") as advance:
+                self.storage.send(packed, self._key(part), digest, advance, once=True)
+
+    def take(self, part: Part) -> None:
+        """Makes a part from there one of the run folder.
+
+        Raises:
+            UnavailableError: it was trained on other data than the run.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            packed, theirs = Path(place) / "part.tar", RunFolder(Path(place) / "run")
+            log(f"{part}: from {self.storage.uri}/{self._key(part)}")
+            self.storage.fetch(self._key(part), packed, lambda _: None)
+            with tarfile.open(packed) as tar:
+                tar.extractall(theirs.path, filter="data")
+            self._add(part, theirs)
+
+    def _add(self, part: Part, theirs: RunFolder) -> None:
+        data = self.folder.path / "data.json"
+        if not data.is_file():
+            write(data, (theirs.path / data.name).read_bytes())
+        if theirs.facts().digest != self.folder.facts().digest:
+            raise UnavailableError(f"{part} was trained on other pictures than the other parts")
+        known = self.folder.environments()
+        self.folder.add_environments([e for e in theirs.environments() if e not in known])
+        rows = [row for row in theirs.metrics() if (row["variant"], row["seed"]) == part]
+        self.folder.append_metrics(rows)
+        own = self.folder.variant(*part).path
+        files = [*(theirs.path / own.relative_to(self.folder.path)).iterdir()]
+        for file in sorted(files, key=lambda file: file.name == "result.json"):  # which ends it
+            write(own / file.name, file.read_bytes())
+
+    def _key(self, part: Part) -> str:
+        return f"{self.root}/{part.variant}.{part.seed}.tar"

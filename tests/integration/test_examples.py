@@ -1,0 +1,42 @@
+"""The examples run as they are written, on a job that has been made small."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, tiny
+
+
+@pytest.mark.slow
+def test_optuna_finds_the_best_of_its_trials_by_their_validation_accuracy(tmp_path: Path) -> None:
+    """… and another start goes on with the same study."""
+    raw = tiny(data={"train_images": 40, "test_images": 20}, optim={"epochs": 1})
+    config, out = tmp_path / "tiny.yaml", tmp_path / "runs"
+    config.write_text(yaml.safe_dump(raw))
+    command: list[str | Path] = [sys.executable, ROOT / "examples" / "optuna_search.py"]
+    command += ["--config", config, "--out", out, "--trials", "1"]
+    for _ in range(2):
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    trials = [out / f"trial-{number}" for number in range(2)]
+    resolved = [yaml.safe_load((trial / "config.yaml").read_text()) for trial in trials]
+    rates = [settings["optim"]["learning_rate"] for settings in resolved]
+    assert rates[0] != rates[1] and [v["name"] for v in resolved[0]["variants"]] == ["finetune"]
+    results = [json.loads((trial / "comparison.json").read_text()) for trial in trials]
+    accuracies = [result["variants"]["finetune"]["selection_accuracy"] for result in results]
+    best = max(range(2), key=lambda number: accuracies[number])
+    said = re.fullmatch(r"(.*)% of the validation set with (.*)\n", done.stdout)
+    assert said is not None and said[1] == f"{accuracies[best] * 100:.2f}"
+    assert str(rates[best]) in said[2]
