@@ -1,7 +1,8 @@
-# Three images from one file:
+# Four images from one file:
 #   docker build --target train     -t inception-transfer-train .      the job, CUDA
 #   docker build --target serve     -t inception-transfer-serve .      the service, CPU
 #   docker build --target serve-gpu -t inception-transfer-serve-gpu .  the service, CUDA
+#   docker build --target score-ray -t inception-transfer-score-ray .  bulk scoring on Ray, CPU
 # README.md has the arguments, docs/operations.md the sizes.
 #
 # Debian 12 has the Python 3.11 and the Java 17 that everything here is tested with, and keeps them
@@ -53,6 +54,11 @@ RUN --mount=type=bind,source=requirements/serve.txt,target=/tmp/requirements.txt
         --require-hashes --only-binary :all: --requirement /tmp/requirements.txt \
  && rm -r /opt/venv/lib/python3.11/site-packages/torch/include \
         /opt/venv/lib/python3.11/site-packages/torch/test
+
+FROM pip AS score-ray-packages
+RUN --mount=type=bind,source=requirements/score-ray.txt,target=/tmp/requirements.txt \
+    --mount=type=cache,target=/root/.cache/pip \
+    pip install --require-hashes --only-binary :all: --requirement /tmp/requirements.txt
 
 # Our own code, so that the layer of its dependencies outlives its changes. The service gets its own
 # package and the distribution's description, and nothing of training.
@@ -113,6 +119,27 @@ ARG VERSION=0.0.0
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="inception-transfer-serve" \
       org.opencontainers.image.description="Serves Inception-v3 from a TorchServe archive, on a CPU" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${COMMIT}"
+
+FROM base AS score-ray
+# Some versions of KubeRay ask with it whether a node is well.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends wget \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=score-ray-packages /opt/venv /opt/venv
+COPY --from=package /opt/service /opt/service
+ENV HOME=/tmp \
+    PYTHONPATH=/opt/service
+WORKDIR /
+USER 1000:1000
+ENTRYPOINT ["tini", "--", "python", "-m", "serving"]
+CMD ["score", "--help"]
+ARG VERSION=0.0.0
+ARG COMMIT=unknown
+LABEL org.opencontainers.image.title="inception-transfer-score-ray" \
+      org.opencontainers.image.description="Scores many pictures on the nodes of a Ray cluster" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${COMMIT}"
 

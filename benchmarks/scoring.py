@@ -1,10 +1,11 @@
-"""`python -m serving score` against what the network does alone, and a plain loop, in turns.
+"""`python -m serving score` against other ways to answer for the same pictures, in turns.
 
-    python -m benchmarks.scoring --archive MODEL.mar
+    python -m benchmarks.scoring --archive MODEL.mar --images 1000
 
-`network` is the archive's network in one process for each core, its pictures decoded before; `loop`
-calls a `Predictor` with one picture after the other; `score` is the whole of it, from files to
-Parquet. Memory is the peak of a process that scores, over one that only opens the archive.
+`score` is the whole of it, from files to Parquet. `loop` calls a `Predictor` with one picture after
+the other; `network` is the archive's network in one process for each core, its pictures decoded
+before; `service` posts them to `python -m serving`, eight clients at a time. Memory is the peak of
+a process that scores, over one that only opens the archive.
 """
 
 import argparse
@@ -14,17 +15,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import load, record
+from benchmarks import contenders, load, record
 from benchmarks.archive import make_archive
 from benchmarks.serving import photographs
 from serving import Predictor
 from serving.archive import unpacked
 from serving.processes import cores
 from serving.scoring import score
+
+OTHERS = ("network", "loop", "service")
+CLIENTS = 8  # what the service's throughput needs
 
 
 def main() -> None:
@@ -52,9 +58,9 @@ def measure(archive: Path, work: Path, images: int, rounds: int) -> dict[str, An
     folder.mkdir()
     for index in range(images):
         (folder / f"{index:06}.jpg").write_bytes(pictures[index % len(pictures)])
-    rates: dict[str, list[float]] = {"network": [], "loop": [], "score": []}
+    rates: dict[str, list[float]] = {name: [] for name in ("score", *OTHERS)}
     peaks = []
-    with unpacked(archive) as files:
+    with unpacked(archive) as files, serving(archive, work / "service", pictures[0]) as server:
         for _ in range(rounds):
             done = apart(archive, folder)
             rates["score"].append(images / done["seconds"])
@@ -62,14 +68,30 @@ def measure(archive: Path, work: Path, images: int, rounds: int) -> dict[str, An
             seconds = done["seconds"] / 2
             rates["network"].append(load.run_raw(files, pictures, cores(), seconds, decoding=False))
             rates["loop"].append(looped(files, pictures, seconds))
+            rates["service"].append(posted(server.contender, pictures, seconds))
     typical = {name: median(found) for name, found in rates.items()}
     return {
         "images": images,
         "images_per_second": typical,
         "all": rates,
-        "score_over": {name: typical["score"] / typical[name] for name in ("network", "loop")},
+        "score_over": {name: typical["score"] / typical[name] for name in OTHERS},
         "peak_bytes_beyond_the_archive": max(peaks),
     }
+
+
+@contextmanager
+def serving(archive: Path, folder: Path, picture: bytes) -> Iterator[contenders.Server]:
+    folder.mkdir()
+    server = contenders.Server(contenders.service(archive, folder), folder / "log", picture)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def posted(service: contenders.Contender, pictures: list[bytes], seconds: float) -> float:
+    answers = load.run_apart(service.url, service.kind, pictures, CLIENTS, seconds)
+    return sum(answer.counts and answer.status == 200 for answer in answers) / seconds
 
 
 def looped(files: Path, pictures: list[bytes], seconds: float) -> float:

@@ -4,6 +4,7 @@
 #   train.txt      the job with its extras    torch with CUDA, from PyPI
 #   serve-gpu.txt  the service on a GPU       torch with CUDA, from PyPI
 #   serve.txt      the service on a CPU       torch without CUDA, from PyTorch's own index
+#   score-ray.txt  bulk scoring on Ray        no torch
 # Where that index is not reached, TORCH_WHEELS names a folder with the wheel.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -17,7 +18,8 @@ import tomllib
 
 project = tomllib.load(open("../pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
-print(*project["dependencies"], *extras["export"], *extras["serving"], *extras["score"], sep="\n")
+chosen = [line for extra in ("export", "serving", "score", "ray") for line in extras[extra]]
+print(*project["dependencies"], *(r for r in chosen if not r.startswith(project["name"])), sep="\n")
 PYTHON
 
 # The Python and the C library of Debian 12, the images' base.
@@ -31,6 +33,7 @@ compile build.in --output-file build.txt
 compile ../pyproject.toml --extra export --extra cluster --extra signing --output-file train.txt
 compile serve.in <(echo torch) --constraint "$ranges" --constraint train.txt \
   --output-file serve-gpu.txt
+compile score-ray.in --constraint "$ranges" --constraint serve-gpu.txt --output-file score-ray.txt
 if [ -n "${TORCH_WHEELS:-}" ]; then
   torch_source=(--find-links "$TORCH_WHEELS")
 else

@@ -1,6 +1,7 @@
 """The supervisor's own endpoints, on loopback behind the gateway: health, keys, metadata.
 
-Prediction requests come here only to have their key checked.
+Prediction requests come here only to have their key checked, or to be read when they are too large
+to be answered.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from serving.messages import failure
 from serving.settings import Settings, SettingsError
 
 NAME = "inception-transfer"
+CHUNK = 1 << 16
 OPENAPI = Path(__file__).parent / "gateway" / "openapi.yaml"
 
 Answer = tuple[int, dict[str, Any]]
@@ -148,6 +150,16 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
             else:
                 self._send((404, failure("not_found", "there is nothing here")))
 
+        def do_POST(self) -> None:
+            """Reads what the gateway refuses as too large."""
+            left = int(self.headers["Content-Length"])
+            while left > 0 and (part := self.rfile.read(min(left, CHUNK))):
+                left -= len(part)
+            if left:  # it is too large even for that, or the client has gone
+                self.close_connection = True
+            else:
+                self._send((413, {}))
+
         def _send(self, answer: Answer) -> None:
             body = json.dumps(answer[1]).encode()
             self.send_response(answer[0])
@@ -160,6 +172,7 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
                 self.wfile.write(body)
 
         do_HEAD = do_GET  # noqa: N815 - its base class's names
+        do_PUT = do_POST  # noqa: N815
 
         def log_message(self, *_: Any) -> None:
             """The gateway's access log has it already."""

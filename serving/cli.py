@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -115,6 +116,9 @@ def score(
     out: Annotated[Path, typer.Option(help="Folder for the Parquet files.")],
     model: ModelOption,
     sha256: DigestOption = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster that does it; auto: the local one.")
+    ] = None,
 ) -> None:
     """Answer for many pictures without a service; goes on where an earlier call stopped."""
     from serving.archive import ModelError
@@ -122,15 +126,21 @@ def score(
     from serving.processes import cores
     from serving.progress import log, task
     from serving.scoring import ScoringError, SourceError, pictures
-    from serving.scoring import score as score_all
+    from serving.scoring import score as score_here
 
     threads = cores()
     try:
         with _local(model, sha256) as file:
-            predictor = Predictor.open(file, threads=threads, callers=threads)
-        total = sum(1 for _ in pictures(source))
-        with task("score", total) as advance:
-            summary = score_all(predictor, source, out, threads, advance)
+            if ray is None:
+                predictor = Predictor.open(file, threads=threads, callers=threads)
+                work = partial(score_here, predictor, threads=threads)
+            else:
+                from serving.cluster import score as score_on_ray
+
+                work = partial(score_on_ray, file, address=ray)
+            total = sum(1 for _ in pictures(source))
+            with task("score", total) as advance:
+                summary = work(source=source, target=out, advance=advance)
     except ModelError as error:
         _fail(error, 3)
     except ScoringError as error:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ ROWS = 5000  # in a part, at most
 SECONDS = 60.0  # of work in a part, at most: what a kill may cost
 BATCH = 4  # pictures that a thread takes at once
 AHEAD = 2  # batches for each thread that wait for it
+S3 = "s3://"
 ABOUT = "_scoring.json"  # readers of Parquet pass over such names
 
 ENTRY = pa.struct([("label", pa.string()), ("probability", pa.float32())])
@@ -63,13 +64,31 @@ class ScoringError(RuntimeError):
 
 
 class SourceError(ScoringError):
-    """S3 does not answer, or not with these credentials."""
+    """S3 does not answer, or not with these credentials; or no cluster does."""
 
 
 @dataclass(frozen=True)
 class Item:
+    """A picture to be scored, wherever that is done."""
+
     path: str
-    read: Callable[[], bytes]
+    """What its row calls it."""
+    place: str = ""
+    """Of its file, absolute or `s3://…`."""
+    content: bytes | None = None
+    """Of what has no file of its own."""
+
+    def read(self) -> bytes:
+        """
+        Raises:
+            OSError: it cannot be read.
+            SourceError: storage fails, which no row should hide.
+        """
+        if self.content is not None:
+            return self.content
+        if self.place.startswith(S3):
+            return _get(self.place)
+        return Path(self.place).read_bytes()
 
 
 @dataclass
@@ -104,8 +123,8 @@ def pictures(source: str) -> Iterator[Item]:
     Raises:
         ScoringError: there is no such source.
     """
-    path = Path(source)
-    if source.startswith("s3://"):
+    path = Path(source).absolute()
+    if source.startswith(S3):
         yield from _in_s3(source)
     elif path.is_dir():
         yield from _in_folder(path)
@@ -116,8 +135,7 @@ def pictures(source: str) -> Iterator[Item]:
     else:
         with path.open() as lines:
             for line in filter(None, map(str.strip, lines)):
-                file = path.parent / line
-                yield Item(line, file.read_bytes)
+                yield Item(line, str(path.parent / line))
 
 
 def _in_folder(folder: Path) -> Iterator[Item]:
@@ -126,7 +144,7 @@ def _in_folder(folder: Path) -> Iterator[Item]:
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES):
                 file = Path(parent) / name
-                yield Item(file.relative_to(folder).as_posix(), file.read_bytes)
+                yield Item(file.relative_to(folder).as_posix(), str(file))
 
 
 def _in_tar(path: Path) -> Iterator[Item]:
@@ -134,33 +152,40 @@ def _in_tar(path: Path) -> Iterator[Item]:
         for member in tar:
             content = tar.extractfile(member)
             if content is not None and member.name.lower().endswith(SUFFIXES):
-                yield Item(member.name, partial(bytes, content.read()))
+                yield Item(member.name, content=content.read())
 
 
 def _in_s3(source: str) -> Iterator[Item]:
     parts = urlsplit(source)
     bucket, prefix = parts.netloc, parts.path.lstrip("/")
     with s3.explained(source, SourceError):
-        client = s3.default_client()
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         for page in pages:
             for key in (entry["Key"] for entry in page.get("Contents", [])):
                 if key.lower().endswith(SUFFIXES):
-                    yield Item(f"s3://{bucket}/{key}", partial(_get, client, bucket, key))
+                    address = f"{S3}{bucket}/{key}"
+                    yield Item(address, address)
 
 
-def _get(client: Any, bucket: str, key: str) -> bytes:
+def _get(address: str) -> bytes:
     """
     Raises:
         FileNotFoundError: it has gone since it was listed.
-        SourceError: storage fails, which no row should hide.
+        SourceError: storage fails.
     """
-    with s3.explained(f"s3://{bucket}/{key}", SourceError):
+    bucket, _, key = address.removeprefix(S3).partition("/")
+    with s3.explained(address, SourceError):
         try:
-            content: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
-        except client.exceptions.NoSuchKey:
+            content: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        except _client().exceptions.NoSuchKey:
             raise FileNotFoundError("vanished") from None
         return content
+
+
+@cache
+def _client() -> Any:
+    """One for all threads of a process."""
+    return s3.default_client()
 
 
 def score(
@@ -170,16 +195,30 @@ def score(
     threads: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Summary:
+    """:func:`collect` of what this process answers."""
+    work = partial(in_order, predictor=predictor, threads=threads)
+    return collect(predictor.model, source, target, work, advance)
+
+
+def collect(
+    model: dict[str, str],
+    source: str,
+    target: Path,
+    work: Callable[[Iterator[Item]], Iterator[list[Row]]],
+    advance: Callable[[int], None] = lambda count: None,
+) -> Summary:
     """Writes a row for every picture of the source that the target does not have yet.
 
     Args:
+        model: its name and version.
+        work: gives each picture's row, some at a time, in any order.
         advance: told how many more are done, those of earlier calls too.
 
     Raises:
-        ScoringError: see :func:`pictures` and :func:`opened`.
+        ScoringError: see :func:`pictures` and :func:`opened`; or the work's own.
     """
     summary, start = Summary(), time.monotonic()
-    with opened(target, predictor.model):
+    with opened(target, model):
         done = finished(target)
 
         def missing() -> Iterator[Item]:
@@ -192,7 +231,7 @@ def score(
 
         rows: list[Row] = []
         written = time.monotonic()
-        for batch in in_order(missing(), predictor, threads):
+        for batch in work(missing()):
             rows += batch
             summary.add(batch)
             advance(len(batch))

@@ -22,6 +22,7 @@ from serving.fetch import check_signature, fetch, is_local
 from serving.readiness import INTERVAL_SECONDS, Readiness
 from serving.settings import Settings, SettingsError
 
+READ_ON = 10  # times the largest body: what is read of larger ones before they are refused
 WATCH_SECONDS = 0.25  # between looks at the children, and at a service that is not ready
 GATEWAY = Path(__file__).parent / "gateway"
 
@@ -92,6 +93,7 @@ class Supervisor:
             "PORT": self.settings.port,
             "METRICS_PORT": self.settings.metrics_port,
             "MAX_BODY_BYTES": self.settings.max_body_bytes,
+            "READ_ON_BYTES": READ_ON * self.settings.max_body_bytes,
             "RESPONSE_SECONDS": self.settings.response_seconds + 5,
             "DRAIN_SECONDS": self.settings.drain_seconds,
             "AUTHENTICATION": "keys" if self.keys.required else "open",

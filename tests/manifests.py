@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 K8S = ROOT / "k8s"
+SCHEMAS = ROOT.parent / "shared" / "references" / "crds"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
 
@@ -37,3 +40,29 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(paths))
         texts[name] = kustomize(folder)
     return texts
+
+
+def published(file: str, version: str) -> Draft7Validator:
+    """Checks the `spec` of a custom resource against its published definition, whose schema is
+    taken as it is: 2 MB take long to check."""
+    if not (SCHEMAS / file).is_file():
+        pytest.skip(f"the schema is not at {SCHEMAS}")
+    definition = yaml.load((SCHEMAS / file).read_text(), yaml.CSafeLoader)["spec"]
+    [found] = [v for v in definition["versions"] if version == f"{definition['group']}/{v['name']}"]
+    schema = found["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return Draft7Validator(closed(schema))
+
+
+def closed(schema: Any) -> Any:
+    """The same schema, which refuses unknown fields as `kubectl --validate=strict` does, and takes
+    a number or a text where Kubernetes does."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    result = {key: closed(value) for key, value in schema.items()}
+    if "properties" in schema and schema.get("type") == "object":
+        result["additionalProperties"] = bool(schema.get("x-kubernetes-preserve-unknown-fields"))
+    return result

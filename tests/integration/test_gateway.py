@@ -1,14 +1,20 @@
 """What the gateway adds: KServe's routes, request ids, keys, and clear answers to everything."""
 
+import contextlib
+import http.client
 import io
 import json
+import socket
 import subprocess
 import sysconfig
 import threading
 import time
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -177,6 +183,64 @@ def test_what_it_refuses_is_clear_json(
     assert (got, answer["error"]["code"]) == (status, code) and answer["error"]["message"]
     assert received["Content-Type"] == "application/json"
     assert ("Allow" in received) == (status == 405)
+
+
+def whole_answer(link: socket.socket, *parts: bytes) -> bytes:
+    """All that comes back when everything has been sent, until the connection ends."""
+    link.settimeout(30)
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        for part in parts:
+            link.sendall(part)
+    with contextlib.suppress(ConnectionError):
+        while part := link.recv(1 << 16):
+            received += part
+    return received
+
+
+@pytest.fixture
+def link(service: Service) -> Iterator[socket.socket]:
+    parts = urlsplit(service.address)
+    with socket.create_connection((parts.hostname, parts.port)) as link:
+        yield link
+
+
+@pytest.mark.parametrize("megabytes", [11, 30, 99])
+def test_who_sends_too_much_before_listening_is_told_so(service: Service, megabytes: int) -> None:
+    parts = urlsplit(service.address)
+    with closing(http.client.HTTPConnection(parts.netloc)) as client:
+        client.request("POST", PREDICT, bytes(megabytes * 10**6), {"Content-Type": "image/png"})
+        response = client.getresponse()
+        assert response.status == 413
+        assert json.load(response)["error"]["code"] == "too_large"
+
+
+def test_who_asks_whether_to_send_too_much_is_told_at_once(link: socket.socket) -> None:
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    head += "Content-Length: 50000000\r\nExpect: 100-continue\r\n\r\n"
+    answer = whole_answer(link, head.encode())
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"too_large" in answer
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 200000000", "Transfer-Encoding: chunked"])
+def test_what_is_not_read_of_a_body_is_no_request(link: socket.socket, length: str) -> None:
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n{length}\r\n\r\n"
+    size = 101_000_000 if "Content" in length else 10_000_001
+    chunk = b"" if "Content" in length else b"bebc200\r\n"  # 200 million in hexadecimal digits
+    hidden = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    answer = whole_answer(link, head.encode(), chunk, b"\n" * size, hidden * 30_000)
+    assert answer.startswith(b"HTTP/1.1 413 ") and answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_head_is_answered_in_json_up_to_a_size_and_in_plain_text_beyond(
+    service: Service, link: socket.socket
+) -> None:
+    for path, body in ((PREDICT, b"x"), ("/livez", None), ("/nothing", None)):
+        status, _, answer = exchange(service.address + path, body, {"X-Large": "a" * 30_000})
+        assert status and (status == 200 or answer["error"]["code"])
+    head = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Large: " + b"a" * 2_000_000 + b"\r\n\r\n"
+    assert whole_answer(link, head).startswith(b"HTTP/1.1 431 ")
+    assert get(f"{service.address}/livez")[0] == 200
 
 
 def test_the_openapi_document_names_the_model_and_holds_under_fuzzing(

@@ -7,9 +7,11 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command import forked
@@ -20,7 +22,8 @@ from service import Service
 from jobs.config import Storage
 from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
-from serving import Predictor, scoring
+from serving import Predictor, cluster, scoring
+from serving.processes import java_home
 from serving.scoring import ScoringError, score
 
 
@@ -107,6 +110,50 @@ def test_a_list_a_tar_file_and_s3_are_answered_as_a_folder_is(
         score(predictor, "s3://no-such-bucket/x", tmp_path / "none", threads=2)
 
 
+def test_frames_of_pictures_become_frames_of_the_same_rows(
+    predictor: Predictor, archive: Path, photos: Path, tmp_path: Path
+) -> None:
+    """As Spark's `mapInPandas` hands them over, after its reader of binary files."""
+    pandas = pytest.importorskip("pandas", reason="`pip install 'inception-transfer[ray]'` has it")
+    files = [path for path in sorted(photos.rglob("*")) if path.suffix in (".jpg", ".png")]
+    read = {"path": map(str, files), "length": 1, "content": [file.read_bytes() for file in files]}
+    frame = pandas.DataFrame(read)
+    given = list(cluster.frames(iter([frame[:4], frame[4:]]), str(archive)))
+    assert [len(part) for part in given] == [4, len(files) - 4]
+    table = pa.Table.from_pandas(pandas.concat(given), scoring.SCHEMA, preserve_index=False)
+
+    score(predictor, str(photos), tmp_path / "out", threads=1)
+    expected = {row["path"]: row for row in rows(tmp_path / "out")}
+    for row in table.to_pylist():
+        other = expected[str(Path(row["path"]).relative_to(photos))]
+        assert row["probability"] == pytest.approx(other["probability"], abs=1e-5)
+        exact = ("label", "error", "width", "height", "bytes", "sha256", "model", "version")
+        assert [row[key] for key in exact] == [other[key] for key in exact]
+
+
+def test_spark_runs_it(archive: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed")
+    monkeypatch.setenv("JAVA_HOME", str(java_home()))
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    spark = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+    with spark.getOrCreate() as session:
+        read = session.read.format("binaryFile").option("recursiveFileLookup", "true")
+        frame = read.option("pathGlobFilter", "*.{png,jpg}").load(str(photos))
+        work = partial(cluster.frames, archive=str(archive))
+        found = frame.mapInPandas(work, schema=cluster.SPARK_SCHEMA).collect()
+    assert len(found) == 10 and sum(row["error"] is not None for row in found) == 1
+    assert all(len(row["top"]) == 5 for row in found if row["error"] is None)
+
+
+def test_sparks_schema_is_that_of_the_files() -> None:
+    spark = {"string": "string", "float": "float", "int32": "int", "int64": "bigint"}
+    columns = [f"{f.name} {spark.get(str(f.type))}" for f in scoring.SCHEMA if f.name != "top"]
+    before, top, after = cluster.SPARK_SCHEMA.partition(
+        "top array<struct<label: string, probability: float>>, "
+    )
+    assert top and (before + after).split(", ") == columns
+
+
 def slowly(archive: Path, source: Path, target: Path) -> None:
     """Scores with a part for every batch."""
     scoring.ROWS = scoring.BATCH = 1
@@ -160,7 +207,7 @@ def test_what_is_read_ahead_does_not_grow_with_the_number_of_pictures(
         nonlocal listed
         while True:
             listed += 1
-            yield scoring.Item(str(listed), lambda: content)
+            yield scoring.Item(str(listed), content=content)
 
     batches = scoring.in_order(endless(), predictor, threads=2)
     for done in range(1, 4):

