@@ -95,7 +95,7 @@ def checkpoint(options: argparse.Namespace, device: devices.Device) -> dict[str,
         store = VariantFolder(Path(folder), RunFolder(Path(folder)))
         with Writer(store, device) as writer:
             start = time.perf_counter()
-            writer.begin({}, trainer.state_dict())
+            writer.begin(None, trainer.state_dict())
             begun = time.perf_counter()
             writer.finish()
         written = time.perf_counter()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from jobs import distributed
 from jobs.config import Evaluation, Runtime, Variant
@@ -49,13 +50,13 @@ class Device:
         return self.device.type == "cuda" and images >= COMPILING_PAYS
 
     def missing_to_compile(self) -> str | None:
-        """What Inductor and Triton build their code with and slim images lack, if anything."""
+        """What Inductor and Triton build their code with, or keep it in, and machines may lack."""
         gpu = self.device.type == "cuda"
         given, *usual = ("CC", "gcc", "clang") if gpu else ("CXX", "g++", "clang++")
         if not any(shutil.which(name) for name in (os.environ.get(given), *usual) if name):
             return f"no {' or '.join(usual)}"
         header = Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h")
-        return None if header.is_file() else f"no {header}"
+        return _unfit_for_code() if header.is_file() else f"no {header}"
 
     def scored_at_once(self, evaluation: Evaluation) -> int:
         """How many images are scored in one batch."""
@@ -118,8 +119,24 @@ def choose(runtime: Runtime) -> Device:
 
 
 def keep_compiled(folder: Path) -> None:
-    """Where compiled code is kept for the next run, unless the environment says where."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    """Where compiled code is kept for the next run, unless the environment says where.
+
+    PyTorch names it after all that it depends on: its own version, CUDA's, Triton's, the GPU's.
+    Importing its compiler sets the variable, too: to a temporary folder.
+    """
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+def _unfit_for_code() -> str | None:
+    """Why compiled code cannot be kept and run where it is to be, if anything is in the way."""
+    try:
+        folder = cache_dir()  # creates it
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    if not os.access(folder, os.W_OK):
+        return f"{folder} cannot be written"
+    return f"{folder} is mounted noexec" if os.statvfs(folder).f_flag & os.ST_NOEXEC else None
 
 
 def _own_gpu() -> torch.device:

@@ -32,6 +32,7 @@ from jobs.train.evaluation import class_maps, predict, scores
 from jobs.train.features import Features, extract
 from jobs.train.kept import examples, pairs, surest
 from jobs.train.training import Trainer, fit
+from jobs.train.writing import Snapshot
 from serving.archive import Scores
 from serving.files import write
 from serving.progress import log, task
@@ -322,7 +323,8 @@ class Job:
         compiled = self._compiles(variant, self.config.epochs_alike(variant) * len(train))
         trainer = Trainer(network, variant, len(train), self.device, seed, compiled=compiled)
         trainer.seconds = feature_seconds
-        self._fit(trainer, train, scored, replace(folder, untrained=whole.state_dict()))
+        left_out = Snapshot(whole.state_dict()).on_cpu() if variant.cached else {}
+        self._fit(trainer, train, scored, replace(folder, untrained=left_out))
 
         whole.load_state_dict(_best(folder))  # and so the head, which is a part of it
         if "validation" in scored:

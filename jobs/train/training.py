@@ -22,7 +22,7 @@ from jobs.seeds import generator
 from jobs.train import whole_batch
 from jobs.train.evaluation import predict, quick_scores
 from jobs.train.models import moving_norms, set_training_mode
-from jobs.train.writing import Row, Store, Writer
+from jobs.train.writing import Row, Snapshot, Store, Writer, each
 from serving.progress import note, task
 
 SECONDS_BETWEEN_CHECKPOINTS = 20  # at the ends of short epochs
@@ -112,7 +112,8 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Copies: on a CPU they are taken as they are, and one holds the whole checkpoint.
+        self.optimizer.load_state_dict(each(state["optimizer"], Tensor.clone))
         self.schedule.load_state_dict(state["schedule"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
@@ -276,14 +277,13 @@ def fit(
     optim = trainer.variant.optim
     scored_at_once = trainer.device.scored_at_once(evaluation)
     saved = time.monotonic()
-    unwritten: dict[str, Tensor] = {}  # the best weights, until the next checkpoint
+    best: Snapshot | None = None  # the best weights, until the next checkpoint
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, best
         read_totals(trainer)  # raises before a checkpoint is spoilt
-        writer.begin(unwritten.copy(), trainer.state_dict())
-        unwritten.clear()
-        saved = time.monotonic()
+        writer.begin(best, trainer.state_dict())
+        saved, best = time.monotonic(), None
 
     def is_due() -> bool:
         passed = time.monotonic() - saved
@@ -311,12 +311,11 @@ def fit(
                 note(functools.partial(_epoch_line, label, rows[-1]))
                 if evaluation.keep == "last" or accuracy > trainer.best_accuracy:
                     trainer.best_accuracy, trainer.best_epoch = accuracy, trainer.epoch
-                    state = trainer.scored_network.state_dict()
-                    unwritten.update({name: tensor.clone() for name, tensor in state.items()})
+                    best = Snapshot(trainer.scored_network.state_dict())
                 trainer.start_next_epoch()
                 if distributed.once(is_due):
                     save()
-            writer.begin(unwritten)
+            writer.begin(best)
             writer.finish()
         except Interrupted:
             save()

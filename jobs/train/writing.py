@@ -1,15 +1,18 @@
 """Checkpoints on their way to the disk while training goes on."""
 
+from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from jobs import distributed
 from jobs.devices import Device
 
 Row = dict[str, Any]
+Kind = tuple[torch.device, torch.dtype]
 
 
 class Store(Protocol):
@@ -20,6 +23,41 @@ class Store(Protocol):
     def save_best(self, state: dict[str, Tensor]) -> None: ...
 
     def append(self, rows: list[Row]) -> None: ...
+
+
+class Snapshot:
+    """A copy of nested values as they are now, made where their tensors are.
+
+    Those of one device and type lie in one flat tensor, and so come to the host in one copy: a
+    network's thousand and more would be as many, each of which the training thread has to let by.
+    """
+
+    def __init__(self, values: Any) -> None:
+        """
+        Args:
+            values: mappings and sequences of plain values, and of tensors without gaps.
+        """
+        tensors: dict[Kind, list[Tensor]] = defaultdict(list)
+        each(values, lambda tensor: tensors[_kind(tensor)].append(tensor))
+        self._flat = {kind: torch.cat([_flat(t) for t in of]) for kind, of in tensors.items()}
+        parts = {
+            kind: iter(flat.split([tensor.numel() for tensor in tensors[kind]]))
+            for kind, flat in self._flat.items()
+        }
+        self._values = each(
+            values,
+            lambda tensor: next(parts[_kind(tensor)]).as_strided(tensor.shape, tensor.stride()),
+        )
+
+    def on_cpu(self) -> Any:
+        """The values, on the CPU; by way of pinned memory, and after the current stream's work."""
+        here = {kind: _on_cpu(flat) for kind, flat in self._flat.items()}
+
+        def moved(part: Tensor) -> Tensor:
+            flat = here[_kind(part)]
+            return flat.as_strided(part.shape, part.stride(), part.storage_offset())
+
+        return each(self._values, moved)
 
 
 class Writer:
@@ -33,19 +71,16 @@ class Writer:
         self._thread = ThreadPoolExecutor(1)
         self._begun: Future[None] | None = None
 
-    def begin(self, best: dict[str, Tensor], state: dict[str, Any] | None = None) -> None:
-        """Begins to write the best weights, if any, then a copy of the state, if given.
-
-        Args:
-            best: nothing changes them any more.
+    def begin(self, best: Snapshot | None, state: dict[str, Any] | None = None) -> None:
+        """Begins to write the best weights, if any, then the state as it is now, if given.
 
         Raises:
             JobError, OSError: what was begun before has failed.
         """
         self.finish()
         if distributed.rank() == 0:
-            state = _each(state, Tensor.clone)
-            self._begun = self._thread.submit(self._write, best, state, self._device.aside())
+            now = None if state is None else Snapshot(state)
+            self._begun = self._thread.submit(self._write, best, now, self._device.aside())
 
     def finish(self) -> None:
         """Waits until what was begun is on the disk.
@@ -57,17 +92,14 @@ class Writer:
         distributed.once(lambda: begun.result() if begun else None)
 
     def _write(
-        self,
-        best: dict[str, Tensor],
-        state: dict[str, Any] | None,
-        aside: AbstractContextManager[Any],
+        self, best: Snapshot | None, state: Snapshot | None, aside: AbstractContextManager[Any]
     ) -> None:
         with aside:
-            best, state = _each(best, Tensor.cpu), _each(state, Tensor.cpu)
-        if best:
-            self._store.save_best(best)
-        if state is not None:
-            self._store.save_checkpoint(state)
+            weights, progress = (part.on_cpu() if part else None for part in (best, state))
+        if weights is not None:
+            self._store.save_best(weights)
+        if progress is not None:
+            self._store.save_checkpoint(progress)
 
     def __enter__(self) -> Self:
         return self
@@ -76,10 +108,27 @@ class Writer:
         self._thread.shutdown()
 
 
-def _each(value: Any, change: Any) -> Any:
-    """The value with every tensor in it changed."""
+def each(value: Any, change: Any) -> Any:
+    """The value with every tensor in it changed, in their order."""
     if isinstance(value, dict):
-        return {key: _each(item, change) for key, item in value.items()}
+        return {key: each(item, change) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_each(item, change) for item in value)
+        return type(value)(each(item, change) for item in value)
     return change(value) if isinstance(value, Tensor) else value
+
+
+def _kind(tensor: Tensor) -> Kind:
+    return tensor.device, tensor.dtype
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Its numbers [N] as they lie in memory."""
+    in_order = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
+    assert in_order, f"{tensor.shape} with strides {tensor.stride()} has gaps, or repeats itself"
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _on_cpu(flat: Tensor) -> Tensor:
+    if flat.device.type == "cpu":
+        return flat
+    return torch.empty_like(flat, device="cpu", pin_memory=True).copy_(flat)

@@ -2,10 +2,12 @@
 
 import functools
 import math
+import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,15 +156,37 @@ def test_variants_and_seeds_that_share_a_graph_pay_for_it_together() -> None:
     assert settings.epochs_alike(frozen) == 3 * 5
 
 
-def test_without_a_compiler_the_job_says_so_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("lacking", ["a compiler", "a header", "a folder", "a right to run"])
+def test_without_what_compiling_takes_the_job_says_so_and_goes_on(
+    lacking: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("shutil.which", lambda _: None)
+    folder, said = tmp_path / "compiled", "no g++"
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("sysconfig.get_config_var", lambda _: str(tmp_path))
+    (tmp_path / "Python.h").touch()
+    if lacking == "a compiler":
+        monkeypatch.setattr("shutil.which", lambda _: None)
+    elif lacking == "a header":
+        (tmp_path / "Python.h").unlink()
+        said = "no /"
+    elif lacking == "a folder":
+        folder.touch()
+        said = f"{folder}: File exists"
+    else:
+        flags = SimpleNamespace(f_flag=os.ST_NOEXEC)
+        monkeypatch.setattr("os.statvfs", lambda _: flags)
+        said = f"{folder} is mounted noexec"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
     job = pipeline.Job(tiny_config(runtime={"compile": True}), RunFolder(tmp_path))
     assert not job._compiles(variant("scratch"), 1)
     assert not job._compiles(variant("frozen"), 1)
     errors = capsys.readouterr().err
-    assert errors.count("not compiled") == 1 and "scratch: not compiled" in errors
+    assert errors.count("not compiled") == 1
+    line = f"scratch: not compiled, and so slower: {said}"
+    assert "".join(line.split()) in "".join(errors.split()), "however the console wraps it"
 
 
 def test_ten_kinds_of_networks_are_ten_graphs(monkeypatch: pytest.MonkeyPatch) -> None:

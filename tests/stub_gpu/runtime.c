@@ -2,7 +2,8 @@
 
    Preloaded, it stands in front of the one that PyTorch's CUDA build brings. What that build asks
    for is answered as an NVIDIA H200 would; any other function is still the real runtime's, which
-   finds no GPU. Counts what is read back from the device. */
+   finds no GPU. Counts what each thread reads back from the device. STUB_GPUS says how many there
+   are, else it is one. */
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,9 +13,9 @@
 
 static __thread int current = 0;
 static long handles = 16; /* streams and events are numbers, and none is the default stream */
-static long reads = 0;
+static __thread long reads = 0;
 
-long stub_reads(void) { return reads; }
+long stub_reads(void) { return reads; } /* of the calling thread */
 
 #define NOTHING(name, ...) \
   cudaError_t name(__VA_ARGS__) { return cudaSuccess; }
@@ -28,7 +29,7 @@ static cudaError_t allocate(void **place, size_t size) {
 }
 
 static cudaError_t copy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
-  if (kind == cudaMemcpyDeviceToHost) __atomic_add_fetch(&reads, 1, __ATOMIC_RELAXED);
+  if (kind == cudaMemcpyDeviceToHost) ++reads;
   memcpy(to, from, size);
   return cudaSuccess;
 }
@@ -39,7 +40,12 @@ static cudaError_t number(void *handle) {
 }
 
 /* The device */
-cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int *count) {
+  const char *given = getenv("STUB_GPUS");
+  *count = given ? atoi(given) : 1;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDevice(int *device) { *device = current; return cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { current = device; return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int *version) { *version = CUDART_VERSION; return cudaSuccess; }
