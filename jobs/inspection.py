@@ -79,7 +79,7 @@ def _features(job: Job) -> NDArray[np.float32]:
         made_of.update(tensor.cpu().contiguous().numpy().tobytes())
     for images in data.splits.values():
         made_of.update(images.digests().tobytes())
-    parts = [settings.input_size, settings.normalization]
+    parts = [decoding.CACHE_VERSION, settings.input_size, settings.normalization]
     made_of.update(repr([*parts, str(job.device), torch.__version__]).encode())
     file = Path(settings.cache).expanduser() / f"features-{made_of.hexdigest()[:16]}.npy"
     if not file.is_file():

@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from serving.images import in_srgb
+
 SIDE = 640  # pixels, at most
 DIM = 4  # what speaks least for the class has so many times less light, and no colour
 
@@ -20,6 +22,7 @@ def overlay(picture: Image.Image, class_map: NDArray[np.float32]) -> Image.Image
     """
     picture = picture.copy()
     picture.thumbnail((SIDE, SIDE))
+    picture = in_srgb(picture)
     low, high = class_map.min(), class_map.max()
     light = (class_map - low) / (high - low) if high > low else np.ones_like(class_map)
     mask = Image.fromarray((255 * light).round().astype(np.uint8))

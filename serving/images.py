@@ -1,14 +1,34 @@
-"""Decodes picture files to pixels; training and serving share this code."""
+"""Decodes picture files to pixels; training and serving share this code.
+
+What becomes of each kind of picture is a table in docs/pictures.md.
+"""
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of files, where their names have to do
 MAX_PIXELS = 25_000_000
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF's orientation
+SRGB = ImageCms.createProfile("sRGB")
+SAME = 3  # of 255: a profile that changes no colour by more is one of sRGB, but for rounding
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `opened` refuses them
 
 
 class ImageError(ValueError):
@@ -19,24 +39,37 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes JPEG, PNG or WebP to an upright 8-bit RGB picture.
 
     EXIF rotation is applied, transparency laid over white, an animation gives its first frame,
-    and grey, palette, CMYK and 16-bit pictures are converted. The size in the header is checked
-    before any pixel is decoded.
+    and grey, palette, CMYK and 16-bit pictures are converted. Colours are still those of the
+    profile that the file has, which :func:`in_srgb` converts.
 
     Raises:
         ImageError: empty, not a picture, another format, damaged, or more than `max_pixels`.
     """
     if not data:
         raise ImageError("empty")
+    with opened(io.BytesIO(data), max_pixels) as picture:
+        picture.load()
+        upright = _to_rgb(_upright(picture))
+        upright.info = {"icc_profile": picture.info.get("icc_profile")}
+        return upright
+
+
+@contextmanager
+def opened(file: BinaryIO | str, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """A picture of which the header is read; the block may read the rest.
+
+    Raises:
+        ImageError: as :func:`decode`, in the block, too.
+    """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        with Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > max_pixels:
                 raise ImageError(f"{picture.width}×{picture.height} is over {max_pixels:,} pixels")
-            picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
+            yield picture
     except UnidentifiedImageError:
         raise ImageError(f"not a picture in one of {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(str(error)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"over {max_pixels:,} pixels") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, ImageError):
             raise
@@ -44,11 +77,48 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def to_pixels(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 [3, H, W] of an RGB picture, scaled to `size` (H, W) unless it has it already."""
+    """uint8 [3, H, W] in sRGB of an RGB picture, scaled to `size` (H, W) unless it has it already.
+
+    Colours come last, when the picture is small: of 12 megapixels they take longer than decoding.
+    """
     height, width = size
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture).transpose(2, 0, 1)
+    return np.asarray(in_srgb(picture)).transpose(2, 0, 1)
+
+
+def in_srgb(picture: Image.Image) -> Image.Image:
+    """The picture with its colours converted from those of its ICC profile. Without one, or with
+    one that is damaged or for another kind of picture, they are taken as they are."""
+    transform = _transform(picture.info.get("icc_profile"), picture.mode)
+    return transform.apply(picture) if transform else picture
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """To RGB in sRGB; None where there is nothing to convert."""
+    if not profile:
+        return None
+    try:
+        transform = ImageCms.buildTransform(io.BytesIO(profile), SRGB, mode, "RGB")
+    except ImageCms.PyCMSError:
+        return None
+    if mode == "RGB":
+        levels = np.arange(0, 256, 51, dtype=np.uint8)
+        colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+        converted = np.asarray(transform.apply(Image.fromarray(colours)))
+        if np.abs(converted.astype(int) - colours).max() <= SAME:
+            return None
+    return transform
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever damaged metadata lead Pillow to: they cost no picture
+        return picture
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -58,6 +128,8 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
+    if picture.mode == "CMYK":
+        picture = in_srgb(picture)
     return picture.convert("RGB")
 
 

@@ -18,17 +18,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from jobs import config, interruption
 from jobs.data import index
 from jobs.data.images import Images
 from jobs.data.listing import SPLITS, Picture
 from jobs.errors import UnavailableError
-from serving.images import ImageError, decode, to_pixels
+from serving.images import ImageError, decode, opened, to_pixels
 from serving.progress import task
 
-CACHE_VERSION = 2  # to be raised when decoding gives other pixels than before
+CACHE_VERSION = 3  # to be raised when decoding gives other pixels than before
 DECODING_AHEAD = 64  # pictures that wait decoded for the disk; 268 KB each at 299 pixels
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS store(file INTEGER, height INTEGER, width INTEGER, rows INTEGER);
@@ -258,9 +257,9 @@ def _watched(results: Iterator[tuple[str, Read]], total: int) -> Iterator[tuple[
 
 def _header_size(file: bytes) -> Shape:
     try:
-        with Image.open(os.fsdecode(file)) as picture:
+        with opened(os.fsdecode(file)) as picture:
             return picture.height, picture.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except ImageError:
         return 0, 0  # _read says what is wrong with it
 
 
