@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak lint format lock sbom audit clean clean-images
+.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak lint format reference lock sbom audit clean clean-images
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ lint: $(VENV)/.test ## style, format and types
 format: $(VENV)/.test ## fix style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(VENV)/.run ## write docs/reference.md from the code
+	PYTHONPATH=. $(BIN)/python docs/reference.py
 
 lock: $(VENV)/.run ## pin what the images install (TORCH_WHEELS=… where PyTorch's index is not reached)
 	PATH=$(abspath $(BIN)):$$PATH requirements/lock.sh

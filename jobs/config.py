@@ -59,7 +59,9 @@ ADDRESS = r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
 
 SECRETS = ("access_key", "secret", "token", "password", "credential")

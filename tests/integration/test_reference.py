@@ -1,0 +1,17 @@
+"""The reference says what the code does."""
+
+import runpy
+
+from conftest import ROOT
+
+
+def test_the_reference_is_what_the_code_gives() -> None:
+    module = runpy.run_path(str(ROOT / "docs" / "reference.py"))
+    assert module["FILE"].read_text() == module["reference"](), "make reference"
+
+
+def test_every_key_of_the_configuration_is_there_once() -> None:
+    module = runpy.run_path(str(ROOT / "docs" / "reference.py"))
+    keys = [key for key, *_ in module["rows"](module["Config"], "")]
+    assert len(keys) == len(set(keys)) > 50
+    assert {"data.source", "optim.epochs", "variants.NAME.init", "storage.uri"} <= set(keys)
