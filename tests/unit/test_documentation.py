@@ -28,3 +28,21 @@ def test_links_lead_somewhere(file: str) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
     missing = [link for link in links if not ((ROOT / file).parent / link).exists()]
     assert not missing
+
+
+def quoted_messages() -> list[str]:
+    """Of the left column of docs/troubleshooting.md: what stands between backticks."""
+    rows = (ROOT / "docs" / "troubleshooting.md").read_text().splitlines()
+    cells = [row.split(" | ")[0] for row in rows if row.startswith("| `")]
+    return [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_the_messages_that_are_explained_are_those_of_the_code() -> None:
+    files = [path for folder in ("jobs", "serving") for path in (ROOT / folder).rglob("*.py")]
+    files += [ROOT / "serving" / "gateway" / "Caddyfile"]
+    # Long messages are put together of several literals.
+    code = " ".join(re.sub(r'"\s*\n\s*f?"', "", path.read_text()) for path in files)
+    elsewhere = {"No space left on device", "Retry-After"}  # the system's, and HTTP's
+    assert len(quoted_messages()) > 25
+    missing = [m for m in quoted_messages() if m not in code and m not in elsewhere]
+    assert not missing
