@@ -1,8 +1,9 @@
 """The command line: `python -m jobs`. Imports of torch wait until a command needs it."""
 
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +19,6 @@ app = typer.Typer(
     help="Trains variants of Inception-v3, compares them honestly and reports.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -56,6 +56,9 @@ DeploymentOption = Annotated[
         help="Then also make this Deployment, in the cluster, serve that exact version.",
     ),
 ]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON, for programs, instead of text.")
+]
 VersionArgument = Annotated[
     str | None, typer.Argument(help="A version, as `models` lists them.", show_default=False)
 ]
@@ -84,6 +87,7 @@ def run(
         int | None,
         typer.Option(metavar="COUNT", help="With --part: how many there have to be in the list."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train every variant, test, compare and report. Run again to resume after an interruption."""
     resolved, folder = _open(config, settings, run_id, out)
@@ -94,7 +98,7 @@ def run(
     if promote and resolved.storage.uri is None:
         raise typer.BadParameter("--promote: needs --set storage.uri=s3://bucket/prefix")
     if _nothing_to_do(resolved, folder):
-        _show(folder)
+        _show(folder, as_json)
         return
     from serving.progress import log
 
@@ -114,9 +118,9 @@ def run(
         elif not parts.run(resolved, folder, resolved.parts[part]):
             return
     if first:
-        _show(folder)
+        _show(folder, as_json)
         if promote:
-            _promote(resolved, folder, deployment)
+            _promote(resolved, folder, deployment, as_json)
 
 
 @app.command()
@@ -165,6 +169,7 @@ def inspect(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the page.")] = Path(
         "inspection"
     ),
+    as_json: JsonOption = False,
 ) -> None:
     """Look for doubles, leaks and wrong labels in the data, before anything is trained on it."""
     from jobs import config as configuration
@@ -175,13 +180,15 @@ def inspect(
 
     with graceful():
         counts = inspection.inspect(resolved, out)
-    print(" · ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing found")
-    print(f"\n{out / 'index.html'}")
+    page = out / "index.html"
+    found = " · ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing found"
+    _say(f"{found}\n\n{page}", as_json, findings=counts, page=str(page))
 
 
 @app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Draw the plots and the page again from what a run left behind."""
     from jobs import pipeline
@@ -189,7 +196,7 @@ def report(
 
     folder = RunFolder(run_folder)
     pipeline.report_again(folder)
-    _show(folder)
+    _show(folder, as_json)
 
 
 @app.command()
@@ -210,6 +217,7 @@ def export(
 def publish(
     run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
     settings: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Send what S3 lacks of a finished run, as often as needed; --set storage.uri=s3://…"""
     resolved, folder = _existing(run_folder, settings)
@@ -219,7 +227,7 @@ def publish(
 
     with graceful():
         sent = publishing.publish(Storage(resolved.storage), folder)
-    print(f"{sent} files sent")
+    _say(f"{sent} files sent", as_json, sent=sent)
 
 
 @app.command()
@@ -227,10 +235,11 @@ def promote(
     run_folder: Annotated[Path, typer.Argument(help="An exported run's folder.")],
     settings: SetOption = None,
     deployment: DeploymentOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Publish a run and make production serve its model, if it passes the gate; else exit 4."""
     resolved, folder = _existing(run_folder, settings)
-    _promote(resolved, folder, deployment)
+    _promote(resolved, folder, deployment, as_json)
 
 
 @app.command()
@@ -239,18 +248,21 @@ def rollback(
     config: ConfigOption = "default",
     settings: SetOption = None,
     deployment: DeploymentOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make production serve the previous version, or a version of your choice."""
     from jobs import config as configuration
     from jobs.delivery import promotion
 
     uri = promotion.rollback(configuration.load(config, settings or ()), version)
-    print(uri)
+    _say(uri, as_json, uri=uri)
     _deploy(deployment, uri, "rollback")
 
 
 @app.command()
-def models(config: ConfigOption = "default", settings: SetOption = None) -> None:
+def models(
+    config: ConfigOption = "default", settings: SetOption = None, as_json: JsonOption = False
+) -> None:
     """List the versions of a model in S3, and which of them serves."""
     from jobs import config as configuration
     from jobs import table
@@ -259,7 +271,15 @@ def models(config: ConfigOption = "default", settings: SetOption = None) -> None
 
     resolved = configuration.load(config, settings or ())
     registry = Registry(Storage(resolved.storage), resolved.export.name)
-    table.show_models(registry.whole(), registry.channels())
+    versions, channels = registry.whole(), registry.channels()
+    if as_json:
+        pointers = {
+            name: channel.pointer.model_dump(mode="json") for name, channel in channels.items()
+        }
+        whole = [version.model_dump(mode="json") for version in versions]
+        _say("", as_json, versions=whole, channels=pointers)
+    else:
+        table.show_models(versions, channels)
 
 
 @app.command()
@@ -289,6 +309,7 @@ def prune(
         int | None, typer.Option(min=0, help="Keep this many of the newest runs and versions.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List, do not delete.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Delete old runs and versions from S3; never one that a channel points to or remembers."""
     if days is None and keep is None:
@@ -302,7 +323,11 @@ def prune(
     storage = Storage(configuration.load(config, settings or ()).storage)
     with graceful():
         gone = pruning.prune(storage, days=days, keep=keep or 0, dry_run=dry_run)
-    table.show_pruned(gone, dry_run=dry_run)
+    if as_json:
+        items = [{"prefix": item.prefix, "bytes": item.size} for item in gone]
+        _say("", as_json, deleted=items, dry_run=dry_run)
+    else:
+        table.show_pruned(gone, dry_run=dry_run)
 
 
 @app.command()
@@ -351,20 +376,32 @@ def _nothing_to_do(config: "Config", folder: "RunFolder") -> bool:
     return False
 
 
-def _show(folder: "RunFolder") -> None:
+def _say(text: str, as_json: bool, **values: Any) -> None:
+    """The result of a command: the only thing that it prints on standard output."""
+    print(json.dumps(values, ensure_ascii=False) if as_json else text)
+
+
+def _show(folder: "RunFolder", as_json: bool) -> None:
     from jobs import table
 
-    table.show(folder.comparison())
-    print(f"\n{folder.path / 'report' / 'index.html'}")
+    page = folder.path / "report" / "index.html"
+    if as_json:
+        comparison = folder.comparison().model_dump(mode="json")
+        _say("", as_json, run=str(folder.path), page=str(page), comparison=comparison)
+    else:
+        table.show(folder.comparison())
+        print(f"\n{page}")
 
 
-def _promote(config: "Config", folder: "RunFolder", deployment: str | None) -> None:
+def _promote(
+    config: "Config", folder: "RunFolder", deployment: str | None, as_json: bool = False
+) -> None:
     from jobs.delivery import promotion
     from jobs.interruption import graceful
 
     with graceful():
         uri = promotion.promote(folder, config)
-    print(uri)
+    _say(uri, as_json, uri=uri)
     _deploy(deployment, uri, "promote")
 
 

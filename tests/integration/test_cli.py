@@ -9,7 +9,9 @@ import pytest
 import torch
 from command import job
 from conftest import changed_at
+from object_store import exported_run
 
+from jobs import config
 from jobs.runs import RunFolder
 
 
@@ -95,3 +97,28 @@ def test_train_does_one_variant_and_run_does_the_rest(tiny_yaml: Path, tmp_path:
     assert result["variants"]["finetune"]["status"] == "done"
     assert result["winner"] in ("finetune", "frozen")
     assert "no longer finite" in (folder / "report" / "index.html").read_text()
+
+
+def test_programs_get_results_as_json(compared: RunFolder) -> None:
+    settings = ("--config", compared.path / "config.yaml", "--out", compared.path.parent)
+    done = job("run", *settings, "--run-id", compared.run_id, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["comparison"] == json.loads(compared.comparison().to_json())
+    assert Path(said["page"]).is_file() and said["run"] == str(compared.path)
+
+
+def test_programs_get_what_a_promotion_did_as_json(
+    settings: config.Storage, credentials: None, tmp_path: Path
+) -> None:
+    where = [f"storage.{key}={value}" for key, value in settings.model_dump().items() if value]
+    options = [part for setting in [*where, "export.name=m"] for part in ("--set", setting)]
+    run = exported_run(tmp_path / "one", right=150)
+    promoted = job("promote", run.path, *options, "--json")
+    assert promoted.returncode == 0, promoted.stderr
+    assert json.loads(promoted.stdout) == {"uri": f"{settings.uri}/models/m/one/"}
+    listed = json.loads(job("models", *options, "--json").stdout)
+    assert [v["description"]["version"] for v in listed["versions"]] == ["one"]
+    assert listed["channels"]["production"]["version"] == "one"
+    pruned = json.loads(job("prune", "--keep", "0", "--dry-run", *options, "--json").stdout)
+    assert pruned["dry_run"] and all(item["bytes"] > 0 for item in pruned["deleted"])
