@@ -243,6 +243,36 @@ def promote(
 
 
 @app.command()
+def deliver(
+    out: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs"),
+    deployment: DeploymentOption = None,
+) -> None:
+    """Export and promote the newest run, if it was trained with export.enabled=false: once, and
+    without a GPU."""
+    from jobs.errors import NotPromoted
+    from jobs.runs import DELIVERED, undelivered
+    from serving.progress import log
+
+    folder = undelivered(out)
+    if folder is None:
+        log(f"{out}: nothing to deliver")
+        return
+    resolved = folder.config()
+    if folder.archive(resolved.export.name) not in folder.manifest()["files"]:
+        from jobs.delivery import export as exporting
+        from jobs.interruption import graceful
+
+        with graceful():
+            exporting.export(folder, resolved.export)
+    try:
+        _promote(resolved, folder, deployment)
+    except NotPromoted:
+        (folder.path / DELIVERED).touch()
+        raise
+    (folder.path / DELIVERED).touch()
+
+
+@app.command()
 def rollback(
     version: VersionArgument = None,
     config: ConfigOption = "default",

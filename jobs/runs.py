@@ -33,7 +33,8 @@ from jobs.results import Comparison, Diverged, Done, Facts, Trained
 from serving.files import digest_of, replacing, write
 
 MANIFEST = "manifest.json"
-UNLISTED = {MANIFEST, ".lock", ".locks"}
+DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
+UNLISTED = {MANIFEST, ".lock", ".locks", DELIVERED}
 COLUMNS = (
     *("time", "run_id", "variant", "seed", "epoch", "split", "loss", "aux_loss", "accuracy"),
     *("images_per_second", "learning_rate", "seconds"),
@@ -289,6 +290,19 @@ class RunFolder:
         }
         manifest = {"run_id": self.run_id, "started": self.started, "time": now(), "files": entries}
         write_json(self.path / MANIFEST, manifest)
+
+
+def undelivered(parent: Path) -> RunFolder | None:
+    """The newest finished run of a folder, if it has a winner that is left to `deliver`.
+
+    Older ones are left out: what they trained is not to replace what came after them.
+    """
+    runs = [RunFolder(path.parent) for path in parent.glob(f"*/{MANIFEST}")]
+    if not runs:
+        return None
+    newest = max(runs, key=lambda run: str(run.manifest()["started"]))
+    done = newest.config().export.enabled or (newest.path / DELIVERED).exists()
+    return None if done or newest.comparison().winner is None else newest
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,4 +1,5 @@
-"""Two nights on a bucket that grows in between: trained, exported, compared and promoted."""
+"""Two nights on a bucket that grows in between: trained, exported, compared and promoted. And two
+whose GPU is given back before the export."""
 
 import json
 import time
@@ -12,9 +13,11 @@ from object_store import BUCKET
 from test_mirror import Pictures, png
 
 from jobs import config
+from jobs.delivery import publishing
 from jobs.delivery.registry import Registry
 from jobs.delivery.storage import Storage
 from jobs.demo import ObjectStore
+from jobs.runs import RunFolder
 
 
 @pytest.mark.slow
@@ -50,3 +53,46 @@ def test_the_second_night_s_model_is_compared_on_the_first_night_s_pictures_and_
     assert "of 10 new test images are right; what follows is about the 120" in said["second"]
     channel = Registry(Storage(settings), "own").channel("production")
     assert channel is not None and channel.version == "second"
+
+
+@pytest.mark.slow
+def test_what_a_gpu_has_trained_is_exported_and_promoted_elsewhere_once(
+    settings: config.Storage, tmp_path: Path
+) -> None:
+    """As k8s/components/delivery does it: one job trains, another looks every ten minutes."""
+    raw = tiny(export={"enabled": False}, storage=settings.model_dump(mode="json"))
+    raw["variants"] = raw["variants"][2:]
+    file, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
+    file.write_text(yaml.safe_dump(raw))
+    storage = Storage(settings)
+    registry = Registry(storage, "inception_v3_cifar10")
+
+    def night(name: str, *options: str) -> RunFolder:
+        done = job("run", "--config", file, "--out", runs, "--run-id", name, *options)
+        assert done.returncode == 0, done.stderr
+        return RunFolder(runs / name)
+
+    def deliver(code: int = 0) -> str:
+        done = job("deliver", runs)
+        assert done.returncode == code, done.stderr
+        return done.stderr
+
+    def published(run: RunFolder) -> list[str]:
+        there = storage.get(f"{publishing.run_key(run)}/manifest.json")
+        assert there is not None
+        return [name for name in json.loads(there.body)["files"] if name.endswith(".mar")]
+
+    first = night("first")
+    assert published(first) == [] and registry.channel("production") is None
+    deliver()
+    assert published(first) == [first.archive(registry.name)]
+    assert registry.channel("production").version == "first"  # type: ignore[union-attr]
+    assert "nothing to deliver" in deliver()
+
+    second = night("second", "--set", "promotion.min_accuracy=100.0")
+    exported = job("export", second.path)  # and then S3 was out of reach
+    assert exported.returncode == 0 and published(second) == []
+    assert "100 % are needed" in deliver(code=4)
+    assert published(second) == [second.archive(registry.name)]
+    assert "nothing to deliver" in deliver(), "the gate would only say the same again"
+    assert registry.channel("production").version == "first"  # type: ignore[union-attr]

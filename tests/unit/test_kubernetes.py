@@ -185,19 +185,21 @@ def test_the_cronjob_retries_what_a_retry_can_mend(objects: list[Object]) -> Non
     assert rules[0]["onExitCodes"]["containerName"] == container["name"]
 
 
-def test_the_job_takes_the_arguments_that_it_is_given(objects: list[Object]) -> None:
-    [container] = training(objects)["template"]["spec"]["containers"]
-    command, *options = container["args"]
-    known = {
-        flag
-        for parameter in typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
-        for flag in parameter.opts
-    }
-    assert {option.split("=")[0] for option in options} <= known
-    assert "--run-id=$(JOB_NAME)" in options, "two firings of one tick are one run"
-    assert (
-        f"--deployment={named(objects, 'Deployment', 'inference')['metadata']['name']}" in options
-    )
+def test_jobs_take_the_arguments_that_they_are_given(objects: list[Object]) -> None:
+    given: list[str] = []
+    for cron in of_kind(objects, "CronJob"):
+        [container] = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        command, *options = container["args"]
+        known = {
+            flag
+            for parameter in typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+            for flag in parameter.opts
+        }
+        assert {option.split("=")[0] for option in options} <= known
+        given += options
+    assert "--run-id=$(JOB_NAME)" in given, "two firings of one tick are one run"
+    name = named(objects, "Deployment", "inference")["metadata"]["name"]
+    assert given.count(f"--deployment={name}") == 1
 
 
 def test_what_references_a_name_finds_it(objects: list[Object]) -> None:
@@ -301,6 +303,25 @@ def test_a_start_on_a_gpu_may_take_as_long_everywhere(rendered: dict[str, str]) 
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert environment(container)["SERVING_COMPILE_CACHE"] == mounts["compiled"]
     assert named(objects, "PersistentVolumeClaim", "compiled")
+
+
+def test_a_gpu_is_held_for_training_alone(rendered: dict[str, str]) -> None:
+    objects = list(yaml.safe_load_all(rendered["delivery"]))
+    first, second = (
+        named(objects, "CronJob", name)["spec"]["jobTemplate"]["spec"]
+        for name in ("training", "training-delivery")
+    )
+    [trains], [delivers] = (job["template"]["spec"]["containers"] for job in (first, second))
+    assert trains["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" not in delivers["resources"]["limits"]
+    assert "tolerations" not in second["template"]["spec"]
+    assert trains["args"][0] == "run" and "--set=export.enabled=false" in trains["args"]
+    assert "--promote" not in trains["args"] and delivers["args"][0] == "deliver"
+    same = ("envFrom", "env", "image", "securityContext", "volumeMounts")
+    assert [trains[key] for key in same] == [delivers[key] for key in same]
+    assert first["podFailurePolicy"] == second["podFailurePolicy"]
+    [claim] = of_kind(objects, "PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"], "they may be on different nodes"
 
 
 def test_own_pictures_are_read_with_their_own_credentials_into_a_volume_of_theirs(

@@ -1,5 +1,6 @@
 """What a user types wrong is answered before torch is loaded, in one line and with a code."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from jobs import config
 from jobs.__main__ import main
+from serving.files import write
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -63,3 +66,18 @@ def test_a_mistake_in_the_command_is_one_line_and_code_2(
     errors = capsys.readouterr().err
     assert complaint in " ".join(errors.split()) and "Traceback" not in errors
     assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+def test_with_nothing_to_deliver_torch_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every ten minutes, in k8s/components/delivery."""
+    for name, started in (("old", "2026-01-01"), ("new", "2026-01-02")):
+        write(tmp_path / name / "manifest.json", json.dumps({"started": started}))
+        settings = ["export.enabled=false"] if name == "old" else []
+        write(tmp_path / name / "config.yaml", config.load("quickstart", settings).to_yaml())
+    for runs in (tmp_path, tmp_path / "none"):
+        monkeypatch.setattr(sys, "argv", ["jobs", "deliver", str(runs)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code and "nothing to deliver" in capsys.readouterr().err
