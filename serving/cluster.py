@@ -100,10 +100,12 @@ def score(
 
     Raises:
         ModelError: it is not an archive.
-        ScoringError: Ray is not installed here, or see :func:`serving.scoring.collect`.
+        ScoringError: it is a folder, Ray is not installed, or as :func:`serving.scoring.collect`.
         SourceError: no Ray answers at that address, or storage fails.
     """
     model = open_model(archive)
+    if archive.is_dir():
+        raise ScoringError(f"{archive}: --ray takes an archive, not a folder")
     ray = connect(address)
     about = {"name": model.name, "version": model.version}
     work = partial(on_ray, archive=ray.put(archive.read_bytes()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from manifests import K8S
+from manifests import K8S, kustomize
 
 
 def test_checkov_finds_nothing_that_is_not_justified(
@@ -18,7 +18,7 @@ def test_checkov_finds_nothing_that_is_not_justified(
         pytest.skip(
             "checkov is not installed; `make test` does it, apart from its rivals' versions"
         )
-    for name, text in rendered.items():
+    for name, text in {**rendered, "score": kustomize(K8S / "score")}.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     shutil.copy(ROOT / "Dockerfile", tmp_path)
     command: list[str | Path] = [
