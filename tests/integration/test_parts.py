@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from object_store import exported_run, finished_run, keys_of
 
 from jobs import config
 from jobs.config import Part
-from jobs.delivery import promotion, publishing
+from jobs.delivery import promotion, pruning, publishing
 from jobs.delivery.registry import Registry
 from jobs.delivery.storage import Storage
 from jobs.demo import ObjectStore
@@ -286,3 +287,16 @@ def test_a_run_that_was_not_published_is_not_resumed(
     before = (folder.path / "manifest.json").read_bytes()
     publishing.resume(Storage(settings), folder)
     assert (folder.path / "manifest.json").read_bytes() == before
+
+
+def test_old_parts_are_pruned_and_those_of_today_are_not(
+    three: config.Config, settings: config.Storage, store: ObjectStore, tmp_path: Path
+) -> None:
+    part = three.parts[0]
+    there = Rendezvous(three, trained(tmp_path, three, part))
+    there.bring(part)
+    storage, later = Storage(settings), datetime.now(UTC) + timedelta(days=3)
+    assert pruning.prune(storage, days=2, keep=0, dry_run=False) == []
+    [gone] = pruning.prune(storage, days=2, keep=0, dry_run=False, now=lambda: later)
+    assert gone.prefix == f"parts/r/{three.digest}/" and not there.has(part)
+    assert not keys_of(store, settings)
