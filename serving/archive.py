@@ -103,7 +103,7 @@ class Scores(Record):
     per_class: tuple[float | None, ...]
     """Accuracy of each class; None for one without images."""
     confusion: tuple[tuple[int, ...], ...]
-    """True classes down, predicted ones across."""
+    """True classes down, predicted ones across; empty in an archive."""
     calibration_error: float
     """Expected, over 15 equal bins (Guo et al. 2017)."""
 

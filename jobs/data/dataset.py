@@ -74,7 +74,8 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
 
     Raises:
         UnavailableError: the data cannot be reached or read, or has become other data.
-        ConfigurationError: it has fewer images than requested, or lacks an excluded one.
+        ConfigurationError: it has fewer images than requested, lacks an excluded one, or a class
+            has none left to train on.
     """
     source, digest = _same(settings, digest) if digest else _new(settings)
     source = _without_excluded(source, settings)
@@ -83,6 +84,7 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
     share = round(settings.validation * len(train))
     held_out, kept = stratified(train.labels, share, settings.seed)
     validation, train = train.take(held_out), train.take(kept)
+    _require_each(source.classes, train)
     height, width = train.pixels.shape[-2:]
     description = Facts(
         source=source.name,
@@ -160,6 +162,16 @@ def _subset(images: Images, count: int | None, key: str) -> Images:
     if count > len(images):
         raise ConfigurationError(f"data.{key}: {count} asked for, the data has {len(images)}")
     return images.take(stratified(images.labels, count, images.settings.seed)[0])
+
+
+def _require_each(classes: Sequence[str], train: Images) -> None:
+    counts = train.labels.bincount(minlength=len(classes)).tolist()
+    if missing := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        more = f", nor of {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConfigurationError(
+            f"data: no picture of {missing[0]} is left to train on{more}, after data.exclude, "
+            "data.train_images and what is held out for test and validation"
+        )
 
 
 def _digest_of(source: Source) -> str:

@@ -50,7 +50,7 @@ def _figures(
     done = comparison.done
     if not done:
         return
-    classes = comparison.data.classes
+    classes = plots.drawable(comparison.data.classes)
     worst = folder.path / "doubles.npz"
     if comparison.data.doubles:
         yield "doubles", plots.doubles(read_arrays(worst), classes)
@@ -89,6 +89,8 @@ def _page(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     lecture = LECTURE if comparison.data.source == "CIFAR-10" else {}
+    classes = comparison.data.classes
+    drawn = plots.drawable(classes)
     return templates.get_template("page.html").render(
         comparison=comparison,
         data=comparison.data,
@@ -97,6 +99,8 @@ def _page(
         covered=covered,
         layers=LAYERS,
         palette=plots.colours(list(comparison.variants)),
+        numbered={d: n for d, n in zip(drawn, classes, strict=True) if d != n},
+        named=plots.NAMED,
         lecture=lecture,
         lecture_minutes=round(LECTURE_SECONDS / 60),
         architecture=json.loads((folder.path / "architecture.json").read_text()),

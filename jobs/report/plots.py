@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,11 +21,23 @@ COLOURS = ("#3366cc", "#dc6a0f", "#2c8c4a", "#9a46b4", "#b8860b", "#008b9a")
 ACROSS = 8  # pictures in a row
 STYLES = {"train": ":", "validation": "-", "test": "--"}
 GREY = "#667"
+NAMED = 40  # classes, at most, that a plot has room to name
+rcParams["text.parse_math"] = False  # class names may have dollars
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
     """Every variant keeps its colour in all figures."""
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+
+def drawable(classes: Sequence[str]) -> list[str]:
+    """The names, with numbers in place of those that have characters which the font has not."""
+    font = get_font(findfont(FontProperties()))
+    known = font.get_charmap()
+    return [
+        name if all(ord(character) in known for character in name) else f"class {number}"
+        for number, name in enumerate(classes)
+    ]
 
 
 def curves(rows: Sequence[Row], palette: Mapping[str, str]) -> Figure:
@@ -77,12 +91,14 @@ def per_class(
     classes: Sequence[str],
     palette: Mapping[str, str],
 ) -> Figure:
-    """Test accuracy of every class, the variants side by side."""
+    """Test accuracy of every class, the variants side by side; of many, of the worst."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     panel = figure.subplots()
     width = 0.8 / len(accuracies)
-    for i, (name, values) in enumerate(accuracies.items()):
-        heights = [np.nan if v is None else v * 100 for v in values]
+    values_VC = np.array(list(accuracies.values()), float) * 100  # None becomes NaN
+    shown = np.sort(values_VC.mean(0).argsort(kind="stable")[:NAMED])
+    classes = [classes[i] for i in shown]
+    for i, (name, heights) in enumerate(zip(accuracies, values_VC[:, shown], strict=True)):
         places = np.arange(len(classes)) + (i - (len(accuracies) - 1) / 2) * width
         panel.bar(places, heights, width * 0.92, color=palette[name], label=name)
     panel.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
@@ -122,8 +138,9 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
                 ink = "white" if share > 0.5 else "#223"
                 text = str(counts[row, column])
                 panel.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
-    panel.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
-    panel.set_yticks(range(len(classes)), classes, fontsize=8)
+    if len(classes) <= NAMED:
+        panel.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=8)
+        panel.set_yticks(range(len(classes)), classes, fontsize=8)
     panel.set_xlabel("predicted", color=GREY)
     panel.set_ylabel("true", color=GREY)
     panel.set_title(title, loc="left", fontsize=10)
