@@ -168,7 +168,7 @@ def on_ray(items: Iterator[Item], archive: Any) -> Iterator[list[Row]]:
         _, told, reason = str(error).rpartition(f"{SourceError.__name__}: ")
         if not told:
             raise
-        raise SourceError(reason.strip()) from None
+        raise SourceError(reason.splitlines()[0]) from None
 
 
 def table(items: Sequence[Item]) -> pa.Table:
