@@ -72,6 +72,7 @@ def pod(settings: config.Storage, tmp_path: Path, compared: RunFolder) -> Any:
     return arguments
 
 
+@pytest.mark.slow
 def test_pods_with_nothing_in_common_but_s3_end_as_one_process_does_though_two_are_lost(
     pod: Any, compared: RunFolder, settings: config.Storage, store: ObjectStore, tmp_path: Path
 ) -> None:
