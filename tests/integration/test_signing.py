@@ -99,8 +99,8 @@ def test_openssl_reads_the_signature(tmp_path: Path) -> None:
     archive, raw = tmp_path / "m.mar", tmp_path / "raw"
     archive.write_bytes(b"an archive")
     raw.write_bytes(base64.b64decode(signing.sign(archive, private)))
-    command = ["openssl", "dgst", "-sha256", "-verify", public, "-signature", raw, archive]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["openssl", "dgst", "-sha256", "-verify", str(public), "-signature", str(raw)]
+    done = subprocess.run([*command, str(archive)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "Verified OK\n")
 
 
