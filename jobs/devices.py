@@ -124,7 +124,8 @@ def keep_compiled(folder: Path) -> None:
     PyTorch names it after all that it depends on: its own version, CUDA's, Triton's, the GPU's.
     Importing its compiler sets the variable, too: to a temporary folder.
     """
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if given is None or given == default_cache_dir():
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
