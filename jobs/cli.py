@@ -137,10 +137,15 @@ def train(
     if variant not in names:
         raise typer.BadParameter(f"the configuration has {', '.join(names)}, not {variant}")
     from jobs import distributed, pipeline
+    from jobs.errors import JobError
     from jobs.interruption import graceful
+    from jobs.results import Diverged
 
     with distributed.joined() as first, graceful():
-        pipeline.train(resolved, folder, variant)
+        results = pipeline.train(resolved, folder, variant)
+    lost = [result for result in results if isinstance(result, Diverged)]
+    if len(lost) == len(results):
+        raise JobError(f"{folder.path}: {variant} has no result: {lost[0].reason}")
     if first:
         print(folder.path)
 

@@ -7,7 +7,8 @@ import platform
 import resource
 import shutil
 import sysconfig
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from jobs import distributed
 from jobs.config import Evaluation, Runtime, Variant
-from jobs.errors import ConfigurationError
+from jobs.errors import ConfigurationError, first_line
 from serving.processes import cores
 
 # Training images from which compiling one graph for a GPU is worth its minute or so: an estimate,
@@ -116,6 +117,21 @@ def choose(runtime: Runtime) -> Device:
         precision = "bf16" if has_bf16(kind) else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Device(device, dtype, runtime.compile)
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """
+    Raises:
+        ConfigurationError: the block takes more memory than the GPU has.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigurationError(
+            f"{what}: the GPU's memory is too small; smaller optim.batch_size or "
+            f"evaluation.batch_size may fit ({first_line(error)})"
+        ) from None
 
 
 def keep_compiled(folder: Path) -> None:

@@ -37,3 +37,8 @@ class Interrupted(JobError):  # noqa: N818 - not an error: the state is saved
 
 class Diverged(JobError):  # noqa: N818 - an outcome of training, recorded with the variant
     """The loss of one variant is no longer a finite number."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, as far as it fits into one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

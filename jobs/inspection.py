@@ -82,12 +82,16 @@ def _features(job: Job) -> NDArray[np.float32]:
     parts = [decoding.CACHE_VERSION, settings.input_size, settings.normalization]
     made_of.update(repr([*parts, str(job.device), torch.__version__]).encode())
     file = Path(settings.cache).expanduser() / f"features-{made_of.hexdigest()[:16]}.npy"
-    if not file.is_file():
-        values = torch.cat([job.features(images).cpu() for images in data.splits.values()])
-        with replacing(file) as part, part.open("wb") as opened:
-            np.save(opened, values.numpy())
-    features: NDArray[np.float32] = np.load(file)
-    return features
+    if file.is_file():
+        try:
+            kept: NDArray[np.float32] = np.load(file)
+            return kept
+        except (ValueError, EOFError) as error:
+            log(f"{file}: damaged, and so made again: {error}")
+    values = torch.cat([job.features(images).cpu() for images in data.splits.values()]).numpy()
+    with replacing(file) as part, part.open("wb") as opened:
+        np.save(opened, values)
+    return values
 
 
 def _damaged(line: str, settings: config.Data) -> Finding:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import Inception3
 
@@ -207,7 +206,8 @@ class Job:
             ]
             if remaining:
                 stand_in = self._stand_in if self._needs_stand_in(remaining) else None
-                log(plan.outline(self.config, dataset, self.device, remaining, stand_in))
+                with devices.memory_for("a first step"):
+                    log(plan.outline(self.config, dataset, self.device, remaining, stand_in))
 
         distributed.once(outline)
 
@@ -283,15 +283,11 @@ class Job:
             if variant.head_of is not None:  # once, whichever part needs it first
                 self.train(self.config.variant(variant.head_of), seed)
             try:
-                result = self._train(variant, seed, folder)
+                with devices.memory_for(variant.name):
+                    result = self._train(variant, seed, folder)
             except errors.Diverged as error:
                 log(f"{variant.name}: stopped: {error}; the other variants continue")
                 result = Diverged(variant=variant.name, seed=seed, reason=str(error))
-            except torch.OutOfMemoryError as error:
-                raise ConfigurationError(
-                    f"{variant.name}: the GPU's memory is too small; smaller optim.batch_size or "
-                    f"evaluation.batch_size may fit ({str(error).splitlines()[0]})"
-                ) from None
             distributed.once(folder.save_result, result)
         return result
 
@@ -390,7 +386,13 @@ class Job:
     ) -> None:
         state = distributed.once(folder.load_checkpoint)
         if state is not None:
-            trainer.load_state_dict(state)
+            try:
+                trainer.load_state_dict(state)
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise UnavailableError(
+                    f"{folder.checkpoint}: of another training: {errors.first_line(error)}; "
+                    "without that file, the variant is trained from its start"
+                ) from None
             log(f"{trainer.variant.name}: resumes in epoch {trainer.epoch + 1}")
         evaluation, every = self.config.evaluation, self.config.runtime.checkpoint_every
         fit(trainer, train, scored, evaluation, folder, every)
@@ -462,6 +464,11 @@ class Job:
 def _take_stand_in(folder: VariantFolder, kept: Path) -> bool:
     """Whether the stand-in is there, as this run has trained it or an earlier one has kept it."""
     if not folder.finished and kept.is_file() and not folder.checkpoint.is_file():
+        try:
+            models.read(kept)
+        except UnavailableError as error:
+            log(f"stand-in: trained again: {error}")
+            return False
         log(f"stand-in: trained before, from {kept}")
         write(folder.best, kept.read_bytes())
         folder.save_result(Trained(seconds=0.0))
@@ -469,7 +476,7 @@ def _take_stand_in(folder: VariantFolder, kept: Path) -> bool:
 
 
 def _best(folder: VariantFolder) -> models.State:
-    return distributed.once(load_file, folder.best)
+    return distributed.once(models.read, folder.best)
 
 
 def _write_kernels(

@@ -8,12 +8,14 @@
                                                     further seeds in variants/<name>/seed-<n>/
       comparison.json report/… manifest.json        the manifest last
 
-`last.ckpt` is deleted once its variant has a result. A run without a manifest is unfinished.
+`last.ckpt` is deleted once its variant is trained; that of one that diverged stays. A run without a
+manifest is unfinished.
 """
 
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import yaml
@@ -28,13 +31,14 @@ from numpy.typing import NDArray
 
 from jobs import config, locks, results
 from jobs.config import Config
-from jobs.errors import ConfigurationError, UnavailableError
+from jobs.errors import ConfigurationError, UnavailableError, first_line
 from jobs.results import Comparison, Diverged, Done, Facts, Trained
 from serving.files import digest_of, replacing, write
 
 MANIFEST = "manifest.json"
 DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
-UNLISTED = {MANIFEST, ".lock", ".locks", DELIVERED}
+CHECKPOINT = "last.ckpt"
+UNLISTED = {MANIFEST, ".lock", ".locks", DELIVERED, CHECKPOINT}
 COLUMNS = (
     *("time", "run_id", "variant", "seed", "epoch", "split", "loss", "aux_loss", "accuracy"),
     *("images_per_second", "learning_rate", "seconds"),
@@ -57,10 +61,36 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
     Raises:
         OSError: the file is not there.
-        ValueError: it contains pickled objects.
+        UnavailableError: it is damaged, or contains pickled objects.
     """
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise UnavailableError(f"{path}: damaged: {first_line(error)}") from None
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        OSError: the file is not there.
+        UnavailableError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UnavailableError(f"{path}: damaged: {error}") from None
+
+
+def check_zip(path: Path) -> None:
+    """Compares the contents of a zip file with their checksums, which torch does not look at.
+
+    Raises:
+        BadZipFile: they have changed, or it is none.
+    """
+    with ZipFile(path) as file:
+        if (changed := file.testzip()) is not None:
+            raise BadZipFile(f"{changed} has changed")
 
 
 def now() -> str:
@@ -78,7 +108,7 @@ class VariantFolder:
 
     @property
     def checkpoint(self) -> Path:
-        return self.path / "last.ckpt"
+        return self.path / CHECKPOINT
 
     @property
     def best(self) -> Path:
@@ -100,9 +130,10 @@ class VariantFolder:
         return result
 
     def save_result(self, result: Trained | Diverged) -> None:
-        """Marks the variant as finished, and deletes its checkpoint."""
+        """Marks the variant as finished, and deletes its checkpoint if it is of no more use."""
         write(self.path / "result.json", result.to_json())
-        self.checkpoint.unlink(missing_ok=True)
+        if result.status == "done":
+            self.checkpoint.unlink(missing_ok=True)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         import torch
@@ -112,12 +143,25 @@ class VariantFolder:
             torch.save(state, file)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state saved last, on the CPU; None where there is none."""
+        """The state saved last, on the CPU; None where there is none.
+
+        Raises:
+            UnavailableError: it is damaged.
+        """
         import torch
 
         if not self.checkpoint.is_file():
             return None
-        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        try:
+            check_zip(self.checkpoint)
+            state: dict[str, Any] = torch.load(
+                self.checkpoint, map_location="cpu", weights_only=True
+            )
+        except Exception as error:  # zip's, torch's or pickle's own
+            raise UnavailableError(
+                f"{self.checkpoint}: damaged: {first_line(error)}; without that file, the variant "
+                "is trained from its start"
+            ) from None
         return state
 
     def save_best(self, state: Mapping[str, Any]) -> None:
@@ -149,12 +193,15 @@ class RunFolder:
         """The resolved configuration of the run.
 
         Raises:
-            UnavailableError: this is no run folder.
+            UnavailableError: this is no run folder, or a damaged one.
         """
         file = self.path / "config.yaml"
         if not file.is_file():
             raise UnavailableError(f"{self.path}: not a run folder, it has no config.yaml")
-        return config.validate(yaml.safe_load(file.read_text()))
+        try:
+            return config.validate(yaml.safe_load(file.read_text()))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UnavailableError(f"{file}: damaged: {first_line(error)}") from None
 
     @contextmanager
     def open(self, wanted: Config) -> Iterator[None]:
@@ -208,7 +255,8 @@ class RunFolder:
     @property
     def started(self) -> str:
         """When work on the run began, ISO 8601 in UTC."""
-        return str(self.environments()[0]["time"])
+        environments = read_json(self.path / "environment.json")
+        return str(environments[0]["time"])
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of a finished run.
@@ -218,7 +266,7 @@ class RunFolder:
         """
         if not self.finished:
             raise UnavailableError(f"{self.path}: not a finished run; `run` resumes it")
-        manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
+        manifest: dict[str, Any] = read_json(self.path / MANIFEST)
         return manifest
 
     @staticmethod
@@ -253,12 +301,19 @@ class RunFolder:
     def environments(self) -> list[dict[str, Any]]:
         """Of all starts, the first one first."""
         path = self.path / "environment.json"
-        found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+        found: list[dict[str, Any]] = read_json(path) if path.is_file() else []
         return found
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl; a line that a crash cut short is left out."""
-        return [json.loads(line) for line in self._whole_lines().splitlines()]
+        """All rows of metrics.jsonl; a line that a crash cut short is left out.
+
+        Raises:
+            UnavailableError: another line is damaged.
+        """
+        try:
+            return [json.loads(line) for line in self._whole_lines().splitlines()]
+        except ValueError as error:
+            raise UnavailableError(f"{self.path}/metrics.jsonl: damaged: {error}") from None
 
     def _whole_lines(self) -> bytes:
         path = self.path / "metrics.jsonl"

@@ -22,6 +22,7 @@ torch, NumPy or Pillow.
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.files import digest_of
 
+UNREADABLE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)  # zipfile's errors
 FORMAT: Literal[2] = 2
 DESCRIPTION = "model.json"
 GOLDEN = "golden"  # a folder
@@ -298,7 +300,9 @@ def open_model(path: Path, sha256: str | None = None) -> Model:
                 raise ModelError(f"{path}: damaged at {damaged}")
             _refuse_outside(path, archive.namelist())
             return _look(path, archive.read)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except ModelError:
+        raise
+    except UNREADABLE as error:
         raise ModelError(f"{path}: not a model archive: {error}") from None
 
 
@@ -372,7 +376,9 @@ def unpack(archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) as file:
             _refuse_outside(archive, file.namelist())
             file.extractall(folder)
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except ModelError:
+        raise
+    except UNREADABLE as error:
         raise ModelError(f"{archive}: not a model archive: {error}") from None
 
 

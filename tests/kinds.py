@@ -44,8 +44,7 @@ def kinds() -> dict[str, Kind]:
     lossless: dict[str, Any] = {"format": "WEBP", "lossless": True}
     colour_key = tuple(shown[0, 0].tolist())
     palette = rgb.quantize(4)
-    index = palette.getpixel((0, 0))
-    assert isinstance(index, int)
+    index = int(np.asarray(palette)[0, 0])
     half_clear = bytes(128 if i == index else 255 for i in range(4))
     ramp = np.arange(0, 65_536, 257, np.uint16)[None]
     found = {

@@ -75,7 +75,7 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
     Raises:
         UnavailableError: the data cannot be reached or read, or has become other data.
         ConfigurationError: it has fewer images than requested, lacks an excluded one, or a class
-            has none left to train on.
+            has none left to train on; or none is left to test with.
     """
     source, digest = _same(settings, digest) if digest else _new(settings)
     source = _without_excluded(source, settings)
@@ -84,7 +84,7 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
     share = round(settings.validation * len(train))
     held_out, kept = stratified(train.labels, share, settings.seed)
     validation, train = train.take(held_out), train.take(kept)
-    _require_each(source.classes, train)
+    _require_pictures(source.classes, train, test)
     height, width = train.pixels.shape[-2:]
     description = Facts(
         source=source.name,
@@ -164,7 +164,10 @@ def _subset(images: Images, count: int | None, key: str) -> Images:
     return images.take(stratified(images.labels, count, images.settings.seed)[0])
 
 
-def _require_each(classes: Sequence[str], train: Images) -> None:
+def _require_pictures(classes: Sequence[str], train: Images, test: Images) -> None:
+    """Of each class to train on, and some to test with."""
+    if not len(test):
+        raise ConfigurationError("data: no picture is left to test with, after data.exclude")
     counts = train.labels.bincount(minlength=len(classes)).tolist()
     if missing := [name for name, count in zip(classes, counts, strict=True) if not count]:
         more = f", nor of {len(missing) - 1} more" if len(missing) > 1 else ""

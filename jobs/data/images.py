@@ -256,5 +256,5 @@ def stratified(
         order = torch.randperm(len(labels), generator=generator(seed, count))
     by_class = [order[labels[order] == label][:quota] for label, quota in enumerate(quotas)]
     drawn = torch.zeros(len(labels), dtype=torch.bool)
-    drawn[torch.cat(by_class)] = True
+    drawn[torch.cat([order[:0], *by_class])] = True
     return drawn.nonzero().squeeze(1), (~drawn).nonzero().squeeze(1)

@@ -12,7 +12,9 @@ from jobs import config
 from jobs.data import decoding, index
 from jobs.data.images import Images
 from jobs.data.sources import Source
+from jobs.errors import UnavailableError
 from jobs.runs import read_arrays, write_arrays
+from serving.progress import log
 
 KEPT = 20  # in one store
 
@@ -41,6 +43,9 @@ def recalled(settings: config.Data, digest: str) -> Source | None:
             file = index.Held(path.with_name(path.name.partition(".")[0]))
             arrays = read_arrays(path)
         except FileNotFoundError:  # removed meanwhile
+            continue
+        except UnavailableError as error:
+            log(f"data: the pictures are looked up again: {error}")
             continue
         height, width = arrays["shape"].tolist()
         pixels = decoding.mapped(file.path, (height, width))

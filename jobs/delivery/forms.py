@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import Inception3
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -56,7 +55,7 @@ def served(best: Path, classes: int, input_size: int, normalization: str) -> Ser
         best: a safetensors file.
     """
     network = models.build(classes, aux=False)
-    state = {k: v for k, v in load_file(best).items() if not k.startswith("AuxLogits.")}
+    state = {k: v for k, v in models.read(best).items() if not k.startswith("AuxLogits.")}
     network.load_state_dict(state)
     network.to(memory_format=torch.contiguous_format)
     return Served(network, input_size, normalization).eval()

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from jobs.config import Config
 from jobs.report import coverage, plots
 from jobs.report.coverage import Coverage
 from jobs.results import Comparison
-from jobs.runs import RunFolder, read_arrays
+from jobs.runs import RunFolder, read_arrays, read_json
 from serving.files import write
 
 # Lecture 44 of IIT Kharagpur's deep-learning course: test accuracy after five epochs; all three
@@ -103,8 +102,8 @@ def _page(
         named=plots.NAMED,
         lecture=lecture,
         lecture_minutes=round(LECTURE_SECONDS / 60),
-        architecture=json.loads((folder.path / "architecture.json").read_text()),
-        environments=json.loads((folder.path / "environment.json").read_text()),
+        architecture=read_json(folder.path / "architecture.json"),
+        environments=read_json(folder.path / "environment.json"),
         augmentations=_augmentations(folder.config()),
         config=(folder.path / "config.yaml").read_text(),
     )

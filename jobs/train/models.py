@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3, Inception_V3_Weights, inception_v3
 
 from jobs.config import AUX_MIN_SIZE, BLOCKS, Variant
-from jobs.errors import UnavailableError
+from jobs.errors import UnavailableError, first_line
 from jobs.seeds import generator
 
 State = dict[str, Tensor]
@@ -142,7 +142,7 @@ def load_pretrained(source: str) -> State:
         initialise(network, seed=0)
         state = network.state_dict()
     else:
-        state = _read(Path(source).expanduser())
+        state = read(Path(source).expanduser())
     return check_fit(state, source)
 
 
@@ -182,7 +182,12 @@ def _download() -> State:
     return state
 
 
-def _read(path: Path) -> State:
+def read(path: Path) -> State:
+    """The tensors of a safetensors or `state_dict` file, as they are.
+
+    Raises:
+        UnavailableError: it is missing, damaged, or has anything but tensors.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -193,16 +198,12 @@ def _read(path: Path) -> State:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise UnavailableError(f"weights {path}: unreadable: {_first_line(error)}") from None
+        raise UnavailableError(f"weights {path}: unreadable: {first_line(error)}") from None
     except Exception as error:  # pickle's own errors: anything but plain tensors is refused
-        raise UnavailableError(f"weights {path}: refused: {_first_line(error)}") from None
+        raise UnavailableError(f"weights {path}: refused: {first_line(error)}") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UnavailableError(f"weights {path}: not a plain state_dict of tensors")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def class_maps(places: Tensor, weight: Tensor) -> Tensor:

@@ -63,9 +63,10 @@ def _seconds_a_picture(config: Config, classes: int, device: Device) -> float:
     network = models.build(classes, aux=optim.aux_weight > 0).to(device.device).train()
     optimizer = make_optimizer(network, optim)
     side = config.data.input_size
-    inputs = torch.zeros(optim.batch_size, 3, side, side, device=device.device)
+    own = distributed.share(optim.batch_size)  # more need not fit into the memory
+    inputs = torch.zeros(own.stop - own.start, 3, side, side, device=device.device)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(optim.batch_size, dtype=torch.int64, device=device.device)
+    labels = torch.zeros(len(inputs), dtype=torch.int64, device=device.device)
     for _ in range(2):  # the first one warms up
         start = time.perf_counter()
         with device.autocast():
@@ -75,7 +76,7 @@ def _seconds_a_picture(config: Config, classes: int, device: Device) -> float:
         optimizer.step()
         optimizer.zero_grad()
         loss.item()  # waits for the device
-    return (time.perf_counter() - start) / optim.batch_size
+    return (time.perf_counter() - start) / len(inputs)
 
 
 def _rounded(seconds: float) -> str:

@@ -68,7 +68,8 @@ class Trainer:
         self.schedule = make_schedule(self.optimizer, optim, self.steps_per_epoch)
         self.average = Average(network, optim.average_decay) if optim.average_decay else None
         self.epoch = self.step = 0  # the next ones
-        self.totals = torch.zeros(3, device=device.device)  # loss, auxiliary loss, right answers
+        # Loss, auxiliary loss, right answers, steps before the first loss that is not finite.
+        self.totals = torch.zeros(4, device=device.device)
         self.seconds = 0.0  # of training alone, in finished epochs
         self.clock = Stopwatch()  # of this epoch
         self.best_accuracy, self.best_epoch = -1.0, -1
@@ -209,7 +210,8 @@ def train_epoch(
         trainer.schedule.step()
         if trainer.average is not None:
             trainer.average.update(trainer.epoch * trainer.steps_per_epoch + trainer.step)
-        trainer.totals += torch.stack([loss, aux_loss, right]).detach()
+        finite = torch.isfinite(loss + aux_loss) * share
+        trainer.totals += torch.stack([loss, aux_loss, right, finite]).detach()
         trainer.step += 1
         advance(optim.batch_size)
         checkpoint()
@@ -329,9 +331,13 @@ def read_totals(trainer: Trainer) -> dict[str, float | None]:
     Raises:
         Diverged: they are not finite.
     """
-    loss, aux_loss, right = distributed.total(trainer.totals).tolist()
+    loss, aux_loss, right, finite = distributed.total(trainer.totals).tolist()
     if not math.isfinite(loss + aux_loss):
-        raise Diverged(f"the loss was no longer finite in epoch {trainer.epoch + 1}")
+        step = int(finite + 0.001) + 1  # shares of processes add up but for rounding
+        raise Diverged(
+            f"the loss was no longer finite in epoch {trainer.epoch + 1}, step {step} of "
+            f"{trainer.steps_per_epoch}"
+        )
     steps = max(trainer.step, 1)
     return {
         "loss": loss / steps,

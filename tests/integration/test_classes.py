@@ -94,10 +94,13 @@ def test_a_class_that_nothing_is_left_of_is_named(tmp_path: Path) -> None:
     everything = [*cats, *(f"train/dog/{i}.png" for i in range(4))]
     with pytest.raises(ConfigurationError, match=r"no picture of cat .*, nor of 1 more, after"):
         load(exclude(tmp_path, everything))
+    tests = [f"test/{name}/{i}.png" for name in ("cat", "dog") for i in range(2)]
+    with pytest.raises(ConfigurationError, match="no picture is left to test with"):
+        load(exclude(tmp_path, tests))
 
 
 def test_nor_is_the_last_one_of_a_class_held_out_in_silence(tmp_path: Path) -> None:
     make_photos(tmp_path / "photos", train=3, test=1)
     photo(tmp_path / "photos" / "train" / "eel" / "0.png", seed=9)
     with pytest.raises(ConfigurationError, match="no picture of eel is left to train on"):
-        load(exclude(tmp_path, [], validation=0.9))
+        load(exclude(tmp_path, [], validation=0.43))

@@ -91,7 +91,7 @@ def test_train_does_one_variant_and_run_does_the_rest(tiny_yaml: Path, tmp_path:
     assert (folder / "variants" / "frozen" / "best.safetensors").stat().st_mtime_ns == weights
     assert str(folder / "report" / "index.html") in rest.stdout
 
-    assert "scratch: stopped: the loss was no longer finite in epoch 1" in rest.stderr
+    assert "scratch: stopped: the loss was no longer finite in epoch 1, step " in rest.stderr
     result = json.loads((folder / "comparison.json").read_text())
     assert result["variants"]["scratch"]["status"] == "diverged"
     assert result["variants"]["finetune"]["status"] == "done"

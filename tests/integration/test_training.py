@@ -445,7 +445,7 @@ def test_a_loss_that_is_not_finite_ends_the_variant_and_spoils_no_checkpoint(
 ) -> None:
     store = Memory()
     trainer = trainer_of(variant("scratch", name="sgd", learning_rate=1e30), dataset, pretrained)
-    with pytest.raises(Diverged, match="no longer finite in epoch 1"):
+    with pytest.raises(Diverged, match="no longer finite in epoch 1, step 2 of 6"):
         fit(trainer, dataset, store, every=1)
     assert all(torch.isfinite(c["totals"]).all() for c in store.checkpoints)
 
