@@ -46,7 +46,7 @@ def kinds() -> dict[str, Kind]:
     palette = rgb.quantize(4)
     index = int(np.asarray(palette)[0, 0])
     half_clear = bytes(128 if i == index else 255 for i in range(4))
-    ramp = np.arange(0, 65_536, 257, np.uint16)[None]
+    ramp = (257 * np.arange(256)).astype(np.uint16)[None]
     found = {
         "PNG": Kind(encoded(rgb), shown),
         "WebP": Kind(encoded(rgb, **lossless), shown),
