@@ -116,7 +116,7 @@ def test_scoring_is_measured_against_other_ways(archive: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_what_class_maps_cost_is_measured_in_turns(tmp_path: Path) -> None:
-    small = ("--size", "75", "--calibration", "4", "--rounds", "3")
+    small = ("--size", "75", "--calibration", "20", "--rounds", "3")
     figures = measured("maps", tmp_path, *small)
     for found in (figures["float"], figures["int8"]):
         assert found["with"] > 0 and found["quarter"] <= found["ratio"] <= found["three_quarters"]
