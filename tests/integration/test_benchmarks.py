@@ -163,4 +163,6 @@ def test_a_step_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     seconds = figures["seconds_a_step"]
     kinds = {"convolution", "convolution backward", "batch norm", "optimizer and average"}
     assert kinds <= set(seconds) and figures["seconds"] > 0
-    assert seconds["other"] < sum(seconds.values()) / 2, "most operators have been recognised"
+    assert profile.kind_of("aten::convolution_backward") == "convolution backward"
+    assert profile.kind_of("aten::mkldnn_convolution") == "convolution"
+    assert profile.kind_of("aten::to") == "other"
