@@ -31,7 +31,7 @@ from jobs.train.evaluation import class_maps, predict, scores
 from jobs.train.features import Features, extract
 from jobs.train.kept import examples, pairs, surest
 from jobs.train.training import Trainer, fit
-from jobs.train.writing import Snapshot
+from jobs.train.writing import Snapshot, each
 from serving.archive import Scores
 from serving.files import write
 from serving.progress import log, task
@@ -384,7 +384,9 @@ class Job:
     def _fit(
         self, trainer: Trainer, train: Examples, scored: dict[str, Examples], folder: VariantFolder
     ) -> None:
-        state = distributed.once(folder.load_checkpoint)
+        # In the file all tensors share one storage, and each would bring the whole of it: to the
+        # other processes, and into the optimizer, which takes a CPU's as they are.
+        state = distributed.once(lambda: each(folder.load_checkpoint(), Tensor.clone))
         if state is not None:
             try:
                 trainer.load_state_dict(state)

@@ -22,7 +22,7 @@ from jobs.seeds import generator
 from jobs.train import whole_batch
 from jobs.train.evaluation import predict, quick_scores
 from jobs.train.models import moving_norms, set_training_mode
-from jobs.train.writing import Row, Snapshot, Store, Writer, each
+from jobs.train.writing import Row, Snapshot, Store, Writer
 from serving.progress import note, task
 
 SECONDS_BETWEEN_CHECKPOINTS = 20  # at the ends of short epochs
@@ -113,8 +113,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        # Copies: on a CPU they are taken as they are, and one holds the whole checkpoint.
-        self.optimizer.load_state_dict(each(state["optimizer"], Tensor.clone))
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
