@@ -35,7 +35,9 @@ def listed(root: Path, classes: Sequence[str], each: int) -> Path:
     return root / "pictures.csv"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["odd names", "two", pytest.param("a thousand", marks=pytest.mark.slow)]
+)
 def test_classes_go_from_the_pictures_to_the_answer(kind: str, tmp_path: Path) -> None:
     classes = sorted(KINDS[kind])
     manifest = listed(tmp_path / "photos", classes, each=2 if kind == "a thousand" else 12)
@@ -67,8 +69,8 @@ def test_classes_go_from_the_pictures_to_the_answer(kind: str, tmp_path: Path) -
 
     page = (folder.path / "report" / "index.html").read_text()
     for name, drawn in zip(classes, plots.drawable(classes), strict=True):
-        assert (name in page) == (name == html.escape(name) and name != drawn)
         assert (f"{drawn}: {html.escape(name)}" in page) == (name != drawn)
+        assert name == html.escape(name) or name not in page
     sizes = {p.name: p.stat().st_size for p in (folder.path / "model").iterdir()}
     assert sizes[f"{settings.export.name}.json"] < 300_000, sizes
     assert json.loads((folder.path / "comparison.json").read_text())["winner"] == "frozen"
