@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'inception-
 pytestmark = pytest.mark.slow
 
 COUNT = 400
+LONGEST = 240  # seconds: without any node a driver waits for ever
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,26 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
     started = Nodes(f"127.0.0.1:{port}", [])
     try:
         for number, options in enumerate((head, node, node)):
-            command = [script("ray"), "start", "--block", "--object-store-memory=100000000"]
-            log = (tmp_path / f"node-{number}").open("wb")
-            started.processes.append(
-                psutil.Popen([*command, *options], env=environment, stdout=log, stderr=log)
-            )
-            log.close()
-            while not listens(port):
-                assert started.processes[0].poll() is None, (tmp_path / "node-0").read_text()
-                time.sleep(0.1)
+            log = tmp_path / f"node-{number}"
+            started.processes.append(node_that_runs(options, environment, log))
         yield started
     finally:
         for process in started.processes:
             end(process)
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def node_that_runs(options: list[str], environment: dict[str, str], log: Path) -> psutil.Popen:
+    """Ray gives a node 30 seconds to start, which is little on a machine with other work."""
+    command = [script("ray"), "start", "--block", "--object-store-memory=100000000", *options]
+    for _ in range(3):
+        with log.open("wb") as file:
+            process = psutil.Popen(command, env=environment, stdout=file, stderr=file)
+        while process.poll() is None:
+            if "will now block forever" in log.read_text():
+                return process
+            time.sleep(0.1)
+        end(process)
+    raise AssertionError(log.read_text()[-3000:])
 
 
 def end(process: psutil.Popen) -> None:
@@ -107,7 +109,10 @@ def interrupted(run: Any, target: Path, parts: int, kill: Callable[[], None]) ->
     assert run.is_alive(), "it was done before anything could be killed"
     there = len(scoring.parts(target))
     kill()
-    run.join()
+    run.join(LONGEST)
+    if run.is_alive():
+        run.kill()
+        pytest.fail("it does not end")
     return there
 
 
