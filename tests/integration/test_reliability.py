@@ -1,5 +1,5 @@
-"""Jobs that are killed or run out of disk lose nothing, and a leak in a service is found: the
-benchmarks that show it, on little."""
+"""A job that is killed loses nothing, and a leak in a service is found: the benchmarks that show
+it, on little."""
 
 import json
 import os
@@ -43,12 +43,10 @@ def benchmark(
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_or_out_of_disk_loses_nothing(tmp_path: Path) -> None:
-    disks = 1 if os.geteuid() == 0 else 0  # a small file system has to be mounted
-    options = ("--kills", "1", "--disks", str(disks))
-    code, figures, said = benchmark("chaos", tmp_path, *options)
+def test_a_job_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    code, figures, said = benchmark("chaos", tmp_path, "--kills", "1")
     assert (code, figures["lost"]) == (0, []), said
-    assert sum(figures["kills"].values()) == 1 and sum(figures["full disks"].values()) == disks
+    assert sum(figures["kills"].values()) == 1
 
 
 def test_what_a_kill_has_broken_is_found(tmp_path: Path) -> None:
@@ -73,7 +71,7 @@ def test_memory_that_grows_is_told_from_a_service_that_warms_up() -> None:
 def test_good_bad_slow_and_silent_clients_get_what_is_theirs(
     archive: Path, tmp_path: Path, engine: str
 ) -> None:
-    options = ("--archive", str(archive), "--engine", engine, "--seconds", "30")
+    options = ("--archive", str(archive), "--engine", engine, "--seconds", "15")
     code, figures, said = benchmark("soak", tmp_path, *options)
     assert (code, figures["unexpected"]) == (0, []), said
     kinds = {"good 200", "bad 400", "slow 200", "silent, opened"}
