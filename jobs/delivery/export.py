@@ -5,6 +5,7 @@ serving/archive.py says what is in it. Nothing in it is a pickle.
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -173,7 +174,10 @@ def _pack(stage: Path, work: Path, description: Description) -> Path:
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
     command += ["--model-name", name, "--version", description.version, "--export-path", str(work)]
     command += ["--handler", str(source / "handler.py"), "--extra-files", str(stage)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # It works in a folder of the model's name, which another export of that name would share.
+    (own := work / "archiver").mkdir(exist_ok=True)
+    environment = {**os.environ, "TMPDIR": str(own)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportError(f"torch-model-archiver: {done.stderr.strip().splitlines()[-1]}")
     return work / f"{name}.mar"
