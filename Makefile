@@ -31,7 +31,7 @@ unit: $(VENV)/.test
 test: $(VENV)/.test ## the tests, in some 6 minutes on 2 cores
 	$(PYTEST) -m "not slow and not containers and not cluster" $(ARGS)
 
-test-all: $(VENV)/.test ## those and the slow ones, a training at the real size among them: 17 minutes
+test-all: $(VENV)/.test ## those and the slow ones, a training at the real size among them: half an hour
 	$(PYTEST) -m "not containers and not cluster" $(ARGS)
 
 test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 55 GB of disk, 30 of them kept, some 20 minutes)

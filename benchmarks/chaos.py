@@ -40,7 +40,13 @@ from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
 
 CONFIG: dict[str, Any] = {
-    "data": {"source": "generated", "train_images": 80, "test_images": 40, "input_size": 75},
+    "data": {
+        "source": "generated",
+        "train_images": 80,
+        "test_images": 40,
+        "validation": 0.25,
+        "input_size": 75,
+    },
     "weights": {"source": "random"},
     "optim": {"epochs": 2, "batch_size": 10, "aux_weight": 0.0, "average_decay": 0.5},
     "variants": [
@@ -51,7 +57,6 @@ CONFIG: dict[str, Any] = {
     "evaluation": {"batch_size": 40, "batch_norm_images": 20},
     "export": {"calibration_images": 20, "max_accuracy_drop": 100},
 }
-CONFIG["data"]["validation"] = 0.25
 KEYS = {"aws_access_key_id": "chaos", "aws_secret_access_key": "only-for-this-benchmark"}
 LONGEST = 600.0  # seconds that a job may take
 MIB = 2**20

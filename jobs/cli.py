@@ -312,7 +312,7 @@ def models(
             name: channel.pointer.model_dump(mode="json") for name, channel in channels.items()
         }
         whole = [version.model_dump(mode="json") for version in versions]
-        _say("", as_json, versions=whole, channels=pointers)
+        _print_json(versions=whole, channels=pointers)
     else:
         table.show_models(versions, channels)
 
@@ -360,7 +360,7 @@ def prune(
         gone = pruning.prune(storage, days=days, keep=keep or 0, dry_run=dry_run)
     if as_json:
         items = [{"prefix": item.prefix, "bytes": item.size} for item in gone]
-        _say("", as_json, deleted=items, dry_run=dry_run)
+        _print_json(deleted=items, dry_run=dry_run)
     else:
         table.show_pruned(gone, dry_run=dry_run)
 
@@ -413,7 +413,14 @@ def _nothing_to_do(config: "Config", folder: "RunFolder") -> bool:
 
 def _say(text: str, as_json: bool, **values: Any) -> None:
     """The result of a command: the only thing that it prints on standard output."""
-    print(json.dumps(values, ensure_ascii=False) if as_json else text)
+    if as_json:
+        _print_json(**values)
+    else:
+        print(text)
+
+
+def _print_json(**values: Any) -> None:
+    print(json.dumps(values, ensure_ascii=False))
 
 
 def _show(folder: "RunFolder", as_json: bool) -> None:
@@ -422,7 +429,7 @@ def _show(folder: "RunFolder", as_json: bool) -> None:
     page = folder.path / "report" / "index.html"
     if as_json:
         comparison = folder.comparison().model_dump(mode="json")
-        _say("", as_json, run=str(folder.path), page=str(page), comparison=comparison)
+        _print_json(run=str(folder.path), page=str(page), comparison=comparison)
     else:
         table.show(folder.comparison())
         print(f"\n{page}")

@@ -14,6 +14,7 @@ An archive is a TorchServe `.mar`, a zip file of
 In S3, below a prefix,
 
     models/<name>/<version>/{model.mar, test_predictions.npz, version.json}    the last one last
+                            model.mar.sig                                      if it is signed
     models/<name>/channels/<channel>.json
 
 `version.json` is a :class:`Version`, a channel's file a :class:`Pointer`. Nothing here imports
@@ -43,6 +44,7 @@ FAMILIARITY = "familiarity.npz"
 
 MODELS, CHANNELS = "models", "channels"
 ARCHIVE, PREDICTIONS, VERSION = "model.mar", "test_predictions.npz", "version.json"
+SIGNATURE = ".sig"  # after an archive's name, wherever it lies
 
 Form = Literal["program", "float", "int8"]
 FILES: Mapping[Form, tuple[str, ...]] = {

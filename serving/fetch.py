@@ -20,12 +20,11 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from serving import archive, s3, signing
+from serving import archive, s3
 from serving.archive import ModelError, Pointer, Record, Version, check_digest
 from serving.files import replacing
 
 CHUNK = 1 << 20
-SCHEMES = ("s3", "http", "https")
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 15, 30, 3
 Found = TypeVar("Found", bound=Record)
 
@@ -42,7 +41,7 @@ def fetch(uri: str, sha256: str | None, target: Path, public_key: Path | None = 
         ModelError: the download failed, or digest or signature are wrong.
     """
     where, digest = _located(uri, sha256)
-    if digest is None and urlsplit(uri).scheme in SCHEMES:
+    if digest is None and not is_local(uri):
         raise ModelError(f"{uri}: its digest is needed, as SERVING_MODEL_SHA256")
     if sha256 is not None and digest != sha256:
         raise ModelError(f"{uri}: its SHA-256 should be {digest} by its version.json, not {sha256}")
@@ -64,11 +63,13 @@ def check_signature(path: Path, where: str, public_key: Path) -> None:
     Raises:
         ModelError: it has none, or one that is not by the owner of the key.
     """
+    from serving import signing
+
     signature = io.BytesIO()
     try:
-        _download(where + signing.SUFFIX, signature)
+        _download(where + archive.SIGNATURE, signature)
     except OSError as error:
-        raise ModelError(f"{where}{signing.SUFFIX}: {error}") from None
+        raise ModelError(f"{where}{archive.SIGNATURE}: {error}") from None
     signing.verify(path, signature.getvalue().strip(), public_key)
 
 
@@ -76,6 +77,8 @@ def _located(uri: str, sha256: str | None) -> tuple[str, str | None]:
     """The archive's own address, and the digest that it should have."""
     parts = urlsplit(uri)
     key = parts.path.strip("/")
+    if not is_local(uri) and parts.scheme not in ("s3", "http", "https"):
+        raise ModelError(f"{uri}: a path, http(s)://… or s3://… is needed")
     if parts.scheme != "s3" or key.endswith(".mar"):
         return uri, sha256
     with _explained(uri):
@@ -94,13 +97,11 @@ def _download(where: str, file: IO[bytes]) -> None:
     if is_local(where):
         with Path(where).open("rb") as source:
             shutil.copyfileobj(source, file, CHUNK)
-    elif parts.scheme in SCHEMES[1:]:
-        _download_http(where, file)
     elif parts.scheme == "s3":
         with _explained(where):
             s3.default_client().download_fileobj(parts.netloc, parts.path.strip("/"), file)
     else:
-        raise ModelError(f"{where}: a path, http(s)://… or s3://… is needed")
+        _download_http(where, file)
 
 
 def _download_http(uri: str, file: IO[bytes]) -> None:

@@ -1,16 +1,22 @@
 """Signatures of archives: ECDSA with P-256 and SHA-256 in base64, beside the archive as `.sig`.
 
 `cosign verify-blob --key` and `openssl dgst -verify` read the same, and any P-256 key pair in PEM
-will do. The package `cryptography` is imported on first use: nobody needs it who signs nothing.
+will do. Needs the package `cryptography`, and so is imported only where something is signed.
 """
 
 import base64
 from pathlib import Path
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+
 from serving.archive import ModelError
 from serving.files import digest_of
 
-SUFFIX = ".sig"
+ALGORITHM = ec.ECDSA(Prehashed(SHA256()))
 
 
 def sign(archive: Path, private_key: Path) -> bytes:
@@ -19,40 +25,32 @@ def sign(archive: Path, private_key: Path) -> bytes:
     Raises:
         ModelError: there is no such key, or it is of another kind.
     """
-    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     try:
         key = load_pem_private_key(private_key.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{private_key}: no private key: {error}") from None
-    if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not _is_p256(key.curve):
         raise ModelError(f"{private_key}: a key of the curve P-256 is needed")
-    digest = bytes.fromhex(digest_of(archive))
-    return base64.b64encode(key.sign(digest, ECDSA(Prehashed(SHA256()))))
+    return base64.b64encode(key.sign(bytes.fromhex(digest_of(archive)), ALGORITHM))
 
 
 def verify(archive: Path, signature: bytes, public_key: Path) -> None:
     """
     Raises:
-        ModelError: the signature is not this file's, or not by the owner of this key.
+        ModelError: there is no such key, or the signature is not this file's by its owner.
     """
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
-    from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
     try:
         key = load_pem_public_key(public_key.read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"{public_key}: no public key: {error}") from None
-    if not isinstance(key, EllipticCurvePublicKey):
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not _is_p256(key.curve):
         raise ModelError(f"{public_key}: a key of the curve P-256 is needed")
     try:
         given = base64.b64decode(signature, validate=True)
-        key.verify(given, bytes.fromhex(digest_of(archive)), ECDSA(Prehashed(SHA256())))
+        key.verify(given, bytes.fromhex(digest_of(archive)), ALGORITHM)
     except (InvalidSignature, ValueError):
         raise ModelError(f"{archive}: its signature is not by the owner of {public_key}") from None
+
+
+def _is_p256(curve: ec.EllipticCurve) -> bool:
+    return isinstance(curve, ec.SECP256R1)

@@ -21,7 +21,6 @@ from jobs.delivery.storage import Conflict, Storage
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
 from jobs.report import comparison
 from jobs.runs import RunFolder, read_arrays
-from serving import signing
 from serving.archive import (
     ARCHIVE,
     CHANNELS,
@@ -104,32 +103,18 @@ def promote(folder: RunFolder, settings: Config) -> str:
     champion = registry.channel(gate.channel)
     if champion and champion.version == promoted.version:
         _same_archive(registry, promoted)
+        _sign(registry, promoted, gate)
         log(f"{gate.channel} serves {promoted.version} already")
         return registry.uri(promoted.version)
     if reasons := objections(promoted, champion, registry, gate):
         raise NotPromoted(f"{promoted.version} is published and not promoted: {'; '.join(reasons)}")
     with folder.open(settings):
         registry.add(promoted.files, promoted.whole)
-    if gate.signing_key is not None:
-        registry.sign(promoted.version, signature(promoted.files[ARCHIVE], gate.signing_key))
+    _sign(registry, promoted, gate)
     _swap(registry, gate.channel, promoted.version, champion)
     before = f", {champion.version} before" if champion else ""
     log(f"{gate.channel} serves {promoted.version} now{before}")
     return registry.uri(promoted.version)
-
-
-def signature(archive: Path, private_key: str) -> bytes:
-    """
-    Raises:
-        ConfigurationError: the key cannot sign.
-    """
-    try:
-        return signing.sign(archive, Path(private_key))
-    except ModelError as error:
-        raise ConfigurationError(f"promotion.signing_key: {error}") from None
-    except ModuleNotFoundError as error:
-        hint = "pip install 'inception-transfer[signing]'"
-        raise ConfigurationError(f"promotion.signing_key: {error}: {hint}") from None
 
 
 def rollback(settings: Config, version: str | None = None) -> str:
@@ -258,6 +243,20 @@ def _pointed_to(registry: Registry, channel: str) -> Channel:
     if current is None:
         raise UnavailableError(f"{registry.name}: {channel} has never pointed to a version")
     return current
+
+
+def _sign(registry: Registry, promoted: Candidate, gate: config.Promotion) -> None:
+    if gate.signing_key is None:
+        return
+    try:
+        from serving import signing
+
+        signature = signing.sign(promoted.files[ARCHIVE], Path(gate.signing_key))
+    except (ModelError, ModuleNotFoundError) as error:
+        hint = "pip install 'inception-transfer[signing]'"
+        advice = f"; {hint}" * isinstance(error, ModuleNotFoundError)
+        raise ConfigurationError(f"promotion.signing_key: {error}{advice}") from None
+    registry.sign(promoted.version, signature)
 
 
 def _same_archive(registry: Registry, promoted: Candidate) -> None:

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from jobs.delivery.storage import THREADS, Advance, Conflict, Storage
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import now
-from serving import signing
 from serving.archive import (
     ARCHIVE,
     CHANNELS,
     MODELS,
+    SIGNATURE,
     Earlier,
     Pointer,
     Version,
@@ -165,7 +165,7 @@ class Registry:
 
     def sign(self, version: str, signature: bytes) -> None:
         """Puts a signature beside a version's archive, unless it has one: no two are the same."""
-        key = version_key(self.name, version, ARCHIVE + signing.SUFFIX)
+        key = version_key(self.name, version, ARCHIVE + SIGNATURE)
         with suppress(Conflict):
             self.storage.put(key, signature, replacing=None)
 

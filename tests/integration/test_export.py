@@ -313,6 +313,21 @@ def test_signals_can_still_be_handled_after_an_export(exported: RunFolder) -> No
     assert stack.start is None or mapped
 
 
+def test_packing_leaves_alone_what_another_export_of_the_name_works_on(
+    exported: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchServe's archiver works in a folder of the model's name, which it empties first."""
+    for name in ("shared", "work", "stage"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "shared"))
+    (others := tmp_path / "shared" / MODEL).mkdir()
+    (others / "network.pt2").write_text("of another export")
+    version = Version.model_validate_json((exported.path / "model" / f"{MODEL}.json").read_bytes())
+    packed = export._pack(tmp_path / "stage", tmp_path / "work", version.description)
+    assert zipfile.is_zipfile(packed)
+    assert (others / "network.pt2").read_text() == "of another export"
+
+
 def test_an_unfinished_run_is_not_exported(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "half")
     with folder.open(tiny_config()):

@@ -1,8 +1,8 @@
-"""A job that is killed loses nothing, and a leak in a service is found: the benchmarks that show
-it, on little."""
+"""What is lost is noticed, and so is a leak in a service: benchmarks that show it, on little."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import chaos, soak
+from jobs.demo import ObjectStore
+from jobs.runs import RunFolder
 
 LEAKS = """
 import sys, threading, time
@@ -42,11 +44,24 @@ def benchmark(
     return done.returncode, json.loads(files[0].read_text()), done.stdout
 
 
-@pytest.mark.slow
-def test_a_job_that_is_killed_loses_nothing(tmp_path: Path) -> None:
-    code, figures, said = benchmark("chaos", tmp_path, "--kills", "1")
-    assert (code, figures["lost"]) == (0, []), said
-    assert sum(figures["kills"].values()) == 1
+def test_a_run_is_read_whole_and_every_difference_from_another_is_a_loss(
+    exported: RunFolder, tmp_path: Path
+) -> None:
+    """What `make chaos` asks after every kill; test_interrupted.py kills a job."""
+    shutil.copytree(exported.path, tmp_path / "r")
+    trial = chaos.Trial(tmp_path, ObjectStore(tmp_path / "s3", chaos.KEYS, "none"))
+    assert trial.look() > 20 and trial.lost == []
+    before = chaos.outcome(exported)
+    assert chaos.outcome(trial.run) == before
+    assert trial.phase() == "publish, promote"
+
+    weights = trial.run.path / "variants" / "frozen" / "best.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    changed = chaos.outcome(trial.run)["digests"]
+    different = {name for name, digest in changed.items() if digest != before["digests"][name]}
+    assert different == {"variants/frozen/best.safetensors"}
 
 
 def test_what_a_kill_has_broken_is_found(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from test_promotion import gate
 from jobs import config
 from jobs.delivery.promotion import promote
 from jobs.errors import ConfigurationError
+from jobs.runs import RunFolder
 from serving import signing
 from serving.archive import ModelError
 from serving.fetch import check_signature, fetch
@@ -69,8 +70,20 @@ def test_what_is_not_signed_is_fetched_without_a_key_only(
 ) -> None:
     promote(exported_run(tmp_path / "one", right=150), gate(settings))
     fetch(f"{settings.uri}/{CHANNEL}", None, tmp_path / "got.mar")
+    private, public = key_pair(tmp_path, "k")
     with pytest.raises(ModelError, match=r"model\.mar\.sig: "):
-        fetch(f"{settings.uri}/{CHANNEL}", None, tmp_path / "x.mar", key_pair(tmp_path, "k")[1])
+        fetch(f"{settings.uri}/{CHANNEL}", None, tmp_path / "x.mar", public)
+    # What serves already is signed, too, once there is a key.
+    promote(RunFolder(tmp_path / "one"), gate(settings, signing_key=str(private)))
+    fetch(f"{settings.uri}/{CHANNEL}", None, tmp_path / "x.mar", public)
+
+
+def test_a_public_key_of_another_curve_is_refused(tmp_path: Path) -> None:
+    private, _ = key_pair(tmp_path, "ours")
+    _, other = key_pair(tmp_path, "other", SECP384R1)
+    (archive := tmp_path / "m.mar").write_bytes(b"an archive")
+    with pytest.raises(ModelError, match="a key of the curve P-256 is needed"):
+        signing.verify(archive, signing.sign(archive, private), other)
 
 
 @pytest.mark.parametrize("change", ["archive", "signature", "not base64"])
