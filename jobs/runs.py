@@ -138,9 +138,13 @@ class VariantFolder:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         import torch
 
-        # Given a path, torch would turn a full disk into an error that is not one of the disk.
         with replacing(self.checkpoint) as part, part.open("wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's own, in whose context a full disk is hidden
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state saved last, on the CPU; None where there is none.
