@@ -100,16 +100,14 @@ class Trial:
 
     def phase(self) -> str:
         """What it was about, by the files that are there."""
-        if self.run.finished:
-            return "publish, promote"
         if list((self.run.path / "model").glob("*.mar")):
-            return "manifest"
-        if (self.run.path / "report" / "index.html").exists():
+            return "publish, promote"
+        if self.run.finished:
             return "export"
         results = len(list(self.run.path.glob("variants/*/result.json")))
         if results == len(CONFIG["variants"]):
             return "compare, report"
-        if (self.run.path / "metrics.jsonl").exists():
+        if (self.run.path / "architecture.json").exists():
             return f"train, test {results + 1}"
         return "load, cache"
 

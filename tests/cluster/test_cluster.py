@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import boto3
 import engine
 import numpy as np
 import pytest
@@ -27,10 +28,12 @@ from manifests import K8S, kustomize
 from service import get
 
 from jobs import config
+from jobs.data.sources import digits
 from jobs.delivery.registry import Registry
 from jobs.delivery.storage import Storage
 from jobs.runs import RunFolder
 from serving.files import digest_of
+from serving.images import to_png
 
 pytestmark = [
     pytest.mark.cluster,
@@ -40,6 +43,7 @@ HERE = Path(__file__).parent
 NODE_PORT = 30080
 URL = f"http://127.0.0.1:{NODE_PORT}"
 STORAGE = "10.96.0.50"
+BUCKET = "pictures"  # another one than that of the results
 MINUTES = 60
 HOSTS = [{"ip": STORAGE, "hostnames": ["storage"]}]  # there is no DNS
 MODEL = "inception_v3_digits"  # the overlay runs the quickstart
@@ -367,6 +371,71 @@ def test_parts_in_pods_of_their_own_end_as_one_process_does_though_one_is_killed
         assert files[name]["sha256"] == digest_of(first.path / name)
     said = [logs(cluster, name) for name in names]
     assert len([log for log in said if not re.search("still missing|does the rest", log)]) == 1
+
+
+def start_night(cluster: Cluster, name: str) -> None:
+    """A Job of the overlay `own-pictures`, whose cache is on the volume that is there already."""
+    overlay = yaml.safe_load_all(kustomize(K8S / "overlays" / "own-pictures"))
+    [wanted] = [thing for thing in overlay if thing["kind"] == "CronJob"]
+    pod = wanted["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    job = cluster.get("cronjob/training")["spec"]["jobTemplate"]["spec"]
+    own = job["template"]["spec"]
+    [container], [theirs] = own["containers"], pod["containers"]
+    other = ("--config", "--run-id", "--deployment")  # as in `start_part`
+    container["args"] = [a for a in theirs["args"] if not a.startswith(other)]
+    container["args"] += ["--config=/runs/nights.yaml", f"--run-id={name}"]
+    named = {"PICTURES_URI": f"s3://{BUCKET}/digits", "ARCHIVE_NAME": "own_pictures"}
+    container["env"] = [*theirs["env"], *({"name": n, "value": v} for n, v in named.items())]
+    container["volumeMounts"] = theirs["volumeMounts"]
+    [cache] = [volume for volume in pod["volumes"] if volume["name"] == "cache"]
+    cache["persistentVolumeClaim"]["claimName"] = "runs"
+    own["volumes"] = pod["volumes"]
+    metadata = {"name": name, "namespace": "inception-transfer"}
+    cluster.apply([{"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}])
+
+
+def test_two_nights_on_a_bucket_that_grows_in_between(
+    cluster: Cluster, first: RunFolder, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = yaml.safe_load((first.path / "config.yaml").read_text())
+    weights = {"source": f"/runs/{first.run_id}/weights/stand-in/best.safetensors"}
+    own = {"train_images": None, "test_images": None, "validation": 0.25}
+    nights = {**resolved, "weights": weights, "variants": [FROZEN]}
+    nights["data"] |= own
+    nights["promotion"] |= LENIENT
+    (runs / "nights.yaml").write_text(yaml.safe_dump(nights))
+    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "not-a-secret"}
+    lines = ["[pictures]", *(f"{name} = {value}" for name, value in keys.items())]
+    secret = {"apiVersion": "v1", "kind": "Secret", "stringData": {"credentials": "\n".join(lines)}}
+    metadata = {"name": "pictures-credentials", "namespace": "inception-transfer"}
+    cluster.apply([{**secret, "metadata": metadata}])
+    for name, value in keys.items():
+        monkeypatch.setenv(name.upper(), value)
+    server = {"endpoint_url": f"http://{STORAGE}:8333", "region": "us-east-1", "path_style": True}
+    client = boto3.client("s3", endpoint_url=server["endpoint_url"], region_name="us-east-1")
+    client.create_bucket(Bucket=BUCKET)
+    pixels, labels = digits.handwritten()
+
+    def fill(numbers: range) -> None:
+        for i in numbers:
+            key = f"digits/{'train' if i % 3 else 'test'}/{int(labels[i])}/{i:04}.png"
+            body = to_png(pixels[i].numpy())
+            client.put_object(Bucket=BUCKET, Key=key, Body=body)
+
+    facts = []
+    for name, numbers in (("monday", range(300)), ("tuesday", range(300, 390))):
+        fill(numbers)
+        start_night(cluster, name)
+        wait(name, partial(finished, cluster, name), 12 * MINUTES)
+        facts.append(json.loads((runs / name / "data.json").read_text()))
+    assert [f["images"]["test"] for f in facts] == [100, 130]
+    assert facts[0]["digest"] != facts[1]["digest"]
+    new = "of 30 new test images are right; what follows is about the 100"
+    assert new in logs(cluster, "tuesday")
+    storage = Storage(config.Storage(uri="s3://models/inception-transfer", **server))
+    channel = Registry(storage, "own_pictures").channel("production")
+    assert channel is not None and channel.version == "tuesday"
+    assert channel.history[0].version == "monday"
 
 
 def test_an_eviction_that_would_leave_too_few_is_refused(

@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import resource
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -342,6 +343,20 @@ def test_a_full_disk_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("jobs.runs.replacing", lambda _: nullcontext(Path("/dev/full")))
     with pytest.raises(OSError, match="No space left on device"):
         VariantFolder(tmp_path, RunFolder(tmp_path)).save_checkpoint({"a": torch.zeros(10**6)})
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint_is_said_to_be_full(
+    tmp_path: Path,
+) -> None:
+    """A limit on a file's size is met as the end of a disk is: a part of the file is there."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            VariantFolder(tmp_path, RunFolder(tmp_path)).save_checkpoint({"a": torch.zeros(10**6)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("moment", ["a step", "scoring"])
