@@ -212,7 +212,8 @@ def test_each_place_of_a_larger_input_has_its_own_part_in_the_logit(
     """107 pixels are the fewest that give more than one."""
     best = exported.path / "variants" / "frozen" / "best.safetensors"
     train = load(exported.config().data).train
-    forms.write(forms.served(best, 10, 107, "inception"), train, 4, tmp_path)
+    with forms.written(forms.served(best, 10, 107, "inception"), train, 4, tmp_path):
+        pass
     for form in FILES:
         network = runtimes.load(tmp_path / FILES[form][0], None, (75, 75))
         found = network(train.raw(torch.arange(6)).numpy())
@@ -394,7 +395,7 @@ def test_an_archive_of_another_network_is_found_out(
         another = np.roll(arrays["logits"][:4], 1, axis=1)
     refused = pytest.raises(ExportError, match="does not give the job's predictions")
     with parity.asked_all(copy, description.forms) as networks, refused:
-        export._check(description, networks, judged, another, Export(max_accuracy_drop=100))
+        export._check_forms(description, networks, judged, another, Export(max_accuracy_drop=100))
 
 
 def test_the_golden_set_has_the_surest_images_of_every_class() -> None:
