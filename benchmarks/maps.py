@@ -53,7 +53,8 @@ def write(folder: Path, size: int, classes: int, calibration: int) -> None:
     models.initialise(network, seed=0)
     network.to(memory_format=torch.contiguous_format)
     served = forms.Served(network, size, data.normalization).eval()
-    forms.write(served, load(data).train, calibration, folder)
+    with forms.written(served, load(data).train, calibration, folder):
+        pass
 
 
 def measure(file: Path, size: int, rounds: int) -> dict[str, float]:

@@ -96,11 +96,11 @@ def export(folder: RunFolder, settings: Export) -> Path:
     with folder.open(config), tempfile.TemporaryDirectory() as work:
         stage = Path(work) / "stage"
         stage.mkdir()
-        forms.write(network, dataset.train, settings.calibration_images, stage)
-        right = predict("reference", forms.eager(network), judged)
+        with forms.written(network, dataset.train, settings.calibration_images, stage):
+            right = predict("reference", forms.eager(network), judged)
         reference, map_size = right.logits, right.maps.shape[2:]
         description = description.model_copy(update={"map_size": map_size})
-        if held_out := len(dataset.validation):
+        if len(dataset.validation):
             temperature = trust.fit_temperature(reference, judged.labels.numpy())
             description = description.model_copy(update={"temperature": temperature})
         _write_golden(judged, reference / description.temperature, stage)
@@ -108,15 +108,8 @@ def export(folder: RunFolder, settings: Export) -> Path:
         trained = read_arrays(variant.path / PREDICTIONS)["logits"]
         with archive.unpacked(packed) as unpacked:
             archive.write_description(unpacked, description)
-            with asked_all(unpacked, description.forms) as networks:
-                description, answers = _check(description, networks, judged, reference, settings)
-                description, logits = _test(description, networks, dataset, trained)
-                form = description.forms[0]
-                if held_out:
-                    given = (dataset.train, judged, answers[form])
-                    description = _calibrate(description, unpacked, networks[form], *given)
-            tempered = logits / description.temperature
-            description = _check_handler(description, unpacked, dataset.test, tempered)
+            given = (dataset, judged, reference, trained)
+            description, logits = _check(description, unpacked, *given, settings)
             packed = _complete(packed, stage, unpacked, description)
         archive.open_model(packed)
         write(target, packed.read_bytes())
@@ -206,22 +199,54 @@ def _version(target: Path, description: Description) -> archive.Version:
 
 def _check(
     description: Description,
+    unpacked: Path,
+    dataset: Dataset,
+    judged: Images,
+    reference: Logits,
+    trained: Logits,
+    settings: Export,
+) -> tuple[Description, Logits]:
+    """Runs all that is in the archive, from its unpacked files.
+
+    Returns:
+        The description with what was found, and the logits that a CPU gives to the test images.
+
+    Raises:
+        ExportError: a part of it deviates by more than rounding explains.
+    """
+    with asked_all(unpacked, description.forms) as networks:
+        description, answers = _check_forms(description, networks, judged, reference, settings)
+        description, logits = _test(description, networks, dataset, trained)
+        form = description.forms[0]
+        if len(dataset.validation):
+            given = (dataset.train, judged, answers[form])
+            description = _calibrate(description, unpacked, networks[form], *given)
+        tempered = logits / description.temperature
+        description = _check_handler(description, unpacked, dataset.test, tempered)
+        # The last one, as its process takes longest to start.
+        network = networks["program"]
+        return _check_program(description, network, judged, reference), logits
+
+
+def _check_forms(
+    description: Description,
     networks: Mapping[Form, Predict],
     judged: Images,
     reference: Logits,
     settings: Export,
-) -> tuple[Description, dict[Form, Outputs]]:
-    """Runs every form on held-out images; int8 is kept if it is accurate enough, the others have to
+) -> tuple[Description, Mapping[Form, Outputs]]:
+    """Runs a CPU's forms on held-out images; int8 is kept if it is accurate enough, floats have to
     be.
 
     Returns:
-        The description with the forms that stay, and what every form gave.
+        The description with the forms that stay, and what a CPU's forms gave.
 
     Raises:
-        ExportError: one of them deviates by more than rounding explains.
+        ExportError: floats deviate by more than rounding explains.
     """
     labels = judged.labels.cpu().numpy()
-    answers = {form: predict(form, networks[form], judged) for form in description.forms}
+    on_cpu: list[Form] = [form for form in description.forms if form != "program"]
+    answers = {form: predict(form, networks[form], judged) for form in on_cpu}
     checks = {"reference": compare(reference, reference, labels)}
     for form, given in answers.items():
         checks[form] = compare(given.logits, reference, labels)
@@ -230,8 +255,9 @@ def _check(
         log(f"export: {verdict(checks, settings.max_accuracy_drop)}")
         if not int8_serves(checks, settings.max_accuracy_drop):
             description = _without_int8(description)
-    for form in description.forms:
-        _require(checks[form], form, form)
+    for form in answers:
+        if form in description.forms:
+            _require(checks[form], form, form)
     return description, answers
 
 
@@ -313,7 +339,24 @@ def _check_handler(
         handled = predict("handler", network, images.take(torch.arange(few))).logits
     check = compare(handled, logits[:few], images.labels[:few].cpu().numpy())
     _require(check, "float", "handler")
-    return description.model_copy(update={"checks": {**description.checks, "handler": check}})
+    return _with_check(description, "handler", check)
+
+
+def _check_program(
+    description: Description, network: Predict, judged: Images, reference: Logits
+) -> Description:
+    """
+    Raises:
+        ExportError: it answers something else than the trained network.
+    """
+    found = predict("program", network, judged).logits
+    check = compare(found, reference, judged.labels.cpu().numpy())
+    _require(check, "program", "program")
+    return _with_check(description, "program", check)
+
+
+def _with_check(description: Description, name: str, check: Check) -> Description:
+    return description.model_copy(update={"checks": {**description.checks, name: check}})
 
 
 def _require(check: Check, form: Form, what: str) -> None:

@@ -4,11 +4,13 @@ Images enter as uint8 in the size of the training images; scaling to the network
 normalisation are part of every form, so serving cannot deviate from training there.
 """
 
-import io
-import logging
+import shutil
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,13 @@ from torch import Tensor, nn
 from torchvision.models import Inception3
 from torchvision.models.feature_extraction import create_feature_extractor
 
+import jobs
 from jobs import interruption
 from jobs.config import BLOCKS
 from jobs.data.images import Images, to_input
+from jobs.delivery import quantising
+from jobs.delivery.children import child
+from jobs.delivery.parity import ExportError
 from jobs.seeds import generator
 from jobs.train import models
 from serving import runtimes
@@ -71,21 +77,43 @@ def eager(network: Served) -> runtimes.Predict:
     return predict
 
 
-def write(network: Served, train: Images, calibration_images: int, folder: Path) -> None:
-    """Writes all three forms, int8 with ranges from so many training images at most."""
+@contextmanager
+def written(
+    network: Served, train: Images, calibration_images: int, folder: Path
+) -> Iterator[None]:
+    """Writes all three forms, int8 with ranges from so many training images at most; that one is
+    made while the block runs.
+
+    Raises:
+        ExportError: int8 could not be made.
+    """
     import openvino
 
-    runtimes.core()  # before the cores of the next steps, which are freed
-    with task("export, forms", 2, "forms") as advance:
-        program = _program(network, train)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="No complete tensor found")
-            torch.export.save(program, folder / FILES["program"][0])
-        advance(1)
-        model = openvino.convert_model(program)
-        openvino.save_model(model, folder / FILES["float"][0])
-        advance(1)
-    openvino.save_model(_quantised(model, train, calibration_images), folder / FILES["int8"][0])
+    package = Path(jobs.__file__).parents[1]
+    # It is started first: its imports take as long as the other forms.
+    with TemporaryDirectory() as work, child(package, "jobs.delivery.quantising") as quantiser:
+        runtimes.core()  # before the cores of the next steps, which are freed
+        with task("export, forms", 2, "forms") as advance:
+            program = _program(network, train)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="No complete tensor found")
+                torch.export.save(program, folder / FILES["program"][0])
+            advance(1)
+            model = openvino.convert_model(program)
+            openvino.save_model(model, folder / FILES["float"][0])
+            advance(1)
+        order = torch.randperm(len(train), generator=generator("calibration"))[:calibration_images]
+        openvino.save_model(model, Path(work) / quantising.NETWORK, compress_to_fp16=False)
+        np.save(Path(work) / quantising.IMAGES, train.raw(order).cpu().numpy())
+        try:
+            quantiser.pipe.send(work)
+            yield
+            _follow(quantiser.pipe, len(order))
+        except (EOFError, BrokenPipeError):
+            raise ExportError(f"int8 was not made: {quantiser.last_words()}") from None
+        made = (Path(work) / quantising.QUANTISED).with_suffix
+        for name in FILES["int8"]:
+            shutil.move(made(Path(name).suffix), folder / name)
 
 
 def _program(network: Served, train: Images) -> torch.export.ExportedProgram:
@@ -95,21 +123,12 @@ def _program(network: Served, train: Images) -> torch.export.ExportedProgram:
         return torch.export.export(network, (example,), dynamic_shapes={"images": {0: batch}})
 
 
-def _quantised(model: Any, train: Images, count: int) -> Any:
-    """The OpenVINO model in int8, its ranges taken from `count` training images at most."""
-    order = torch.randperm(len(train), generator=generator("calibration"))[:count]
-    # Its own bars are drawn for a terminal even where there is none.
-    with task("export, ranges for int8", len(order)) as advance, redirect_stdout(io.StringIO()):
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime"
-        import nncf
-
-        nncf.set_log_level(logging.ERROR)  # it says on stdout which operations stay as they are
-
-        def image(batch: Tensor) -> NDArray[np.uint8]:
-            interruption.check()
+def _follow(pipe: "Connection[Any, Any]", images: int) -> None:
+    """Shows how far the quantiser is, until it is done."""
+    with task("export, ranges for int8", images) as advance:
+        while True:
+            while not pipe.poll(1):
+                interruption.check()
+            if pipe.recv() is None:
+                return
             advance(1)
-            pixels: NDArray[np.uint8] = train.raw(batch).numpy()
-            return pixels
-
-        dataset = nncf.Dataset(order.split(1), image)
-        return nncf.quantize(model, dataset, subset_size=len(order))

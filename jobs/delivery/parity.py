@@ -4,11 +4,6 @@ The archive runs in separate processes that see only its unpacked files: whateve
 would be missing in the service too.
 """
 
-import multiprocessing
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +14,7 @@ from numpy.typing import NDArray
 
 from jobs import interruption
 from jobs.data.images import Images
+from jobs.delivery.children import child
 from jobs.errors import JobError
 from serving.archive import Check, Form
 from serving.messages import softmax
@@ -42,36 +38,19 @@ def asked(folder: Path, form: str) -> Iterator[Predict]:
     Raises:
         ExportError: on a call, if it does not run; the message has its last line of output.
     """
-    ours, theirs = multiprocessing.Pipe()
-    with ours, tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "serving.checking", form, str(theirs.fileno())],
-            cwd=folder,  # where -m looks first
-            env={**os.environ, "PYTHONPATH": str(folder)},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-        )
-        theirs.close()
+    with child(folder, "serving.checking", form) as process:
+        pipe = process.pipe
 
         def ask(images: NDArray[np.uint8]) -> Outputs:
             try:
-                ours.send_bytes(images.tobytes())
-                received = [np.frombuffer(ours.recv_bytes(), np.float32) for _ in range(2)]
+                pipe.send_bytes(images.tobytes())
+                received = [np.frombuffer(pipe.recv_bytes(), np.float32) for _ in range(2)]
                 return outputs([array.reshape(len(images), -1) for array in received])
             except (EOFError, OSError):
-                child.wait()
-                said.seek(0)
-                last = said.read().decode(errors="replace").strip().splitlines()[-1:]
-                message = f"{form} of the archive does not run: {''.join(last) or child.returncode}"
-                raise ExportError(message) from None
+                words = process.last_words()
+                raise ExportError(f"{form} of the archive does not run: {words}") from None
 
-        try:
-            yield ask
-        finally:
-            child.kill()
-            child.wait()
+        yield ask
 
 
 @contextmanager

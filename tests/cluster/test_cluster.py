@@ -43,6 +43,8 @@ HERE = Path(__file__).parent
 NODE_PORT = 30080
 URL = f"http://127.0.0.1:{NODE_PORT}"
 STORAGE = "10.96.0.50"
+SERVER = f"http://{STORAGE}:8333"
+KEYS = {"aws_access_key_id": "local", "aws_secret_access_key": "not-a-secret"}
 BUCKET = "pictures"  # another one than that of the results
 MINUTES = 60
 HOSTS = [{"ip": STORAGE, "hostnames": ["storage"]}]  # there is no DNS
@@ -309,6 +311,15 @@ def test_both_ways_back_really_go_back(
     assert finished(cluster, "rollback")
 
 
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """The results, as this machine sees them."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name.upper(), value)
+    way = {"endpoint_url": SERVER, "region": "us-east-1", "path_style": True}
+    return Storage(config.Storage.model_validate({"uri": "s3://models/inception-transfer", **way}))
+
+
 def start_part(cluster: Cluster, index: int, file: str) -> str:
     """A pod of the overlay `fan-out`. This Kubernetes is too old for an Indexed Job: a Job for each
     index, with the variable that its controller would set, and with a volume of its own."""
@@ -339,7 +350,7 @@ def start_part(cluster: Cluster, index: int, file: str) -> str:
 
 
 def test_parts_in_pods_of_their_own_end_as_one_process_does_though_one_is_killed(
-    cluster: Cluster, first: RunFolder, runs: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, first: RunFolder, runs: Path, storage: Storage
 ) -> None:
     resolved = yaml.safe_load((first.path / "config.yaml").read_text())
     resolved["weights"] = {"source": f"/first/{first.run_id}/weights/stand-in/best.safetensors"}
@@ -352,16 +363,6 @@ def test_parts_in_pods_of_their_own_end_as_one_process_does_though_one_is_killed
     for name in names:
         wait(name, partial(finished, cluster, name), 15 * MINUTES)
 
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "local")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
-    storage = Storage(
-        config.Storage(
-            uri="s3://models/inception-transfer",
-            endpoint_url=f"http://{STORAGE}:8333",
-            region="us-east-1",
-            path_style=True,
-        )
-    )
     found = Registry(storage, MODEL).channel("fan-out")
     assert found is not None and found.version == "fan-out"
     [published] = [e.key for e in storage.entries("runs/") if "=fan-out/manifest.json" in e.key]
@@ -395,7 +396,7 @@ def start_night(cluster: Cluster, name: str) -> None:
 
 
 def test_two_nights_on_a_bucket_that_grows_in_between(
-    cluster: Cluster, first: RunFolder, runs: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, first: RunFolder, runs: Path, storage: Storage
 ) -> None:
     resolved = yaml.safe_load((first.path / "config.yaml").read_text())
     weights = {"source": f"/runs/{first.run_id}/weights/stand-in/best.safetensors"}
@@ -404,15 +405,11 @@ def test_two_nights_on_a_bucket_that_grows_in_between(
     nights["data"] |= own
     nights["promotion"] |= LENIENT
     (runs / "nights.yaml").write_text(yaml.safe_dump(nights))
-    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "not-a-secret"}
-    lines = ["[pictures]", *(f"{name} = {value}" for name, value in keys.items())]
+    lines = ["[pictures]", *(f"{name} = {value}" for name, value in KEYS.items())]
     secret = {"apiVersion": "v1", "kind": "Secret", "stringData": {"credentials": "\n".join(lines)}}
     metadata = {"name": "pictures-credentials", "namespace": "inception-transfer"}
     cluster.apply([{**secret, "metadata": metadata}])
-    for name, value in keys.items():
-        monkeypatch.setenv(name.upper(), value)
-    server = {"endpoint_url": f"http://{STORAGE}:8333", "region": "us-east-1", "path_style": True}
-    client = boto3.client("s3", endpoint_url=server["endpoint_url"], region_name="us-east-1")
+    client = boto3.client("s3", endpoint_url=SERVER, region_name="us-east-1", **KEYS)
     client.create_bucket(Bucket=BUCKET)
     pixels, labels = digits.handwritten()
 
@@ -432,10 +429,9 @@ def test_two_nights_on_a_bucket_that_grows_in_between(
     assert facts[0]["digest"] != facts[1]["digest"]
     new = "of 30 new test images are right; what follows is about the 100"
     assert new in logs(cluster, "tuesday")
-    storage = Storage(config.Storage(uri="s3://models/inception-transfer", **server))
     channel = Registry(storage, "own_pictures").channel("production")
     assert channel is not None and channel.version == "tuesday"
-    assert channel.history[0].version == "monday"
+    assert channel.versions == {"monday", "tuesday"}
 
 
 def test_an_eviction_that_would_leave_too_few_is_refused(

@@ -221,6 +221,19 @@ def test_each_place_of_a_larger_input_has_its_own_part_in_the_logit(
         check_maps(found, exported, form)
 
 
+@pytest.mark.slow
+def test_int8_that_cannot_be_made_says_why(
+    exported: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nncf.py").write_text("raise ImportError('a package that is broken')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    best = exported.path / "variants" / "frozen" / "best.safetensors"
+    network, train = forms.served(best, 10, 75, "inception"), load(exported.config().data).train
+    refused = pytest.raises(ExportError, match="int8 was not made: ImportError: a package that is")
+    with refused, forms.written(network, train, 4, tmp_path):
+        pass
+
+
 def last_bias(run: RunFolder) -> NDArray[np.float32]:
     best = load_file(run.path / "variants" / "frozen" / "best.safetensors")
     return best["fc.bias"].numpy()
