@@ -168,6 +168,26 @@ def gather(
 
 
 @app.command()
+def watch(
+    run: Annotated[
+        str, typer.Argument(help="A run's folder, or s3://… where the job publishes it.")
+    ],
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far a run is, here or elsewhere, until it is finished; --json: once, as it is now.
+
+    Exit codes: 0 the run is finished, or with --json whatever it is · 3 there is no such run, or S3
+    is out of reach · 130 Ctrl-C, which ends this command and not the run."""
+    from jobs import watching
+
+    if as_json:
+        _print_json(**watching.state(run, settings or ()))
+    else:
+        watching.watch(run, settings or ())
+
+
+@app.command()
 def inspect(
     config: ConfigOption = "default",
     settings: SetOption = None,

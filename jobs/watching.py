@@ -1,0 +1,161 @@
+"""How far a run is, by what it has written so far, here or in S3."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+
+from jobs import config, table
+from jobs.config import Config, Part
+from jobs.delivery.publishing import LIVE
+from jobs.delivery.storage import Storage
+from jobs.errors import UnavailableError
+from jobs.results import Diverged, Result, read
+from jobs.runs import MANIFEST, Row, RunFolder
+from serving.files import write
+
+SECONDS_BETWEEN_LOOKS = 3.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Of one variant with one seed; None is what nobody knows yet."""
+
+    variant: str
+    seed: int
+    epoch: int
+    """How many are done."""
+    epochs: int
+    diverged: bool
+    loss: float | None = None
+    """Of training, in the last epoch."""
+    accuracy: float | None = None
+    """Of that epoch's weights on the validation images, or on those of training without them."""
+    test: float | None = None
+    """Accuracy of the weights that were kept."""
+    images_per_second: float | None = None
+    """In training."""
+    ends: str | None = None
+    """When its training is over, if it goes on as it does: ISO 8601 in UTC."""
+
+
+def progress(config: Config, folder: RunFolder) -> list[Progress]:
+    """Of every variant with every seed, in the order in which one process trains them."""
+    rows = folder.metrics()
+    outcomes = [read(path, Result) for path in folder.path.glob("variants/**/result.json")]
+    diverged = {(r.variant, r.seed) for r in outcomes if isinstance(r, Diverged)}
+    return [_of(part, config, rows, part in diverged) for part in config.parts]
+
+
+def _of(part: Part, config: Config, rows: Sequence[Row], diverged: bool) -> Progress:
+    own = [row for row in rows if (row["variant"], row["seed"]) == part]
+    train = [row for row in own if row["split"] == "train"]
+    epochs = config.variant(part.variant).optim.epochs
+    if not train:
+        return Progress(*part, 0, epochs, diverged)
+    by_split = {row["split"]: row for row in own}
+    last = train[-1]
+    each = last["seconds"]
+    if len(train) > 1:  # the first may have waited for features or a compiler
+        each = (last["seconds"] - train[0]["seconds"]) / (len(train) - 1)
+    left = timedelta(seconds=each * (epochs - len(train)))
+    return Progress(
+        *part,
+        epoch=len(train),
+        epochs=epochs,
+        diverged=diverged,
+        loss=last["loss"],
+        accuracy=by_split.get("validation", last)["accuracy"],
+        test=by_split.get("test", {}).get("accuracy"),
+        images_per_second=last["images_per_second"],
+        ends=(datetime.fromisoformat(last["time"]) + left).isoformat(timespec="seconds"),
+    )
+
+
+def watch(run: str, settings: Sequence[str]) -> None:
+    """Shows a run until it is finished: a table on a terminal, else a line for each new row.
+
+    Raises:
+        UnavailableError: there is none, or it is out of reach.
+    """
+    with opened(run, settings) as (folder, look):
+        config, console, shown = folder.config(), table.output(), 0
+        if console.is_interactive:
+            with Live(console=console, auto_refresh=False) as live:
+                for _ in _looks(look):
+                    live.update(table.progress(progress(config, folder)), refresh=True)
+        else:
+            for _ in _looks(look):
+                rows = folder.metrics()
+                for row in rows[shown:]:
+                    print(_line(row, config), flush=True)
+                shown = len(rows)
+
+
+def state(run: str, settings: Sequence[str]) -> dict[str, Any]:
+    """The same once, for programs.
+
+    Raises:
+        UnavailableError: there is no such run, or it is out of reach.
+    """
+    with opened(run, settings) as (folder, look):
+        finished = look()
+        parts = [asdict(part) for part in progress(folder.config(), folder)]
+        return {"run": run, "finished": finished, "parts": parts}
+
+
+@contextmanager
+def opened(run: str, settings: Sequence[str]) -> Iterator[tuple[RunFolder, Callable[[], bool]]]:
+    """A run's folder, or one with what S3 has of it; and what brings that up to date and says
+    whether the run is finished.
+
+    Raises:
+        UnavailableError: no run is there, or S3 is out of reach.
+    """
+    if not run.startswith("s3://"):
+        folder = RunFolder(Path(run))
+        yield folder, lambda: folder.finished
+        return
+    storage = Storage(config.load("default", [*settings, f"storage.uri={run}"]).storage)
+    with tempfile.TemporaryDirectory() as place:
+        folder = RunFolder(Path(place))
+        _fetch(storage, folder)
+        if not (folder.path / "config.yaml").is_file():
+            raise UnavailableError(f"{run}: no config.yaml is there, so it is no run's prefix")
+        yield folder, lambda: _fetch(storage, folder)
+
+
+def _fetch(storage: Storage, folder: RunFolder) -> bool:
+    """Brings everything that tells of progress; whether the run was finished before that."""
+    manifest = storage.get(MANIFEST)
+    listed = json.loads(manifest.body)["files"] if manifest else {}
+    for name in (*LIVE, *(name for name in listed if name.endswith("/result.json"))):
+        if found := storage.get(name):
+            write(folder.path / name, found.body)
+    return manifest is not None
+
+
+def _looks(look: Callable[[], bool]) -> Iterator[None]:
+    """Every few seconds, and the last time when the run is finished."""
+    while True:
+        finished = look()
+        yield
+        if finished:
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _line(row: Row, config: Config) -> str:
+    epochs = config.variant(row["variant"]).optim.epochs
+    said = [f"accuracy {row['accuracy'] * 100:.2f} %", f"loss {row['loss']:.3f}"]
+    if row["images_per_second"] is not None:
+        said.append(f"{row['images_per_second']:,.0f} images/s")
+    where = f"{Part(row['variant'], row['seed'])}, epoch {row['epoch'] + 1} of {epochs}"
+    return f"{where}, {row['split']}: {' · '.join(said)}"

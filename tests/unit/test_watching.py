@@ -1,0 +1,145 @@
+"""`watch` shows how far a run is while it goes on, without loading torch."""
+
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, tiny_config
+from rich.console import Console
+from terminal import COLOUR, on_a_terminal
+
+from jobs import table, watching
+from jobs.__main__ import main
+from jobs.results import Diverged
+from jobs.runs import MANIFEST, RunFolder
+from serving.files import write
+
+LONG = "probe-the-head-then-tune-all-of-the-trunk"
+
+
+def train(folder: RunFolder, variant: str, epoch: int, accuracy: float = 0.5) -> None:
+    """Leaves what an epoch of ten seconds does, after thirty for what came before the first."""
+    row = {"variant": variant, "seed": 0, "epoch": epoch, "loss": 1.25, "accuracy": accuracy}
+    row |= {"images_per_second": 40.0, "seconds": 30.0 + 10.0 * (epoch + 1)}
+    folder.append_metrics([row | {"split": split} for split in ("train", "validation")])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """One that is in its second variant's third epoch of five; the first one has diverged."""
+    config = tiny_config(optim={"epochs": 5})
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(config)
+    train(folder, "scratch", 0)
+    diverged = Diverged(variant="scratch", seed=0, reason="the loss was no longer finite")
+    folder.variant("scratch", 0).save_result(diverged)
+    for epoch in range(2):
+        train(folder, "finetune", epoch, accuracy=0.25 + epoch / 2)
+    return folder
+
+
+def state(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    call("watch", str(run.path), "--json")
+    said: dict[str, object] = json.loads(capsys.readouterr().out)
+    return said
+
+
+def call(*arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["jobs", *arguments])
+        main()
+    assert ended.value.code == 0
+
+
+def test_programs_get_the_state_of_every_variant(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = state(run, capsys)
+    assert said["run"] == str(run.path) and said["finished"] is False
+    scratch, finetune, frozen = said["parts"]  # type: ignore[misc]
+    assert scratch["diverged"] and scratch["epoch"] == 1
+    assert (finetune["epoch"], finetune["epochs"], finetune["accuracy"]) == (2, 5, 0.75)
+    assert (finetune["loss"], finetune["images_per_second"], finetune["test"]) == (1.25, 40, None)
+    assert (frozen["epoch"], frozen["ends"]) == (0, None)
+    (run.path / MANIFEST).touch()
+    assert state(run, capsys)["finished"] is True
+
+
+def test_the_time_left_is_that_of_later_epochs_for_those_that_remain(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, finetune, _ = state(run, capsys)["parts"]  # type: ignore[misc]
+    last = datetime.fromisoformat(run.metrics()[-1]["time"])
+    assert (datetime.fromisoformat(finetune["ends"]) - last).total_seconds() == 3 * 10
+
+
+def test_the_table_fits_a_narrow_terminal_whatever_the_names_are() -> None:
+    part = watching.Progress(LONG, 12345, 999, 1000, False, 1.2345, 0.98765, 0.98765, 98765.4)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table.progress([part, watching.Progress("other", 0, 0, 5, True)]))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) == 3
+    for figure in ("999/1000", "1.234", "98.77", "98,765", LONG[:15]):
+        assert figure in lines[1]
+    assert lines[2].split() == ["other", "0", "0/5", "diverged"]
+
+
+@pytest.fixture
+def growing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunFolder]:
+    """A run that goes on while it is watched, and ends."""
+    monkeypatch.setattr(watching, "SECONDS_BETWEEN_LOOKS", 0.1)
+    seen = threading.Event()
+    before = watching._looks
+
+    def look(*arguments: object) -> Iterator[None]:
+        for _ in before(*arguments):  # type: ignore[arg-type]
+            yield
+            seen.set()
+
+    monkeypatch.setattr(watching, "_looks", look)
+
+    def go_on() -> None:
+        assert seen.wait(20)
+        train(run, "finetune", 2, accuracy=0.875)
+        write(run.path / MANIFEST, "{}")
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    yield run
+    thread.join()
+
+
+def test_without_a_terminal_each_row_is_a_line_once_and_the_end_of_the_run_is_the_end(
+    growing: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call("watch", str(growing.path))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(growing.metrics()) == 8
+    assert lines[-1] == (
+        "finetune with seed 0, epoch 3 of 5, validation: "
+        "accuracy 87.50 % · loss 1.250 · 40 images/s"
+    )
+    assert len({*lines}) == 8
+
+
+def test_on_a_terminal_the_table_is_all_there_is(run: RunFolder) -> None:
+    (run.path / MANIFEST).touch()
+    command = [sys.executable, "-m", "jobs", "watch", str(run.path)]
+    shown = on_a_terminal(command, NO_COLOR="1")
+    assert "finetune" in shown and "75.00" in shown and "diverged" in shown
+    assert not COLOUR.search(shown) and "images/s" not in shown
+    plain = on_a_terminal(command, CI="true")
+    assert "\x1b" not in plain and "images/s" in plain
+
+
+def test_what_is_no_run_is_one_line_and_code_3(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs", "watch", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "not a run folder" in done.stderr
+    assert "Traceback" not in done.stderr
