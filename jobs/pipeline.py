@@ -79,7 +79,7 @@ def _followed(config: Config, folder: RunFolder) -> Iterator[None]:
     if console.is_interactive:
         looks["the table"] = lambda: _draw(config, folder)
     try:
-        with following(looks), tracking.exposed(folder, config.tracking.prometheus):
+        with tracking.exposed(folder, config.tracking.prometheus), following(looks):
             yield
     finally:
         above.clear()
@@ -150,7 +150,8 @@ def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]
 def train_part(config: Config, folder: RunFolder, part: Part) -> None:
     """Trains one variant with one seed; other processes may train others in the same folder."""
     if not folder.variant(*part).finished:
-        Job(config, folder).train(config.variant(part.variant), part.seed)
+        with tracking.exposed(folder, config.tracking.prometheus):
+            Job(config, folder).train(config.variant(part.variant), part.seed)
 
 
 class Job:
