@@ -22,7 +22,7 @@ MLFLOW_VALUE = 500  # characters of a parameter
 # A server that is away is tried again a minute later anyway. Nothing is reported to anybody else.
 MLFLOW = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 

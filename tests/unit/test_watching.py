@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, tiny_config
@@ -44,10 +45,9 @@ def run(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def state(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+def state(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> Any:
     call("watch", str(run.path), "--json")
-    said: dict[str, object] = json.loads(capsys.readouterr().out)
-    return said
+    return json.loads(capsys.readouterr().out)
 
 
 def call(*arguments: str) -> None:
@@ -62,7 +62,7 @@ def test_programs_get_the_state_of_every_variant(
 ) -> None:
     said = state(run, capsys)
     assert said["run"] == str(run.path) and said["finished"] is False
-    scratch, finetune, frozen = said["parts"]  # type: ignore[misc]
+    scratch, finetune, frozen = said["parts"]
     assert scratch["diverged"] and scratch["epoch"] == 1
     assert (finetune["epoch"], finetune["epochs"], finetune["accuracy"]) == (2, 5, 0.75)
     assert (finetune["loss"], finetune["images_per_second"], finetune["test"]) == (1.25, 40, None)
@@ -74,7 +74,7 @@ def test_programs_get_the_state_of_every_variant(
 def test_the_time_left_is_that_of_later_epochs_for_those_that_remain(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, finetune, _ = state(run, capsys)["parts"]  # type: ignore[misc]
+    _, finetune, _ = state(run, capsys)["parts"]
     last = datetime.fromisoformat(run.metrics()[-1]["time"])
     assert (datetime.fromisoformat(finetune["ends"]) - last).total_seconds() == 3 * 10
 
