@@ -40,13 +40,10 @@ def run(config: "Config", out: "Path | str" = "runs", run_id: str | None = None)
 
 
 def __getattr__(name: str) -> Any:
-    """Loads what an import names, and with it pydantic and NumPy, for those alone who ask."""
-    if name == "load_config":
-        from jobs.config import load
+    """Loads pydantic and NumPy for those alone who ask for what needs them."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jobs.config import load
+    from jobs.runs import RunFolder
 
-        return load
-    if name == "RunFolder":
-        from jobs.runs import RunFolder
-
-        return RunFolder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return {"RunFolder": RunFolder, "load_config": load}[name]

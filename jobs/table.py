@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from jobs.watching import Progress
     from serving.archive import Version
 
-NAME = 24  # characters of a variant's name, which are shown however narrow the terminal is
-SPARED = ("memory", "trained", "img/s", "ECE")  # on a narrow terminal; the report has them
+NAME = 24  # characters of a variant's name that are shown however narrow the terminal is
+SPARED = ("memory", "trained", "img/s", "ECE")  # on a narrow one; the report has them
 
 
 def show(comparison: "Comparison") -> None:
@@ -25,90 +26,89 @@ def show(comparison: "Comparison") -> None:
     console = output()
     console.print(f"data: {comparison.data.source}", markup=False)
     console.print(f"pretrained: {comparison.weights}", markup=False)
+    table = Table(box=None, pad_edge=False)
     balanced = ["balanced %"] * any(v.test.balanced for v in comparison.done.values())
-    columns = ["test %", "95 %", *balanced, "loss", "ECE", "trained", "seconds", "img/s", "memory"]
-    shown = _side_by_side(comparison, columns)
-    shortened = max(0, max(map(len, comparison.variants)) - NAME)
-    for column in SPARED:
-        if console.measure(shown).maximum - shortened > console.width:
-            columns.remove(column)
-            shown = _side_by_side(comparison, columns)
-    console.print(shown)
+    columns = ["variant", "test %", "95 %", *balanced, "loss", "ECE", "trained", "seconds"]
+    columns += ["img/s", "memory"]
+    rows = [columns, *([name, *_cells(v)] for name, v in comparison.variants.items())]
+    for spared in SPARED:
+        if _width(rows) > console.width:
+            number = columns.index(spared)
+            for row in rows:
+                del row[number : number + 1]  # one that has diverged is shorter
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
+    for row in rows[1:]:
+        table.add_row(*row, style="bold" * (row[0] == comparison.winner))
+    console.print(table)
     for sentence in comparison.sentences:
         console.print(sentence, markup=False)
 
 
-def _side_by_side(comparison: "Comparison", columns: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("variant")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, variant in comparison.variants.items():
-        cells = _cells(variant)
-        style = "bold" * (name == comparison.winner)
-        table.add_row(name, *(cells.get(column, "") for column in columns), style=style)
-    return table
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    """Columns of a terminal that a table takes at least."""
+    name, *others = (max(map(len, column)) for column in zip_longest(*rows, fillvalue=""))
+    return min(name, NAME) + sum(2 + width for width in others)
 
 
-def _cells(variant: "Summary | Diverged") -> dict[str, str]:
+def _cells(variant: "Summary | Diverged") -> list[str]:
     if variant.status == "diverged":
-        return {"test %": variant.status}
+        return [variant.status]
     accuracy = f"{variant.accuracy_mean * 100:.2f}"
     if variant.accuracy_spread is not None:
         accuracy += f" ± {variant.accuracy_spread * 100:.2f}"
-    return {
-        "test %": accuracy,
-        "95 %": f"{variant.accuracy_low * 100:.1f}–{variant.accuracy_high * 100:.1f}",
-        "balanced %": _balanced(variant),
-        "loss": f"{variant.test.loss:.3f}",
-        "ECE": f"{variant.test.calibration_error:.3f}",
-        "trained": f"{variant.trainable_parameters:,}",
-        "seconds": f"{variant.seconds:.0f}",
-        "img/s": f"{variant.images_per_second:,.0f}",
-        "memory": f"{variant.peak_memory_bytes / 2**30:.1f} GiB",
-    }
+    return [
+        accuracy,
+        f"{variant.accuracy_low * 100:.1f}–{variant.accuracy_high * 100:.1f}",
+        *_balanced(variant),
+        f"{variant.test.loss:.3f}",
+        f"{variant.test.calibration_error:.3f}",
+        f"{variant.trainable_parameters:,}",
+        f"{variant.seconds:.0f}",
+        f"{variant.images_per_second:,.0f}",
+        f"{variant.peak_memory_bytes / 2**30:.1f} GiB",
+    ]
 
 
-def _balanced(variant: "Summary") -> str:
+def _balanced(variant: "Summary") -> list[str]:
     """The first seed's, where the test set's classes differ in size."""
     balanced = variant.test.balanced
     if balanced is None:
-        return ""
+        return []
     share, low, high = (x * 100 for x in (balanced.value, balanced.low, balanced.high))
-    return f"{share:.2f} ({low:.1f}–{high:.1f})"
+    return [f"{share:.2f} ({low:.1f}–{high:.1f})"]
 
 
 def progress(parts: Sequence["Progress"]) -> Table:
-    """How far each is; the seed is left out where all have the same."""
+    """How far each variant with each seed is."""
     table = Table(box=None, pad_edge=False)
-    seeds = len({part.seed for part in parts}) > 1
-    columns = ["variant", *["seed"] * seeds, "epoch", "loss", "accuracy %", "test %", "img/s"]
-    for number, column in enumerate([*columns, "left"]):
+    columns = ("variant", "seed", "epoch", "loss", "accuracy %", "test %", "img/s", "left")
+    for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
     for part in parts:
         table.add_row(
-            part.variant,
-            *[str(part.seed)] * seeds,
-            f"{part.epoch}/{part.epochs}",
-            _number(part.loss, ".3f"),
-            _number(part.accuracy, ".2%").rstrip("%"),
-            _number(part.test, ".2%").rstrip("%"),
-            _number(part.images_per_second, ",.0f"),
+            part["variant"],
+            str(part["seed"]),
+            f"{part['epoch']}/{part['epochs']}",
+            _number("{:.3f}", part["loss"]),
+            _number("{:.2%}", part["accuracy"]).rstrip("%"),
+            _number("{:.2%}", part["test"]).rstrip("%"),
+            _number("{:,.0f}", part["images_per_second"]),
             _left(part),
         )
     return table
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _number(form: str, value: float | None) -> str:
+    return "" if value is None else form.format(value)
 
 
 def _left(part: "Progress") -> str:
-    if part.diverged:
+    if part["diverged"]:
         return "diverged"
-    if part.ends is None or part.epoch == part.epochs:
+    if part["ends"] is None or part["epoch"] == part["epochs"]:
         return ""
-    return _duration(datetime.fromisoformat(part.ends) - datetime.now(UTC))
+    return _duration(datetime.fromisoformat(part["ends"]) - datetime.now(UTC))
 
 
 def show_models(versions: Sequence["Version"], channels: Mapping[str, "Channel"]) -> None:

@@ -5,7 +5,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,26 +23,8 @@ from serving.files import write
 SECONDS_BETWEEN_LOOKS = 3.0
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Of one variant with one seed; None is what nobody knows yet."""
-
-    variant: str
-    seed: int
-    epoch: int
-    """How many are done."""
-    epochs: int
-    diverged: bool
-    loss: float | None = None
-    """Of training, in the last epoch."""
-    accuracy: float | None = None
-    """Of that epoch's weights on the validation images, or on those of training without them."""
-    test: float | None = None
-    """Accuracy of the weights that were kept."""
-    images_per_second: float | None = None
-    """In training."""
-    ends: str | None = None
-    """When its training is over, if it goes on as it does: ISO 8601 in UTC."""
+Progress = dict[str, Any]
+"""Of one variant with one seed, as `watch --json` prints it; null is what nobody knows yet."""
 
 
 def progress(config: Config, folder: RunFolder) -> list[Progress]:
@@ -51,32 +32,35 @@ def progress(config: Config, folder: RunFolder) -> list[Progress]:
     rows = folder.metrics()
     outcomes = [read(path, Result) for path in folder.path.glob("variants/**/result.json")]
     diverged = {(r.variant, r.seed) for r in outcomes if isinstance(r, Diverged)}
-    return [_of(part, config, rows, part in diverged) for part in config.parts]
+    return [_of(part, config, rows) | {"diverged": part in diverged} for part in config.parts]
 
 
-def _of(part: Part, config: Config, rows: Sequence[Row], diverged: bool) -> Progress:
+def _of(part: Part, config: Config, rows: Sequence[Row]) -> Progress:
     own = [row for row in rows if (row["variant"], row["seed"]) == part]
     train = [row for row in own if row["split"] == "train"]
-    epochs = config.variant(part.variant).optim.epochs
+    newest = {row["split"]: row for row in own}
+    last, epochs = newest.get("train", {}), config.variant(part.variant).optim.epochs
+    return {
+        **part._asdict(),
+        "epoch": len(train),
+        "epochs": epochs,
+        "loss": last.get("loss"),
+        "accuracy": newest.get("validation", last).get("accuracy"),
+        "test": newest.get("test", {}).get("accuracy"),
+        "images_per_second": last.get("images_per_second"),
+        "ends": _end(train, epochs),
+    }
+
+
+def _end(train: Sequence[Row], epochs: int) -> str | None:
+    """When its training is over, if it goes on as it did after the first epoch, which may have
+    waited for features or a compiler."""
     if not train:
-        return Progress(*part, 0, epochs, diverged)
-    by_split = {row["split"]: row for row in own}
-    last = train[-1]
-    each = last["seconds"]
-    if len(train) > 1:  # the first may have waited for features or a compiler
-        each = (last["seconds"] - train[0]["seconds"]) / (len(train) - 1)
+        return None
+    seconds = [row["seconds"] for row in train]
+    each = (seconds[-1] - seconds[0]) / (len(train) - 1) if len(train) > 1 else seconds[0]
     left = timedelta(seconds=each * (epochs - len(train)))
-    return Progress(
-        *part,
-        epoch=len(train),
-        epochs=epochs,
-        diverged=diverged,
-        loss=last["loss"],
-        accuracy=by_split.get("validation", last)["accuracy"],
-        test=by_split.get("test", {}).get("accuracy"),
-        images_per_second=last["images_per_second"],
-        ends=(datetime.fromisoformat(last["time"]) + left).isoformat(timespec="seconds"),
-    )
+    return (datetime.fromisoformat(train[-1]["time"]) + left).isoformat(timespec="seconds")
 
 
 def watch(run: str, settings: Sequence[str]) -> None:
@@ -107,8 +91,7 @@ def state(run: str, settings: Sequence[str]) -> dict[str, Any]:
     """
     with opened(run, settings) as (folder, look):
         finished = look()
-        parts = [asdict(part) for part in progress(folder.config(), folder)]
-        return {"run": run, "finished": finished, "parts": parts}
+        return {"run": run, "finished": finished, "parts": progress(folder.config(), folder)}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from jobs.config import Config
@@ -17,13 +18,11 @@ from jobs.following import Look
 from jobs.runs import TENSORBOARD, Row, RunFolder
 
 VALUES = ("loss", "aux_loss", "accuracy", "images_per_second", "learning_rate")
-MLFLOW_METRICS, MLFLOW_PARAMS = 1000, 100  # of one request, at most
-MLFLOW_VALUE = 500  # characters of a parameter
-# A server that is away is tried again a minute later anyway. Nothing is reported to anybody else.
-MLFLOW = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+MLFLOW = {  # unless the environment says otherwise
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_EXPERIMENT_NAME": "inception-transfer",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the follower tries again
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 
 
@@ -33,63 +32,54 @@ def looks(folder: RunFolder, config: Config) -> dict[str, Look]:
     Raises:
         ConfigurationError: a package is missing.
     """
-    found: dict[str, Look] = {}
-    if config.tracking.tensorboard:
-        _require("tensorboard")
-        found["TensorBoard's files"] = TensorBoard(folder).look
-    if config.tracking.mlflow:
-        _require("mlflow")
-        found["MLflow"] = MLflow(folder, config).look
-    return found
-
-
-def _require(package: str) -> None:
-    if find_spec(package) is None:
-        raise ConfigurationError(
-            f"tracking.{package}: not installed; pip install 'inception-transfer[{package}]'"
-        )
+    kinds = {"tensorboard": TensorBoard, "mlflow": MLflow}
+    wanted = [name for name in kinds if getattr(config.tracking, name)]
+    for name in wanted:
+        if find_spec(name) is None:
+            raise ConfigurationError(
+                f"tracking.{name}: not installed; pip install 'inception-transfer[{name}]'"
+            )
+    return {kinds[name].__name__: kinds[name](folder, config).look for name in wanted}
 
 
 class TensorBoard:
     """Writes event files, anew from the first row whenever the job is started."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, _: Config) -> None:
         self.folder, self.shown = folder, 0
-        self.writers: dict[str, Any] = {}
+        self.writers: dict[Path, Any] = {}
 
     def look(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        root = self.folder.path / TENSORBOARD
         if not self.writers:
-            shutil.rmtree(self.folder.path / TENSORBOARD, ignore_errors=True)
+            shutil.rmtree(root, ignore_errors=True)
         for row in self.folder.metrics()[self.shown :]:
-            writer, time = self._writer(_part(row)), _seconds(row)
-            for name in VALUES:
-                if row[name] is not None:
-                    writer.add_scalar(f"{name}/{row['split']}", row[name], row["epoch"], time)
+            path = root / row["variant"] / f"seed-{row['seed']}"
+            if path not in self.writers:  # who has read an earlier file there forgets its points
+                self.writers[path] = SummaryWriter(path, purge_step=0)
+            for name, value in _values(row):
+                tag = f"{name}/{row['split']}"
+                self.writers[path].add_scalar(tag, value, row["epoch"], _seconds(row))
             self.shown += 1
         for writer in self.writers.values():
             writer.flush()
 
-    def _writer(self, part: str) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        if part not in self.writers:  # a TensorBoard that knows an earlier file forgets its points
-            path = self.folder.path / TENSORBOARD / part
-            self.writers[part] = SummaryWriter(path, purge_step=0)
-        return self.writers[part]
-
 
 class MLflow:
-    """One run of MLflow for each of the job's, found again by its id and the time of its start."""
+    """One run of MLflow for each of the job's, found again by its id and the time of its start.
+
+    Its tag `rows` says how many it has, and arrives together with them.
+    """
 
     def __init__(self, folder: RunFolder, config: Config) -> None:
         self.folder, self.config = folder, config
-        self.id: str | None = None
+        self.run: Any = None
         self.shown = 0
-        self.known: set[tuple[str, int]] = set()  # points that an earlier start has sent
-        self.ended = False
 
     def look(self) -> None:
-        if self.ended or not (self.folder.path / "environment.json").is_file():
+        if not (self.folder.path / "environment.json").is_file():
             return
         for name, value in MLFLOW.items():
             os.environ.setdefault(name, value)
@@ -97,61 +87,42 @@ class MLflow:
 
         client = MlflowClient(tracking_uri=self.config.tracking.mlflow)
         try:
-            if self.id is None:
-                self.id = self._begin(client)
-            self._send(client, self.id)
+            self.run = self.run or self._begin(client)
+            self._send(client, self.run.info.run_id)
         except Exception:
-            self.id = None  # nobody knows what has arrived
+            self.run = None  # nobody knows what has arrived
             raise
 
-    def _begin(self, client: Any) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "inception-transfer")
+    def _begin(self, client: Any) -> Any:
+        name = os.environ["MLFLOW_EXPERIMENT_NAME"]
         found = client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else client.create_experiment(name)
         tags = {"run_id": self.folder.run_id, "started": self.folder.started}
         wanted = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
-        runs = client.search_runs([experiment], wanted)
-        run = (
-            runs[0]
-            if runs
-            else client.create_run(experiment, tags=tags, run_name=self.folder.run_id)
-        )
-        id: str = run.info.run_id
-        self.shown, self.known = 0, set()
-        for key in run.data.metrics:
-            self.known |= {(key, point.step) for point in client.get_metric_history(id, key)}
-        self._describe(client, id)
-        return id
-
-    def _describe(self, client: Any, id: str) -> None:
-        from mlflow.entities import Param
-
+        [run, *_] = client.search_runs([experiment], wanted) or [
+            client.create_run(experiment, tags=tags, run_name=self.folder.run_id)
+        ]
+        self.shown = int(run.data.tags.get("rows", 0))
         settings = self.config.experiment
         settings["variants"] = {variant["name"]: variant for variant in settings["variants"]}
-        params = [Param(key, str(value)[:MLFLOW_VALUE]) for key, value in _flat(settings)]
-        for start in range(0, len(params), MLFLOW_PARAMS):
-            client.log_batch(id, params=params[start : start + MLFLOW_PARAMS])
+        for key, value in _flat(settings):
+            client.log_param(run.info.run_id, key, str(value)[:500])
+        return run
 
     def _send(self, client: Any, id: str) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, RunTag
 
-        rows = self.folder.metrics()
-        points = [
-            Metric(
-                f"{_part(row)}/{row['split']}/{name}", row[name], _seconds(row) * 1000, row["epoch"]
-            )
-            for row in rows[self.shown :]
-            for name in VALUES
-            if row[name] is not None
-        ]
-        fresh = [point for point in points if (point.key, point.step) not in self.known]
-        for start in range(0, len(fresh), MLFLOW_METRICS):
-            client.log_batch(id, metrics=fresh[start : start + MLFLOW_METRICS])
-        self.shown = len(rows)
+        for row in self.folder.metrics()[self.shown :]:
+            place = f"{row['variant']}/seed-{row['seed']}/{row['split']}"
+            metrics = [
+                Metric(f"{place}/{name}", value, _seconds(row) * 1000, row["epoch"])
+                for name, value in _values(row)
+            ]
+            client.log_batch(id, metrics=metrics, tags=[RunTag("rows", str(self.shown + 1))])
+            self.shown += 1
         if self.folder.finished:
             client.log_artifact(id, str(self.folder.path / "comparison.json"))
             client.set_terminated(id)
-            self.ended = True
 
 
 @contextmanager
@@ -167,15 +138,10 @@ def exposed(folder: RunFolder, port: int | None) -> Iterator[None]:
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = exposition(folder.metrics()).encode()
-            self.send_response(200)
+            self.send_response_only(200)  # without a line in the log
             self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Says nothing of requests."""
+            self.wfile.write(exposition(folder.metrics()).encode())
 
     try:
         server = _Server(("", port), Page)
@@ -199,16 +165,16 @@ def exposition(rows: Sequence[Row]) -> str:
     newest = {(row["variant"], row["seed"], row["split"]): row for row in rows}
     lines = []
     for name in ("epoch", *VALUES):
-        lines.append(f"# TYPE inception_training_{name} gauge")
+        lines.append(f"# TYPE inception_training_{name} gauge\n")
         for (variant, seed, split), row in newest.items():
             labels = f'variant="{variant}",seed="{seed}",split="{split}"'
             if row[name] is not None:
-                lines.append(f"inception_training_{name}{{{labels}}} {row[name]}")
-    return "\n".join(lines) + "\n"
+                lines.append(f"inception_training_{name}{{{labels}}} {row[name]}\n")
+    return "".join(lines)
 
 
-def _part(row: Row) -> str:
-    return f"{row['variant']}/seed-{row['seed']}"
+def _values(row: Row) -> list[tuple[str, float]]:
+    return [(name, row[name]) for name in VALUES if row[name] is not None]
 
 
 def _seconds(row: Row) -> int:

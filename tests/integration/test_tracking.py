@@ -85,7 +85,7 @@ def test_event_files_have_every_value_once_however_often_the_job_is_started(
     pytest.importorskip("tensorboard", reason="extra tensorboard")
     expected = points_of(run, "{variant}/seed-{seed}/{name}/{split}")
     for _ in range(2):
-        tracker = TensorBoard(run)
+        tracker = TensorBoard(run, run.config())
         tracker.look()
         tracker.look()
         assert event_points(run) == pytest.approx(expected)  # they are float32 there
@@ -117,8 +117,9 @@ class FakeMLflow(ThreadingHTTPServer):
 
     def runs_search(self, given: dict[str, Any]) -> dict[str, Any]:
         def matches(run: dict[str, Any]) -> bool:
-            tags = run["data"]["tags"]
-            return all(f"tags.{t['key']} = '{t['value']}'" in given["filter"] for t in tags[:2])
+            tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+            asked = ("run_id", "started")
+            return all(f"tags.{key} = '{tags[key]}'" in given["filter"] for key in asked)
 
         return {"runs": [run for run in self.runs if matches(run)]}
 
@@ -139,13 +140,14 @@ class FakeMLflow(ThreadingHTTPServer):
         return {"run_info": self._run(given)["info"]}
 
     def runs_log_batch(self, given: dict[str, Any]) -> dict[str, Any]:
-        for kind in ("metrics", "params"):
-            self._run(given)["data"][kind] += given.get(kind, [])
+        data, [rows] = self._run(given)["data"], given["tags"]
+        data["metrics"] += given["metrics"]
+        data["tags"] = [tag for tag in data["tags"] if tag["key"] != rows["key"]] + [rows]
         return {}
 
-    def metrics_get_history(self, given: dict[str, Any]) -> dict[str, Any]:
-        every = self._run(given)["data"]["metrics"]
-        return {"metrics": [point for point in every if point["key"] == given["metric_key"]]}
+    def runs_log_parameter(self, given: dict[str, Any]) -> dict[str, Any]:
+        self._run(given)["data"]["params"].append({"key": given["key"], "value": given["value"]})
+        return {}
 
     def _run(self, given: dict[str, Any]) -> dict[str, Any]:
         return next(run for run in self.runs if run["info"]["run_id"] == given["run_id"])
