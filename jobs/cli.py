@@ -175,10 +175,9 @@ def watch(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how far a run is, here or elsewhere, until it is finished; --json: once, as it is now.
+    """Show how far a run is, here or in S3, until it is finished; --json: once, as it is now.
 
-    Exit codes: 0 the run is finished, or with --json whatever it is · 3 there is no such run, or S3
-    is out of reach · 130 Ctrl-C, which ends this command and not the run."""
+    0 it is finished, with --json: told · 3 no such run, or S3 not reachable · 130 Ctrl-C."""
     from jobs import watching
 
     if as_json:

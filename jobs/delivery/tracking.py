@@ -23,6 +23,7 @@ MLFLOW = {  # unless the environment says otherwise
     "MLFLOW_EXPERIMENT_NAME": "inception-transfer",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the follower tries again
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 

@@ -209,7 +209,7 @@ def sent(mlflow: FakeMLflow) -> Points:
 
 
 def test_mlflow_gets_parameters_every_point_once_and_the_comparison(
-    run: RunFolder, mlflow: FakeMLflow
+    run: RunFolder, mlflow: FakeMLflow, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """… from a run that is begun twice, and then found finished."""
     wanted = with_tracking(run, mlflow=mlflow.address)
@@ -229,6 +229,7 @@ def test_mlflow_gets_parameters_every_point_once_and_the_comparison(
     tracker.look()
     assert there["info"]["status"] == "FINISHED"
     assert mlflow.artifacts == {"comparison.json": (run.path / "comparison.json").read_bytes()}
+    assert not capsys.readouterr().out, "that is for the result"
 
 
 def test_what_arrived_though_the_answer_got_lost_is_not_sent_again(
