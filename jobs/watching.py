@@ -3,8 +3,8 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -69,18 +69,17 @@ def watch(run: str, settings: Sequence[str]) -> None:
     Raises:
         UnavailableError: there is none, or it is out of reach.
     """
-    with opened(run, settings) as (folder, look):
-        config, console, shown = folder.config(), table.output(), 0
-        if console.is_interactive:
-            with Live(console=console, auto_refresh=False) as live:
-                for _ in _looks(look):
-                    live.update(table.progress(progress(config, folder)), refresh=True)
-        else:
-            for _ in _looks(look):
-                rows = folder.metrics()
-                for row in rows[shown:]:
-                    print(_line(row, config), flush=True)
-                shown = len(rows)
+    console, shown = table.output(), 0
+    live = Live(console=console, auto_refresh=False) if console.is_interactive else None
+    with live or nullcontext():
+        for folder, _ in looks(run, settings):
+            config, rows = folder.config(), folder.metrics()
+            if live is not None:
+                live.update(table.progress(progress(config, folder)), refresh=True)
+                continue
+            for row in rows[shown:]:
+                print(_line(row, config), flush=True)
+            shown = len(rows)
 
 
 def state(run: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -89,50 +88,39 @@ def state(run: str, settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         UnavailableError: there is no such run, or it is out of reach.
     """
-    with opened(run, settings) as (folder, look):
-        finished = look()
+    with closing(looks(run, settings)) as states:
+        folder, finished = next(states)
         return {"run": run, "finished": finished, "parts": progress(folder.config(), folder)}
 
 
-@contextmanager
-def opened(run: str, settings: Sequence[str]) -> Iterator[tuple[RunFolder, Callable[[], bool]]]:
-    """A run's folder, or one with what S3 has of it; and what brings that up to date and says
-    whether the run is finished.
+def looks(run: str, settings: Sequence[str]) -> Generator[tuple[RunFolder, bool], None, None]:
+    """A run's folder, or one with what S3 has of it, and whether the run is finished: every few
+    seconds, until it is.
 
     Raises:
         UnavailableError: no run is there, or S3 is out of reach.
     """
-    if not run.startswith("s3://"):
-        folder = RunFolder(Path(run))
-        yield folder, lambda: folder.finished
-        return
-    storage = Storage(config.load("default", [*settings, f"storage.uri={run}"]).storage)
+    storage = None
+    if run.startswith("s3://"):
+        storage = Storage(config.load("default", [*settings, f"storage.uri={run}"]).storage)
     with tempfile.TemporaryDirectory() as place:
-        folder = RunFolder(Path(place))
-        _fetch(storage, folder)
-        if not (folder.path / "config.yaml").is_file():
-            raise UnavailableError(f"{run}: no config.yaml is there, so it is no run's prefix")
-        yield folder, lambda: _fetch(storage, folder)
+        folder, finished = RunFolder(Path(place if storage else run)), False
+        while not finished:
+            finished = _fetch(storage, folder) if storage else folder.finished
+            yield folder, finished
+            if not finished:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _fetch(storage: Storage, folder: RunFolder) -> bool:
-    """Brings everything that tells of progress; whether the run was finished before that."""
     manifest = storage.get(MANIFEST)
     listed = json.loads(manifest.body)["files"] if manifest else {}
     for name in (*LIVE, *(name for name in listed if name.endswith("/result.json"))):
         if found := storage.get(name):
             write(folder.path / name, found.body)
+        elif name == "config.yaml":
+            raise UnavailableError(f"{storage.uri}: no config.yaml is there, so it is no run")
     return manifest is not None
-
-
-def _looks(look: Callable[[], bool]) -> Iterator[None]:
-    """Every few seconds, and the last time when the run is finished."""
-    while True:
-        finished = look()
-        yield
-        if finished:
-            return
-        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _line(row: Row, config: Config) -> str:

@@ -33,7 +33,7 @@ def looks(folder: RunFolder, config: Config) -> dict[str, Look]:
     Raises:
         ConfigurationError: a package is missing.
     """
-    kinds = {"tensorboard": TensorBoard, "mlflow": MLflow}
+    kinds: dict[str, type[TensorBoard | MLflow]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
     wanted = [name for name in kinds if getattr(config.tracking, name)]
     for name in wanted:
         if find_spec(name) is None:

@@ -4,10 +4,9 @@ import io
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,42 +89,23 @@ def test_the_table_fits_a_narrow_terminal_whatever_the_names_are() -> None:
         assert figure in lines[1]
 
 
-@pytest.fixture
-def growing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunFolder]:
-    """A run that goes on while it is watched, and ends."""
-    monkeypatch.setattr(watching, "SECONDS_BETWEEN_LOOKS", 0.1)
-    seen = threading.Event()
-    before = watching._looks
+def test_without_a_terminal_each_row_is_a_line_once_and_the_end_of_the_run_is_the_end(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: list[str] = []
 
-    def look(*arguments: object) -> Iterator[None]:
-        for _ in before(*arguments):  # type: ignore[arg-type]
-            yield
-            seen.set()
-
-    monkeypatch.setattr(watching, "_looks", look)
-
-    def go_on() -> None:
-        assert seen.wait(20)
+    def goes_on(_: float) -> None:
+        before.extend(capsys.readouterr().out.splitlines())
         train(run, "finetune", 2, accuracy=0.875)
         write(run.path / MANIFEST, "{}")
 
-    thread = threading.Thread(target=go_on)
-    thread.start()
-    yield run
-    thread.join()
-
-
-def test_without_a_terminal_each_row_is_a_line_once_and_the_end_of_the_run_is_the_end(
-    growing: RunFolder, capsys: pytest.CaptureFixture[str]
-) -> None:
-    call("watch", str(growing.path))
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(growing.metrics()) == 8
-    assert lines[-1] == (
-        "finetune with seed 0, epoch 3 of 5, validation: "
-        "accuracy 87.50 % · loss 1.250 · 40 images/s"
-    )
-    assert len({*lines}) == 8
+    monkeypatch.setattr(watching, "time", SimpleNamespace(sleep=goes_on))
+    call("watch", str(run.path))
+    assert len(before) == 6
+    assert capsys.readouterr().out.splitlines() == [
+        f"finetune with seed 0, epoch 3 of 5, {split}: accuracy 87.50 % · loss 1.250 · 40 images/s"
+        for split in ("train", "validation")
+    ]
 
 
 def test_on_a_terminal_the_table_is_all_there_is(run: RunFolder) -> None:
