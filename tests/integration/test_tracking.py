@@ -3,6 +3,8 @@
 import io
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -14,7 +16,6 @@ from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 import pytest
-from command import job
 from conftest import copy_of, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
@@ -56,12 +57,15 @@ def unfinished(run: RunFolder) -> RunFolder:
     return run
 
 
-def finish(run: RunFolder, *settings: str) -> tuple[int, str]:
-    """Exit code and standard error of the command that goes on with it."""
-    options = [part for setting in settings for part in ("--set", setting)]
-    where = ("--config", run.path / "config.yaml", "--out", run.path.parent)
-    done = job("run", *where, "--run-id", run.run_id, *options)
-    return done.returncode, done.stderr
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """Takes connections and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def address_of(server: socket.socket) -> str:
+    return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 def event_points(run: RunFolder) -> Points:
@@ -256,18 +260,46 @@ def test_another_run_with_the_same_id_is_another_one_there(
 
 
 def test_a_tracker_that_never_answers_keeps_no_run_from_its_end_and_no_other_from_its_rows(
-    unfinished: RunFolder,
+    unfinished: RunFolder, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mlflow", reason="extra mlflow")
     pytest.importorskip("tensorboard", reason="extra tensorboard")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        code, errors = finish(unfinished, f"tracking.mlflow={address}", "tracking.tensorboard=true")
-    assert code == 0 and unfinished.finished, errors
-    assert errors.count("warning: the last metrics are not in MLflow: ") == 1
-    assert event_points(unfinished)
+    lines: list[str] = []
+    monkeypatch.setattr(following, "log", lines.append)
+    monkeypatch.setattr(following, "SECONDS_AT_THE_END", 1.0)
+    pipeline.run(with_tracking(unfinished, mlflow=address_of(silent), tensorboard=True), unfinished)
+    assert lines == ["warning: the last metrics are not in MLflow: no answer for 1 s"]
+    assert unfinished.finished and event_points(unfinished)
     listed = unfinished.manifest()["files"]
     assert not [name for name in listed if "tensorboard" in name], "they may change until the end"
+
+
+LEFT_BEHIND = """
+import sys
+from pathlib import Path
+from jobs import config, following
+from jobs.delivery.tracking import MLflow
+from jobs.runs import RunFolder
+
+following.SECONDS_AT_THE_END = 0.5
+run = RunFolder(Path(sys.argv[1]))
+tracked = run.config().model_copy(update={"tracking": config.Tracking(mlflow=sys.argv[2])})
+with following.following({"MLflow": MLflow(run, tracked).look}):
+    sys.stdin.readline()
+"""
+
+
+def test_a_process_ends_though_its_tracker_still_waits(
+    run: RunFolder, silent: socket.socket
+) -> None:
+    pytest.importorskip("mlflow", reason="extra mlflow")
+    silent.settimeout(60)
+    command: list[str | Path] = [sys.executable, "-c", LEFT_BEHIND, run.path, address_of(silent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with silent.accept()[0]:
+            _, errors = process.communicate(b"\n", timeout=5)
+    assert process.returncode == 0
+    assert b"the last metrics are not in MLflow: no answer" in errors
 
 
 def test_the_end_does_not_wait_for_a_tracker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
