@@ -295,8 +295,10 @@ def test_a_process_ends_though_its_tracker_still_waits(
     pytest.importorskip("mlflow", reason="extra mlflow")
     silent.settimeout(60)
     command: list[str | Path] = [sys.executable, "-c", LEFT_BEHIND, run.path, address_of(silent)]
-    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as process, silent.accept()[0]:
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+        silent.accept()[0],
+    ):
         _, errors = process.communicate(b"\n", timeout=5)
     assert process.returncode == 0
     assert b"the last metrics are not in MLflow: no answer" in errors
