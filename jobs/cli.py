@@ -168,6 +168,25 @@ def gather(
 
 
 @app.command()
+def watch(
+    run: Annotated[
+        str, typer.Argument(help="A run's folder, or s3://… where the job publishes it.")
+    ],
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far a run is, here or in S3, until it is finished; --json: once, as it is now.
+
+    0 it is finished, with --json: told · 3 no such run, or S3 not reachable · 130 Ctrl-C."""
+    from jobs import watching
+
+    if as_json:
+        _print_json(**watching.state(run, settings or ()))
+    else:
+        watching.watch(run, settings or ())
+
+
+@app.command()
 def inspect(
     config: ConfigOption = "default",
     settings: SetOption = None,

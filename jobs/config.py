@@ -334,6 +334,25 @@ class Storage(S3):
         return self
 
 
+class Tracking(Section):
+    """Who else is shown the metrics while the job works. None of them can stop it."""
+
+    tensorboard: bool = False
+    """Write event files into the run's folder; needs the extra `tensorboard`."""
+    mlflow: str | None = None
+    """Tracking URI of an MLflow, such as `http://mlflow:5000`; needs the extra `mlflow`. User and
+    password come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+    prometheus: Annotated[int, Field(gt=0, lt=2**16)] | None = None
+    """Port on which Prometheus gets the newest metrics while the job works."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_credentials(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "@" in str(raw.get("mlflow")):
+            raise ValueError("mlflow: credentials belong into the environment, not here")
+        return raw
+
+
 DELIVERY = ("export", "promotion", "storage")  # sections about what is done with a finished run
 
 
@@ -347,6 +366,7 @@ class Config(Section):
     export: Export = Export()
     promotion: Promotion = Promotion()
     storage: Storage = Storage()
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="before")
     @classmethod
@@ -441,13 +461,14 @@ class Config(Section):
 
     @property
     def experiment(self) -> dict[str, Any]:
-        """All that decides what is trained, and so not how it is packed or where it is sent.
+        """All that decides what is trained, and so not how it is packed, or where it is sent or
+        shown.
 
         Nor where and how the work is done: a device, compiled code and the number of images scored
         at once change the order of additions, as another machine does. `runtime.precision` is in,
         for bf16 is another result.
         """
-        dump = self.model_dump(mode="json", exclude=set(DELIVERY))
+        dump = self.model_dump(mode="json", exclude={*DELIVERY, "tracking"})
         for key in ("cache", "s3"):
             dump["data"].pop(key)
         dump["evaluation"].pop("batch_size")

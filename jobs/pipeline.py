@@ -4,7 +4,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import Inception3
 
-from jobs import devices, distributed, environment, errors
+from jobs import devices, distributed, environment, errors, table, watching
 from jobs.config import Config, Part, Variant
 from jobs.data import duplicates, findings
 from jobs.data.dataset import Dataset, draw_source_task, load
 from jobs.data.images import Draws, Examples, Images
-from jobs.delivery import export, publishing
+from jobs.delivery import export, publishing, tracking
 from jobs.delivery.storage import Storage
 from jobs.errors import ConfigurationError, JobError, UnavailableError
+from jobs.following import following
 from jobs.report import comparison, page
 from jobs.results import Comparison, Diverged, Done, Trained
 from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
@@ -34,7 +36,7 @@ from jobs.train.training import Trainer, fit
 from jobs.train.writing import Snapshot, each
 from serving.archive import Scores
 from serving.files import write
-from serving.progress import log, task
+from serving.progress import above, console, log, task
 
 COARSE = 2  # from an input this many times as large as the images on, the log says so
 MISTAKES = 24  # pictures kept for the report
@@ -59,13 +61,32 @@ def run(config: Config, folder: RunFolder) -> Comparison:
             log(f"{folder.path} is finished; --run-id NAME starts another")
             result = distributed.once(folder.comparison)
         else:
-            with distributed.held_once(publishing.following(folder, config.storage)):
+            with distributed.held_once(_followed(config, folder)):
                 result = _work(config, folder)
     if result.winner is None:
         raise JobError(f"no variant has a result, see {folder.path}/comparison.json")
     distributed.once(_export, config, folder)
     distributed.once(_publish, config, folder)
     return result
+
+
+@contextmanager
+def _followed(config: Config, folder: RunFolder) -> Iterator[None]:
+    """Shows the metrics to whoever is to see them while the block works."""
+    looks = tracking.looks(folder, config)
+    if config.storage.uri is not None:
+        looks["S3"] = publishing.Live(folder, config.storage).look
+    if console.is_interactive:
+        looks["the table"] = lambda: _draw(config, folder)
+    try:
+        with tracking.exposed(folder, config.tracking.prometheus), following(looks):
+            yield
+    finally:
+        above.clear()
+
+
+def _draw(config: Config, folder: RunFolder) -> None:
+    above[:] = [table.progress(watching.progress(config, folder))]
 
 
 def _work(config: Config, folder: RunFolder) -> Comparison:
@@ -120,7 +141,7 @@ def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]
     variant = config.variant(name)
     with (
         distributed.held_once(folder.open(config)),
-        distributed.held_once(publishing.following(folder, config.storage)),
+        distributed.held_once(_followed(config, folder)),
     ):
         job = Job(config, folder)
         return [job.train(variant, seed) for seed in config.runtime.seeds]
@@ -129,7 +150,8 @@ def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]
 def train_part(config: Config, folder: RunFolder, part: Part) -> None:
     """Trains one variant with one seed; other processes may train others in the same folder."""
     if not folder.variant(*part).finished:
-        Job(config, folder).train(config.variant(part.variant), part.seed)
+        with tracking.exposed(folder, config.tracking.prometheus):
+            Job(config, folder).train(config.variant(part.variant), part.seed)
 
 
 class Job:

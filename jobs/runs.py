@@ -38,7 +38,9 @@ from serving.files import digest_of, replacing, write
 MANIFEST = "manifest.json"
 DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
 CHECKPOINT = "last.ckpt"
+TENSORBOARD = "tensorboard"  # written until after the manifest
 UNLISTED = {MANIFEST, ".lock", ".locks", DELIVERED, CHECKPOINT}
+Row = dict[str, Any]
 COLUMNS = (
     *("time", "run_id", "variant", "seed", "epoch", "split", "loss", "aux_loss", "accuracy"),
     *("images_per_second", "learning_rate", "seconds"),
@@ -345,7 +347,9 @@ class RunFolder:
                 "sha256": digest_of(self.path / file),
             }
             for file in files
-            if not UNLISTED & {*file.parts} and (self.path / file).is_file()
+            if not UNLISTED & {*file.parts}
+            and file.parts[0] != TENSORBOARD
+            and (self.path / file).is_file()
         }
         manifest = {"run_id": self.run_id, "started": self.started, "time": now(), "files": entries}
         write_json(self.path / MANIFEST, manifest)

@@ -1,14 +1,18 @@
 """Progress output on stderr: bars on a terminal, plain lines in a log."""
 
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False)
+# The log of a continuous integration is none to draw in, though it may look like a terminal.
+INTERACTIVE = False if os.environ.get("CI") else None  # None: as it looks
+console = Console(stderr=True, highlight=False, force_interactive=INTERACTIVE)
+above: list[RenderableType] = []  # what is drawn over the bar
 SECONDS_BETWEEN_LINES = 8
 SHARE_THAT_TELLS = 0.05  # of a task; before it is done, the rate may be that of a slow start
 _last_line = [0.0]  # when one was printed
@@ -29,7 +33,7 @@ def note(message: Callable[[], str]) -> None:
 @contextmanager
 def task(label: str, total: float, unit: str = "images") -> Iterator[Callable[[float], None]]:
     """Shows the progress towards `total`; the block calls the yielded function with increments."""
-    if console.is_terminal:
+    if console.is_interactive:
         with _bar(label, total, unit) as advance:
             yield advance
     else:
@@ -47,7 +51,7 @@ def _bar(label: str, total: float, unit: str) -> Iterator[Callable[[float], None
         TimeRemainingColumn(),
     )
     start = time.perf_counter()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(label, total=total, unit=unit, rate=0.0)
 
         def advance(count: float) -> None:
@@ -56,6 +60,12 @@ def _bar(label: str, total: float, unit: str) -> Iterator[Callable[[float], None
             progress.update(bar, advance=count, rate=rate)
 
         yield advance
+
+
+class _Progress(Progress):
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from above
+        yield from super().get_renderables()
 
 
 @contextmanager

@@ -4,9 +4,6 @@ runs/dt=YYYY-MM-DD/run_id=…/…    a run without a manifest is not there yet
 """
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from jobs import config, interruption
@@ -17,9 +14,6 @@ from serving.files import digest_of, replacing, write
 from serving.progress import log, task
 
 LIVE = ("config.yaml", "environment.json", "metrics.jsonl")  # sent while a run trains
-SECONDS_BETWEEN_LOOKS = 1.0
-SECONDS_AFTER_FAILURE = 60.0  # and so at most one warning a minute
-SECONDS_AT_THE_END = 10.0  # that training waits for the last metrics to be sent, at most
 
 
 def run_key(folder: RunFolder) -> str:
@@ -119,51 +113,22 @@ def _send_files(storage: Storage, folder: RunFolder, manifest: dict[str, Any]) -
     return len(missing)
 
 
-@contextmanager
-def following(folder: RunFolder, settings: config.Storage) -> Iterator[None]:
-    """Sends epoch metrics in the background while the block trains.
-
-    Storage that is down costs a warning a minute; the block never waits for it, and its end no
-    longer than SECONDS_AT_THE_END. Nothing is done without a `storage.uri`.
-    """
-    if settings.uri is None:
-        yield
-        return
-    follower = _Follower(folder, settings)
-    follower.start()
-    try:
-        yield
-    finally:
-        follower.stopped.set()
-        follower.join(SECONDS_AT_THE_END)
-
-
-class _Follower(threading.Thread):
-    """Looks for new metrics and sends them, each object only in place of the one it knows: a
+class Live:
+    """Sends epoch metrics while the run trains, each object only in place of the one it knows: a
     delayed request can therefore never overwrite what `publish` sends later."""
 
     def __init__(self, folder: RunFolder, settings: config.Storage) -> None:
-        super().__init__(name="metrics to S3", daemon=True)
-        self.folder, self.stopped = folder, threading.Event()
+        self.folder = folder
         self.settings = settings.model_copy(update={"attempts": 1})
         self.storage: Storage | None = None
         self.sent: dict[str, tuple[bytes, str]] = {}  # content and ETag by name
 
-    def run(self) -> None:
-        while True:
-            last = self.stopped.wait(SECONDS_BETWEEN_LOOKS)
-            try:
-                self._look()
-            except Exception as error:  # whatever it is, training continues
-                if last:
-                    return
-                log(f"warning: metrics are not in S3 yet, training continues: {error}")
-                if self.stopped.wait(SECONDS_AFTER_FAILURE):
-                    return
-            if last:
-                return
+    def look(self) -> None:
+        """Sends what is new.
 
-    def _look(self) -> None:
+        Raises:
+            ConfigurationError: a finished run is there under the same id.
+        """
         if not (self.folder.path / "environment.json").is_file():
             return
         if self.storage is None:

@@ -10,8 +10,9 @@ import torch
 from command import job
 from conftest import changed_at
 from object_store import exported_run
+from rich.console import Console
 
-from jobs import config
+from jobs import config, table
 from jobs.runs import RunFolder
 
 
@@ -97,6 +98,27 @@ def test_train_does_one_variant_and_run_does_the_rest(tiny_yaml: Path, tmp_path:
     assert result["variants"]["finetune"]["status"] == "done"
     assert result["winner"] in ("finetune", "frozen")
     assert "no longer finite" in (folder / "report" / "index.html").read_text()
+
+
+def test_the_closing_summary_fits_80_columns_whatever_the_names_are(
+    compared: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "output", lambda: Console(width=80, highlight=False))
+    found = compared.comparison()
+    names = ("probe-the-head-then-tune-all-of-the-trunk", "finetune", "frozen")
+    variants = dict(zip(names, found.variants.values(), strict=True))
+    table.show(found.model_copy(update={"variants": variants}))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    [head] = [line for line in lines if line.startswith("variant")]
+    rows = lines[lines.index(head) + 1 :][:3]
+    assert head.split()[1:5] == ["test", "%", "95", "%"] and "memory" not in head
+    assert rows[0].startswith(names[0][:20]) and [r.split()[0] for r in rows[1:]] == [*names[1:]]
+    for cells, variant in zip(rows, found.done.values(), strict=True):
+        assert (
+            f"{variant.accuracy_mean * 100:.2f} ±" in cells and f"{variant.test.loss:.3f}" in cells
+        )
+        assert "…" not in cells.partition(" ")[2], "names alone are cut short"
 
 
 def test_programs_get_results_as_json(compared: RunFolder) -> None:

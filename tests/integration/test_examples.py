@@ -11,6 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT, tiny
 
+from jobs.runs import RunFolder
+
 
 @pytest.mark.slow
 def test_optuna_finds_the_best_of_its_trials_by_their_validation_accuracy(tmp_path: Path) -> None:
@@ -40,3 +42,23 @@ def test_optuna_finds_the_best_of_its_trials_by_their_validation_accuracy(tmp_pa
     said = re.fullmatch(r"(.*)% of the validation set with (.*)\n", done.stdout)
     assert said is not None and said[1] == f"{accuracies[best] * 100:.2f}"
     assert str(rates[best]) in said[2]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
+    """… as it is kept: without what it printed for somebody."""
+    notebook = json.loads((ROOT / "examples" / "digits.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "svg"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    [path] = (tmp_path / "runs").iterdir()
+    assert done.stdout.splitlines() == list(RunFolder(path).comparison().sentences)

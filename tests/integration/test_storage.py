@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,13 +31,13 @@ from object_store import (
     start_store,
 )
 
-from jobs import config, doctor
-from jobs.delivery import publishing
+from jobs import config, doctor, following, watching
 from jobs.delivery import storage as storages
-from jobs.delivery.publishing import following, publish, run_key
+from jobs.delivery.publishing import Live, publish, run_key
 from jobs.delivery.storage import Storage
 from jobs.demo import ObjectStore
 from jobs.errors import ConfigurationError, UnavailableError
+from jobs.results import Diverged
 from jobs.runs import RunFolder
 from serving import progress
 from serving.files import digest_of, write
@@ -389,15 +390,19 @@ def test_a_network_that_stalls_ends_within_the_timeouts(
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(following, "SECONDS_BETWEEN_LOOKS", 0.05)
 
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    for module in (publishing, progress):
+    for module in (following, progress):
         monkeypatch.setattr(module, "log", lines.append)
     return lines
+
+
+def sending(folder: RunFolder, settings: config.Storage) -> AbstractContextManager[None]:
+    return following.following({"S3": Live(folder, settings).look})
 
 
 def row(epoch: int) -> dict[str, Any]:
@@ -429,7 +434,7 @@ def test_metrics_appear_epoch_by_epoch_and_never_a_manifest(
     store: ObjectStore, settings: config.Storage, training: RunFolder, hurried: None
 ) -> None:
     storage, file = Storage(settings), training.path / "metrics.jsonl"
-    with following(training, settings):
+    with sending(training, settings):
         for epoch in range(3):
             training.append_metrics([row(epoch)])
             until(lambda: published_metrics(storage, training) == file.read_bytes())
@@ -446,10 +451,54 @@ def test_a_run_that_is_started_again_goes_on_with_its_metrics_in_s3(
     settings: config.Storage, training: RunFolder, hurried: None
 ) -> None:
     for epoch in range(2):
-        with following(training, settings):
+        with sending(training, settings):
             training.append_metrics([row(epoch)])
     expected = (training.path / "metrics.jsonl").read_bytes()
     assert published_metrics(Storage(settings), training) == expected
+
+
+def test_a_run_elsewhere_is_watched_in_s3_until_it_is_published_there(
+    settings: config.Storage,
+    training: RunFolder,
+    hurried: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(watching, "SECONDS_BETWEEN_LOOKS", 0.1)
+    given = settings.model_dump(include={"endpoint_url", "region", "path_style"})
+    options = [f"storage.{key}={value}" for key, value in given.items()]
+    where = f"{settings.uri}/{run_key(training)}"
+    with pytest.raises(UnavailableError, match=r"no config\.yaml is there"):
+        watching.state(where, options)
+    whole = row(0) | {
+        "variant": "frozen",
+        "accuracy": 0.5,
+        "images_per_second": 9.0,
+        "seconds": 1.0,
+    }
+    with sending(training, settings):
+        training.append_metrics([whole])
+        until(lambda: published_metrics(Storage(settings), training))
+        watcher = threading.Thread(target=watching.watch, args=(where, options))
+        watcher.start()
+        until(lambda: "epoch 1 of 2" in capsys.readouterr().out)
+        said = watching.state(where, options)
+        assert not said["finished"] and [p["epoch"] for p in said["parts"]] == [0, 0, 1]
+        training.append_metrics([whole | {"epoch": 1, "accuracy": 0.75}])
+    storage = Storage(settings)
+    lost = Diverged(variant="scratch", seed=0, reason="the loss was no longer finite")
+    training.variant("scratch", 0).save_result(lost)
+    training.write_manifest()
+    for name in ("variants/scratch/result.json", "manifest.json"):
+        body = (training.path / name).read_bytes()
+        storage.put(f"{run_key(training)}/{name}", body, replacing=None)
+    watcher.join(20)
+    assert not watcher.is_alive()
+    assert capsys.readouterr().out == (
+        "frozen with seed 0, epoch 2 of 2, train: accuracy 75.00 % · loss 1.000 · 9 images/s\n"
+    )
+    said = watching.state(where, options)
+    assert said["finished"] and said["parts"][0]["diverged"]
 
 
 @pytest.mark.usefixtures("hurried")
@@ -458,12 +507,14 @@ def test_storage_that_is_down_warns_once_a_minute_and_holds_nothing_up(
 ) -> None:
     away = settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
     begin = time.monotonic()
-    with following(training, away):
+    with sending(training, away):
         for epoch in range(20):
             training.append_metrics([row(epoch)])
             time.sleep(0.05)
         until(lambda: warnings)
-    assert len(warnings) == 1 and "Could not connect" in warnings[0]
+    first, last = warnings
+    assert "not in S3 yet, training continues" in first and "Could not connect" in first
+    assert "the last metrics are not in S3: " in last and "Could not connect" in last
     assert time.monotonic() - begin < 20
 
 
@@ -473,11 +524,12 @@ def test_storage_that_stalls_holds_the_end_up_for_a_bounded_time_and_can_undo_no
     training: RunFolder,
     proxy: Proxy,
     monkeypatch: pytest.MonkeyPatch,
+    warnings: list[str],
 ) -> None:
-    monkeypatch.setattr(publishing, "SECONDS_AT_THE_END", 0.5)
+    monkeypatch.setattr(following, "SECONDS_AT_THE_END", 0.5)
     storage = Storage(settings)
     slow = settings.model_copy(update={"endpoint_url": proxy.address, "read_timeout": 3.0})
-    with following(training, slow):
+    with sending(training, slow):
         training.append_metrics([row(0)])
         until(lambda: published_metrics(storage, training))
         etag = storage.head(f"{run_key(training)}/metrics.jsonl")["ETag"]  # type: ignore[index]
@@ -486,9 +538,10 @@ def test_storage_that_stalls_holds_the_end_up_for_a_bounded_time_and_can_undo_no
         time.sleep(0.3)
         begin = time.monotonic()
     assert time.monotonic() - begin < 2
+    assert "the last metrics are not in S3: no answer" in warnings[-1]
     final = b"what the end of the run sends\n"
     storage.put(f"{run_key(training)}/metrics.jsonl", final, replacing=etag)
-    late = publishing._Follower(training, settings)
+    late = Live(training, settings)
     late.storage, late.sent["metrics.jsonl"] = storage, (b"older", etag)
     with pytest.raises(storages.Conflict):
         late._send(storage, "metrics.jsonl")
@@ -504,7 +557,7 @@ def test_metrics_never_go_into_another_run_that_is_finished(
     folder = RunFolder(tmp_path / "here" / "same")
     with folder.open(tiny_config()):
         write(folder.path / "environment.json", json.dumps([{"time": there.started}]))
-        with following(folder, settings):
+        with sending(folder, settings):
             folder.append_metrics([row(0)])
             until(lambda: [w for w in warnings if "a finished run is there as same" in w])
     assert_whole(store, settings, there)

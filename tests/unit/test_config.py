@@ -105,6 +105,18 @@ def test_where_pictures_are_reached_is_not_part_of_the_experiment() -> None:
     assert one.digest == other.digest and one != other
 
 
+def test_who_is_shown_the_metrics_is_not_part_of_the_experiment() -> None:
+    one = config.load("default")
+    other = config.load("default", ["tracking.tensorboard=true", "tracking.mlflow=http://mlflow"])
+    assert one.digest == other.digest and one != other
+
+
+def test_a_password_in_an_address_of_mlflow_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigurationError, match=r"^tracking: mlflow: credentials") as caught:
+        config.load("default", ["tracking.mlflow=https://me:secret@mlflow"])
+    assert "secret" not in str(caught.value)
+
+
 def test_a_number_in_scientific_notation_is_a_number() -> None:
     resolved = config.load("default", ["optim.learning_rate=1e-4"])
     assert resolved.optim.learning_rate == 1e-4

@@ -18,7 +18,11 @@ from jobs.errors import ConfigurationError
 from serving.settings import Settings, from_environment
 
 VERSIONS = ("1.29", "1.33", "1.37")
-CUSTOM = {"ServiceMonitor", "PrometheusRule"}  # Prometheus Operator's; no schema comes along
+CUSTOM = {
+    "PodMonitor",
+    "ServiceMonitor",
+    "PrometheusRule",
+}  # Prometheus Operator's; no schema comes along
 Object = dict[str, Any]
 
 

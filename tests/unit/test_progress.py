@@ -1,8 +1,10 @@
 """A log never looks as if nothing happened."""
 
+import sys
 import time
 
 import pytest
+from terminal import COLOUR, on_a_terminal
 
 from serving import progress
 
@@ -32,3 +34,35 @@ def test_it_falls_silent_with_its_end_whatever_that_is(monkeypatch: pytest.Monke
     before = list(lines)
     time.sleep(1.5)
     assert lines == before
+
+
+WORK = """
+import time
+from serving import progress
+progress.above.append("the table")
+with progress.task("an epoch", 10) as advance:
+    for _ in range(10):
+        advance(1)
+        time.sleep(0.05)
+progress.log("the end")
+"""
+
+
+def test_a_terminal_has_a_bar_in_colour_and_what_belongs_above_it() -> None:
+    shown = on_a_terminal([sys.executable, "-c", WORK])
+    assert COLOUR.search(shown) and "\x1b[2K" in shown, "it is drawn again and again"
+    assert 0 <= shown.index("the table") < shown.index("an epoch")
+    assert shown.rstrip().endswith("the end")
+
+
+def test_who_wants_no_colour_gets_the_same_without() -> None:
+    shown = on_a_terminal([sys.executable, "-c", WORK], NO_COLOR="1")
+    assert not COLOUR.search(shown)
+    assert "\x1b[2K" in shown and "an epoch" in shown and "the table" in shown
+
+
+@pytest.mark.parametrize("environment", [{"CI": "true"}, {"TERM": "dumb"}])
+def test_a_log_that_looks_like_a_terminal_gets_plain_lines(environment: dict[str, str]) -> None:
+    shown = on_a_terminal([sys.executable, "-c", WORK], **environment)
+    assert "\x1b" not in shown and "the table" not in shown
+    assert shown.splitlines()[0].startswith("an epoch: ") and shown.splitlines()[-1] == "the end"

@@ -22,8 +22,25 @@ def test_help_does_not_wait_for_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
-    for command in ("run", "train", "inspect", "report", "doctor"):
+    for command in ("run", "train", "watch", "inspect", "report", "doctor"):
         assert command in done.stdout
+
+
+def test_the_python_api_loads_what_is_asked_for_when_it_is_asked_for() -> None:
+    code = (
+        "import sys, jobs; from jobs import run\n"
+        "print('pydantic' in sys.modules, 'numpy' in sys.modules)\n"
+        "from jobs import RunFolder, load_config\n"
+        "config = load_config('quickstart', ['optim.epochs=2'])\n"
+        "print(config.optim.epochs, RunFolder.__name__, 'torch' in sys.modules)\n"
+        "print(sorted(jobs.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "False False",
+        "2 RunFolder False",
+        "['RunFolder', 'load_config', 'run']",
+    ]
 
 
 def test_the_module_is_the_command() -> None:

@@ -1,0 +1,132 @@
+"""How far a run is, by what it has written so far, here or in S3."""
+
+import json
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+
+from jobs import config, table
+from jobs.config import Config, Part
+from jobs.delivery.publishing import LIVE
+from jobs.delivery.storage import Storage
+from jobs.errors import UnavailableError
+from jobs.results import Diverged, Result, read
+from jobs.runs import MANIFEST, Row, RunFolder
+from serving.files import write
+
+SECONDS_BETWEEN_LOOKS = 3.0
+
+
+Progress = dict[str, Any]
+"""Of one variant with one seed, as `watch --json` prints it; null is what nobody knows yet."""
+
+
+def progress(config: Config, folder: RunFolder) -> list[Progress]:
+    """Of every variant with every seed, in the order in which one process trains them."""
+    rows = folder.metrics()
+    outcomes = [read(path, Result) for path in folder.path.glob("variants/**/result.json")]
+    diverged = {(r.variant, r.seed) for r in outcomes if isinstance(r, Diverged)}
+    return [_of(part, config, rows) | {"diverged": part in diverged} for part in config.parts]
+
+
+def _of(part: Part, config: Config, rows: Sequence[Row]) -> Progress:
+    own = [row for row in rows if (row["variant"], row["seed"]) == part]
+    train = [row for row in own if row["split"] == "train"]
+    newest = {row["split"]: row for row in own}
+    last, epochs = newest.get("train", {}), config.variant(part.variant).optim.epochs
+    return {
+        **part._asdict(),
+        "epoch": len(train),
+        "epochs": epochs,
+        "loss": last.get("loss"),
+        "accuracy": newest.get("validation", last).get("accuracy"),
+        "test": newest.get("test", {}).get("accuracy"),
+        "images_per_second": last.get("images_per_second"),
+        "ends": _end(train, epochs),
+    }
+
+
+def _end(train: Sequence[Row], epochs: int) -> str | None:
+    """When its training is over, if it goes on as it did after the first epoch, which may have
+    waited for features or a compiler."""
+    if not train:
+        return None
+    seconds = [row["seconds"] for row in train]
+    each = (seconds[-1] - seconds[0]) / (len(train) - 1) if len(train) > 1 else seconds[0]
+    left = timedelta(seconds=each * (epochs - len(train)))
+    return (datetime.fromisoformat(train[-1]["time"]) + left).isoformat(timespec="seconds")
+
+
+def watch(run: str, settings: Sequence[str]) -> None:
+    """Shows a run until it is finished: a table on a terminal, else a line for each new row.
+
+    Raises:
+        UnavailableError: there is none, or it is out of reach.
+    """
+    console, shown = table.output(), 0
+    live = Live(console=console, auto_refresh=False) if console.is_interactive else None
+    with live or nullcontext():
+        for folder, _ in looks(run, settings):
+            config, rows = folder.config(), folder.metrics()
+            if live is not None:
+                live.update(table.progress(progress(config, folder)), refresh=True)
+                continue
+            for row in rows[shown:]:
+                print(_line(row, config), flush=True)
+            shown = len(rows)
+
+
+def state(run: str, settings: Sequence[str]) -> dict[str, Any]:
+    """The same once, for programs.
+
+    Raises:
+        UnavailableError: there is no such run, or it is out of reach.
+    """
+    with closing(looks(run, settings)) as states:
+        folder, finished = next(states)
+        return {"run": run, "finished": finished, "parts": progress(folder.config(), folder)}
+
+
+def looks(run: str, settings: Sequence[str]) -> Generator[tuple[RunFolder, bool], None, None]:
+    """A run's folder, or one with what S3 has of it, and whether the run is finished: every few
+    seconds, until it is.
+
+    Raises:
+        UnavailableError: no run is there, or S3 is out of reach.
+    """
+    storage = None
+    if run.startswith("s3://"):
+        storage = Storage(config.load("default", [*settings, f"storage.uri={run}"]).storage)
+    with tempfile.TemporaryDirectory() as place:
+        folder, finished = RunFolder(Path(place if storage else run)), False
+        while not finished:
+            finished = _fetch(storage, folder) if storage else folder.finished
+            yield folder, finished
+            if not finished:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _fetch(storage: Storage, folder: RunFolder) -> bool:
+    manifest = storage.get(MANIFEST)
+    listed = json.loads(manifest.body)["files"] if manifest else {}
+    for name in (*LIVE, *(name for name in listed if name.endswith("/result.json"))):
+        if found := storage.get(name):
+            write(folder.path / name, found.body)
+        elif name == "config.yaml":
+            raise UnavailableError(f"{storage.uri}: no config.yaml is there, so it is no run")
+    return manifest is not None
+
+
+def _line(row: Row, config: Config) -> str:
+    epochs = config.variant(row["variant"]).optim.epochs
+    said = [f"accuracy {row['accuracy'] * 100:.2f} %", f"loss {row['loss']:.3f}"]
+    if row["images_per_second"] is not None:
+        said.append(f"{row['images_per_second']:,.0f} images/s")
+    where = f"{Part(row['variant'], row['seed'])}, epoch {row['epoch'] + 1} of {epochs}"
+    return f"{where}, {row['split']}: {' · '.join(said)}"
