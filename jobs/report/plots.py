@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.report.coverage import Coverage
+from jobs.results import Summary
 from serving.explanations import overlay
 
 Row = dict[str, Any]
@@ -83,6 +84,26 @@ def accuracy_by_time(rows: Sequence[Row], split: str, palette: Mapping[str, str]
     _finish(panel, f"{split} accuracy, %", "seconds of training")
     panel.set_xlim(left=0)
     panel.legend(frameon=False)
+    return figure
+
+
+def accuracy_by_cost(done: Mapping[str, Summary], palette: Mapping[str, str]) -> Figure:
+    """What each variant reached on the test set, with its interval, against its training time."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    panel = figure.subplots()
+    for name, variant in done.items():
+        accuracy, low, high = (
+            100 * share
+            for share in (variant.accuracy_mean, variant.accuracy_low, variant.accuracy_high)
+        )
+        reach = [[accuracy - low], [high - accuracy]]
+        place = (variant.seconds, accuracy)
+        panel.errorbar(*place, reach, fmt="o", color=palette[name], capsize=5, markersize=7)
+        panel.annotate(
+            f"{name}, {accuracy:.1f} %", place, (9, 3), textcoords="offset points", fontsize=9
+        )
+    _finish(panel, "test accuracy with its 95 % interval, %", "seconds of training")
+    panel.set_xlim(0, 1.3 * max(variant.seconds for variant in done.values()))  # room for names
     return figure
 
 
