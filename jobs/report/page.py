@@ -26,13 +26,16 @@ def write_report(folder: RunFolder) -> None:
     comparison = folder.comparison()
     target = folder.path / "report"
     pictures: dict[str, str] = {}
+    marks = {}
     covered = _covered(folder, comparison)
     for name, figure in _figures(folder, comparison, covered):
         png = io.BytesIO()
         figure.savefig(png, dpi=DPI, format="png", metadata={"Software": None})
         write(target / f"{name}.png", png.getvalue())
+        if name == "time" or name.endswith("curves"):
+            marks[name] = plots.marks(figure)
         pictures[name] = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-    write(target / "index.html", _page(folder, comparison, pictures, covered))
+    write(target / "index.html", _page(folder, comparison, pictures, marks, covered))
 
 
 def _covered(folder: RunFolder, comparison: Comparison) -> dict[str, Coverage]:
@@ -85,7 +88,8 @@ def _augmentations(config: Config) -> list[str]:
 def _page(
     folder: RunFolder,
     comparison: Comparison,
-    pictures: dict[str, str],
+    pictures: Mapping[str, str],
+    marks: Mapping[str, list[tuple[float, float, str]]],
     covered: Mapping[str, Coverage],
 ) -> str:
     lecture = LECTURE if comparison.data.source == "CIFAR-10" else {}
@@ -97,6 +101,7 @@ def _page(
         data=comparison.data,
         variants=comparison.variants,
         pictures=pictures,
+        marks=marks,
         covered=covered,
         layers=LAYERS,
         palette=plots.colours(list(comparison.variants)),

@@ -261,6 +261,22 @@ def doubles(arrays: Mapping[str, Array], classes: Sequence[str]) -> Figure:
     return figure
 
 
+def marks(figure: Figure) -> list[tuple[float, float, str]]:
+    """The points of all curves: how far they are from the left and the top, in per cent of the
+    figure, and what they stand for."""
+    figure.draw_without_rendering()  # only then is the layout known
+    found = []
+    for panel in figure.axes:
+        title, x_label = panel.get_title(loc="left"), panel.get_xlabel()
+        for line in panel.lines:
+            points = np.asarray(line.get_xydata())
+            places = figure.transFigure.inverted().transform(panel.transData.transform(points))
+            for (x, y), (left, bottom) in zip(points, places * 100, strict=True):
+                text = f"{line.get_label()}, {x_label} {x:.4g}: {title} {y:.4g}"
+                found.append((left, 100 - bottom, text))
+    return found
+
+
 def _finish(panel: Axes, title: str, x_label: str) -> None:
     panel.set_title(title, loc="left", fontsize=10)
     panel.set_xlabel(x_label, color=GREY, fontsize=9)

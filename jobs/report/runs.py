@@ -27,7 +27,7 @@ def render(folders: Sequence[RunFolder]) -> str:
             name: ", ".join(dict.fromkeys(start["device"] for start in folder.environments()))
             for name, folder in runs.items()
         },
-        digests=list(dict.fromkeys(comparison.data.digest for comparison in found.values())),
+        same_data=len({comparison.data.digest for comparison in found.values()}) == 1,
         sentences=_differences(runs, found),
         duration=html.duration,
     )

@@ -106,7 +106,9 @@ def test_the_page_begins_with_the_answer_and_its_cost(run: RunFolder, tmp_path: 
     answer = text.partition('<p class="answer">')[2].partition("</p>")[0]
     assert result.winner is not None
     seconds = result.done[result.winner].seconds
-    assert answer.startswith(f"{result.sentences[0]}; {result.pairs[0].sentence}; its training")
+    assert answer.startswith(
+        f"{result.sentences[0]}; {result.pairs[0].sentence}; training {result.winner} "
+    )
     assert answer.endswith(f"and cost {seconds * 2:,.2f}.")
     cells = [f"<td>{variant.seconds * 2:,.2f}</td>" for variant in result.done.values()]
     assert all(cell in text for cell in cells)
