@@ -89,7 +89,7 @@ def accuracy_by_time(rows: Sequence[Row], split: str, palette: Mapping[str, str]
 
 def accuracy_by_cost(done: Mapping[str, Summary], palette: Mapping[str, str]) -> Figure:
     """What each variant reached on the test set, with its interval, against its training time."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     panel = figure.subplots()
     for name, variant in done.items():
         accuracy, low, high = (
