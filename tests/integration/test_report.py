@@ -1,6 +1,7 @@
 """The report is drawn from the run folder alone and stands on its own."""
 
 import html
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import changed_at, copy_of, tiny_config
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -290,6 +292,20 @@ def test_a_line_cut_short_by_a_crash_is_dropped_and_nothing_is_written_twice(
     folder.append_metrics([row, {**row, "epoch": 1}])
     assert [r["epoch"] for r in folder.metrics()] == [0, 1]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_points_of_curves_say_their_values_where_they_are() -> None:
+    reached = ((5, 0.2), (10, 0.9))
+    rows = [{"variant": "a", "split": "test", "seconds": s, "accuracy": a} for s, a in reached]
+    figure = plots.accuracy_by_time(rows, "test", {"a": "#ff0000"})
+    marks = plots.marks(figure)
+    said = [f"a, seconds of training {s}: test accuracy, % {a * 100:.0f}" for s, a in reached]
+    assert [text for _, _, text in marks] == said
+    png = io.BytesIO()
+    figure.savefig(png, dpi=page.DPI)
+    drawn = Image.open(png).convert("RGB")
+    places = [(left * drawn.width / 100, top * drawn.height / 100) for left, top, _ in marks]
+    assert [drawn.getpixel((round(x), round(y))) for x, y in places] == [(255, 0, 0)] * 2
 
 
 def test_the_difference_of_untouched_kernels_is_called_exactly_zero() -> None:
