@@ -101,7 +101,7 @@ def test_it_shows_what_the_service_says(
     facts = page.locator("#facts")
     expect(facts).to_contain_text(exported.run_id)
     expect(facts).to_contain_text(f"of {test.images} test pictures (95 % interval")
-    expect(facts).to_contain_text("8-bit integers (in use), floating-point numbers")
+    expect(facts).to_contain_text("floating-point numbers (in use), the trained network")
     curl = f"curl -T picture.jpg {service.address}/predictions/{MODEL}"
     expect(page.locator("#curl")).to_have_text(curl)
     program = page.locator("#python").inner_text()
