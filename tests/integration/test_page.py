@@ -126,9 +126,11 @@ def test_it_says_that_the_service_is_gone_and_tries_again(
     page.context.set_offline(True)
     page.set_input_files("#files", picture)
     expect(page.locator(".failed .label")).to_have_text("The service does not answer.")
+    expect(page.locator("#model")).to_have_text("The service does not answer.")
     page.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".label")).to_have_text(predictions(exported, 1))
+    expect(page.locator("#model")).to_have_text(MODEL)
 
 
 def test_a_file_that_is_too_large_is_refused_in_plain_words(page: Page, service: Service) -> None:
