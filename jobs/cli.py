@@ -211,16 +211,29 @@ def inspect(
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    run_folders: Annotated[list[Path], typer.Argument(help="Finished runs' folders.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page that compares several runs.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw the plots and the page again from what a run left behind."""
-    from jobs import pipeline
+    """Draw the plots and the page again from what a run left behind; of several, compare them."""
+    if (out is None) != (len(run_folders) == 1):
+        raise typer.BadParameter("--out: needed for the page of several runs, and for that alone")
     from jobs.runs import RunFolder
 
-    folder = RunFolder(run_folder)
-    pipeline.report_again(folder)
-    _show(folder, as_json)
+    folders = [RunFolder(path) for path in run_folders]
+    if out is not None:
+        from jobs.report import runs
+        from serving.files import write
+
+        write(out, runs.render(folders))
+        _say(str(out), as_json, page=str(out))
+        return
+    from jobs import pipeline
+
+    pipeline.report_again(folders[0])
+    _show(folders[0], as_json)
 
 
 @app.command()

@@ -271,6 +271,9 @@ class Runtime(Section):
     """Steps between checkpoints, of which each epoch's end has one, too. 0: only at the ends of
     epochs, and not within 20 seconds of the one before. The last epoch's end has one where a
     minute of training would be lost without."""
+    price_per_hour: Annotated[float, Field(gt=0)] | None = None
+    """Of all that trains one variant together, in any currency: the report then says what each
+    training cost."""
 
 
 class Evaluation(Section):
@@ -464,15 +467,15 @@ class Config(Section):
         """All that decides what is trained, and so not how it is packed, or where it is sent or
         shown.
 
-        Nor where and how the work is done: a device, compiled code and the number of images scored
-        at once change the order of additions, as another machine does. `runtime.precision` is in,
-        for bf16 is another result.
+        Nor where, how and at what price the work is done: a device, compiled code and the number
+        of images scored at once change the order of additions, as another machine does.
+        `runtime.precision` is in, for bf16 is another result.
         """
         dump = self.model_dump(mode="json", exclude={*DELIVERY, "tracking"})
         for key in ("cache", "s3"):
             dump["data"].pop(key)
         dump["evaluation"].pop("batch_size")
-        for key in ("device", "compile", "checkpoint_every"):
+        for key in ("device", "compile", "checkpoint_every", "price_per_hour"):
             dump["runtime"].pop(key)
         return dump
 

@@ -107,11 +107,16 @@ def routes(
 
 def _v2_metadata(model: Model, engine: str, form: str | None) -> dict[str, Any]:
     familiarity = {"name": "familiarity", "datatype": "FP64", "shape": [-1]}
+    test = model.description.test
+    measured = {"images", "accuracy", "accuracy_low", "accuracy_high"}
     return {
         "name": model.name,
         "versions": [model.version],
         "platform": f"pytorch_{engine}",
         "form": form,
+        "forms": model.description.forms,
+        "trained_images": model.description.data.images.train,
+        "test": test.model_dump(include=measured) if test else None,
         "map_size": model.description.map_size,
         "inputs": [{"name": "pictures", "datatype": "BYTES", "shape": [-1]}],
         "outputs": [

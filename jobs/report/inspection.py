@@ -6,18 +6,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from jobs.data.dataset import Dataset
 from jobs.data.findings import Finding
+from jobs.report import html
 
 SHOWN = 60  # findings of a kind; findings.csv has the others
 SIDE = 96  # pixels of a picture on the page, at most
@@ -52,11 +51,9 @@ def render(
         files: how many files have each size, mode and format; may be empty.
         agreement: share of the labels that the classifier agrees with which suspects others.
     """
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
     kinds = {kind: list(group) for kind, group in groupby(findings, lambda found: found.kind)}
-    return templates.get_template("inspection.html").render(
+    return html.render(
+        "inspection.html",
         data=dataset.description,
         agreement=agreement,
         classes=_classes(dataset, small),

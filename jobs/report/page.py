@@ -3,13 +3,11 @@
 import base64
 import io
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from jobs.config import Config
-from jobs.report import coverage, plots
+from jobs.report import coverage, html, plots
 from jobs.report.coverage import Coverage
 from jobs.results import Comparison
 from jobs.runs import RunFolder, read_arrays, read_json
@@ -28,13 +26,16 @@ def write_report(folder: RunFolder) -> None:
     comparison = folder.comparison()
     target = folder.path / "report"
     pictures: dict[str, str] = {}
+    marks = {}
     covered = _covered(folder, comparison)
     for name, figure in _figures(folder, comparison, covered):
         png = io.BytesIO()
         figure.savefig(png, dpi=DPI, format="png", metadata={"Software": None})
         write(target / f"{name}.png", png.getvalue())
+        if name == "time" or name.endswith("curves"):
+            marks[name] = plots.marks(figure)
         pictures[name] = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-    write(target / "index.html", _page(folder, comparison, pictures, covered))
+    write(target / "index.html", _page(folder, comparison, pictures, marks, covered))
 
 
 def _covered(folder: RunFolder, comparison: Comparison) -> dict[str, Coverage]:
@@ -54,6 +55,7 @@ def _figures(
     if comparison.data.doubles:
         yield "doubles", plots.doubles(read_arrays(worst), classes)
     palette = plots.colours(list(done))
+    yield "cost", plots.accuracy_by_cost(done, palette)
     first_seed = folder.config().runtime.seeds[0]
     rows = [row for row in folder.metrics() if row["seed"] == first_seed]
     yield "curves", plots.curves(rows, palette)
@@ -74,6 +76,11 @@ def _figures(
             yield f"{name}-{layer}", plots.kernels(arrays, layer)
 
 
+def _money(seconds: float, price_per_hour: float) -> str:
+    money = seconds / 3600 * price_per_hour
+    return f"{money:,.2f}" if money >= 1 else f"{money:.2g}"
+
+
 def _augmentations(config: Config) -> list[str]:
     return [f"{variant.name}: {config.augmentation(variant)}" for variant in config.variants]
 
@@ -81,20 +88,20 @@ def _augmentations(config: Config) -> list[str]:
 def _page(
     folder: RunFolder,
     comparison: Comparison,
-    pictures: dict[str, str],
+    pictures: Mapping[str, str],
+    marks: Mapping[str, list[tuple[float, float, str]]],
     covered: Mapping[str, Coverage],
 ) -> str:
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
     lecture = LECTURE if comparison.data.source == "CIFAR-10" else {}
-    classes = comparison.data.classes
+    classes, config = comparison.data.classes, folder.config()
     drawn = plots.drawable(classes)
-    return templates.get_template("page.html").render(
+    return html.render(
+        "page.html",
         comparison=comparison,
         data=comparison.data,
         variants=comparison.variants,
         pictures=pictures,
+        marks=marks,
         covered=covered,
         layers=LAYERS,
         palette=plots.colours(list(comparison.variants)),
@@ -104,6 +111,9 @@ def _page(
         lecture_minutes=round(LECTURE_SECONDS / 60),
         architecture=read_json(folder.path / "architecture.json"),
         environments=read_json(folder.path / "environment.json"),
-        augmentations=_augmentations(folder.config()),
-        config=(folder.path / "config.yaml").read_text(),
+        augmentations=_augmentations(config),
+        price=config.runtime.price_per_hour,
+        duration=html.duration,
+        money=_money,
+        config_yaml=(folder.path / "config.yaml").read_text(),
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.report.coverage import Coverage
+from jobs.results import Summary
 from serving.explanations import overlay
 
 Row = dict[str, Any]
@@ -83,6 +84,26 @@ def accuracy_by_time(rows: Sequence[Row], split: str, palette: Mapping[str, str]
     _finish(panel, f"{split} accuracy, %", "seconds of training")
     panel.set_xlim(left=0)
     panel.legend(frameon=False)
+    return figure
+
+
+def accuracy_by_cost(done: Mapping[str, Summary], palette: Mapping[str, str]) -> Figure:
+    """What each variant reached on the test set, with its interval, against its training time."""
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    panel = figure.subplots()
+    for name, variant in done.items():
+        accuracy, low, high = (
+            100 * share
+            for share in (variant.accuracy_mean, variant.accuracy_low, variant.accuracy_high)
+        )
+        reach = [[accuracy - low], [high - accuracy]]
+        place = (variant.seconds, accuracy)
+        panel.errorbar(*place, reach, fmt="o", color=palette[name], capsize=5, markersize=7)
+        panel.annotate(
+            f"{name}, {accuracy:.1f} %", place, (9, 3), textcoords="offset points", fontsize=9
+        )
+    _finish(panel, "test accuracy with its 95 % interval, %", "seconds of training")
+    panel.set_xlim(0, 1.3 * max(variant.seconds for variant in done.values()))  # room for names
     return figure
 
 
@@ -238,6 +259,22 @@ def doubles(arrays: Mapping[str, Array], classes: Sequence[str]) -> Figure:
             title = f"{arrays['kinds'][i]}, {arrays['scores'][i]:.3f}\n{' and '.join(names)}"
             panel.set_title(title, fontsize=7)
     return figure
+
+
+def marks(figure: Figure) -> list[tuple[float, float, str]]:
+    """The points of all curves: how far they are from the left and the top, in per cent of the
+    figure, and what they stand for."""
+    figure.draw_without_rendering()  # only then is the layout known
+    found = []
+    for panel in figure.axes:
+        title, x_label = panel.get_title(loc="left"), panel.get_xlabel()
+        for line in panel.lines:
+            points = np.asarray(line.get_xydata())
+            places = figure.transFigure.inverted().transform(panel.transData.transform(points))
+            for (x, y), (left, bottom) in zip(points, places * 100, strict=True):
+                text = f"{line.get_label()}, {x_label} {x:.4g}: {title} {y:.4g}"
+                found.append((left, 100 - bottom, text))
+    return found
 
 
 def _finish(panel: Axes, title: str, x_label: str) -> None:

@@ -139,6 +139,7 @@ def test_kserves_descriptions(service: Service, exported: RunFolder) -> None:
     described = answer(f"/v2/models/{MODEL}")
     assert described["versions"] == [exported.run_id]
     assert described["inputs"][0]["datatype"] == "BYTES"
+    assert described["test"]["images"] == 100 and described["form"] in described["forms"]
     assert get(f"{service.address}/v2/models/another")[0] == 404
 
 

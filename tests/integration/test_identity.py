@@ -15,6 +15,7 @@ ELSEWHERE: list[dict[str, dict[str, Any]]] = [
     {"runtime": {"device": "auto"}},
     {"runtime": {"compile": False}},
     {"runtime": {"checkpoint_every": 7}},
+    {"runtime": {"price_per_hour": 2.5}},
     {"evaluation": {"batch_size": 9}},
     {"storage": {"uri": "s3://bucket/prefix"}},
 ]

@@ -1,19 +1,25 @@
-"""The page to try the service, in a real browser, against the real service."""
+"""The pages in a real browser: the service's, against the real service, and the report."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import MODEL, pictures, predictions
-from playwright.sync_api import FilePayload, Page, expect, sync_playwright
+from playwright.sync_api import FilePayload, Locator, Page, expect, sync_playwright
 from service import Service
 
 from jobs.runs import RunFolder
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+
+
+WIDTH = 390  # CSS pixels of a phone
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +32,47 @@ def page() -> Iterator[Page]:
         chromium.close()
 
 
-def png(data: bytes) -> FilePayload:
-    return {"name": "a.png", "mimeType": "image/png", "buffer": data}
+@pytest.fixture(params=["light", "dark"])
+def phone(request: pytest.FixtureRequest, page: Page) -> Iterator[Page]:
+    assert page.context.browser is not None
+    context = page.context.browser.new_context(
+        viewport={"width": WIDTH, "height": 800},
+        is_mobile=True,
+        has_touch=True,
+        color_scheme=request.param,
+    )
+    yield context.new_page()
+    context.close()
+
+
+def png(data: bytes, name: str = "a.png") -> FilePayload:
+    return {"name": name, "mimeType": "image/png", "buffer": data}
+
+
+def width_of(page: Page) -> int:
+    width: int = page.evaluate("document.documentElement.scrollWidth")
+    return width
+
+
+def tab_to(page: Page, element: Locator) -> None:
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if element.evaluate("element => element === document.activeElement"):
+            return
+    raise AssertionError(f"the keyboard does not reach {element}")
+
+
+def said_by(program: str, folder: Path, picture: bytes, **environment: str) -> str:
+    (folder / "picture.jpg").write_bytes(picture)
+    command = [sys.executable, "-c", program]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
 
 
 def test_it_shows_what_the_service_says(
@@ -42,10 +87,7 @@ def test_it_shows_what_the_service_says(
 
     page.goto(service.address)
     expect(page.locator("#model")).to_have_text(MODEL)
-    page.keyboard.press("Tab")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Space")
-    chooser.value.set_files(files)
+    page.set_input_files("#files", files)
 
     cards = page.locator(".result")
     expect(cards).to_have_count(3)
@@ -53,11 +95,17 @@ def test_it_shows_what_the_service_says(
     newest_first = [*predictions(exported, 2), "Not a picture in one of JPEG, PNG, WEBP."][::-1]
     expect(cards.locator(".label")).to_have_text(newest_first)
     expect(cards.nth(1).locator(".top li")).to_have_count(5)
-    expect(cards.nth(1).locator(".meta")).to_contain_text("ms")
-    expect(page.locator("#model")).to_have_text(f"{MODEL}, version {exported.run_id}")
-    expect(page.locator("#curl")).to_have_text(
-        f"curl -T picture.jpg {service.address}/predictions/{MODEL}"
-    )
+    about = re.compile(rf"^\d+ ms · familiarity [01]\.\d\d · version {exported.run_id}$")
+    expect(cards.nth(1).locator(".meta")).to_have_text(about)
+    test = exported.comparison().done["frozen"].test
+    facts = page.locator("#facts")
+    expect(facts).to_contain_text(exported.run_id)
+    expect(facts).to_contain_text(f"of {test.images} test pictures (95 % interval")
+    expect(facts).to_contain_text("floating-point numbers (in use), the trained network")
+    curl = f"curl -T picture.jpg {service.address}/predictions/{MODEL}"
+    expect(page.locator("#curl")).to_have_text(curl)
+    program = page.locator("#python").inner_text()
+    assert said_by(program, tmp_path, files[1].read_bytes()) == predictions(exported, 2)[1] + "\n"
     cards.nth(1).get_by_role("button", name="Why?").click()
     why = f"cannot say which part speaks for {predictions(exported, 2)[1]}."
     expect(cards.nth(1).locator(".meta")).to_contain_text(why)
@@ -78,13 +126,69 @@ def test_it_says_that_the_service_is_gone_and_tries_again(
     page.context.set_offline(True)
     page.set_input_files("#files", picture)
     expect(page.locator(".failed .label")).to_have_text("The service does not answer.")
+    expect(page.locator("#model")).to_have_text("The service does not answer.")
     page.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".label")).to_have_text(predictions(exported, 1))
+    expect(page.locator("#model")).to_have_text(MODEL)
+
+
+def test_a_file_that_is_too_large_is_refused_in_plain_words(page: Page, service: Service) -> None:
+    page.goto(service.address)
+    page.set_input_files("#files", png(bytes(10_000_001)))
+    expect(page.locator(".failed .label")).to_have_text(
+        "This file is too large: the service takes 10 MB at most."
+    )
+    expect(page.get_by_role("button", name="Try again")).to_have_count(0)
+
+
+def test_it_fits_a_phone_and_takes_pictures_there(
+    page: Page, phone: Page, service: Service, exported: RunFolder
+) -> None:
+    phone.goto(service.address)
+    with phone.expect_file_chooser() as chooser:
+        phone.get_by_text("Take a picture").click()
+    chooser.value.set_files(png(pictures(exported, 1)[0], "a-long-name" * 9 + ".png"))
+    expect(phone.locator(".label")).to_have_text(predictions(exported, 1))
+    expect(phone.locator("#facts")).to_contain_text(exported.run_id)
+    assert width_of(phone) == WIDTH
+    page.goto(service.address)
+    expect(page.get_by_text("Take a picture")).to_be_hidden()  # there is a mouse
+
+
+def test_everything_is_reached_by_keyboard(
+    page: Page, service: Service, exported: RunFolder
+) -> None:
+    page.goto(service.address)
+    tab_to(page, page.locator("#files"))
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Space")
+    chooser.value.set_files(png(pictures(exported, 1)[0]))
+    expect(page.locator(".label")).to_have_text(predictions(exported, 1))
+    tab_to(page, page.get_by_role("button", name="Why?"))
+    page.keyboard.press("Enter")
+    expect(page.locator(".explained")).to_have_count(1)
+    tab_to(page, page.locator("[data-copies=curl]"))
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-copies=curl]")).to_have_text("Copied")
+    tab_to(page, page.locator("summary"))
+    page.keyboard.press("Enter")
+    tab_to(page, page.locator("#key"))
+    page.keyboard.press("Control+V")
+    expect(page.locator("#key")).to_have_value(page.locator("#curl").inner_text())
+    tab_to(page, page.get_by_role("button", name="Clear"))
+    page.keyboard.press("Enter")
+    expect(page.locator(".result")).to_have_count(0)
+
+
+def test_the_report_fits_a_phone(phone: Page, compared: RunFolder) -> None:
+    phone.goto((compared.path / "report" / "index.html").absolute().as_uri())
+    phone.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    assert width_of(phone) == WIDTH
 
 
 def test_it_asks_for_a_key_where_the_service_wants_one(
-    page: Page, locked: Service, exported: RunFolder
+    page: Page, locked: Service, exported: RunFolder, tmp_path: Path
 ) -> None:
     picture = png(pictures(exported, 1)[0])
     label, key = page.locator(".label"), page.locator("#key")
@@ -98,4 +202,8 @@ def test_it_asks_for_a_key_where_the_service_wants_one(
     key.fill("third-key")
     key.press("Enter")
     expect(label).to_have_text(predictions(exported, 1))
+    said = said_by(
+        page.locator("#python").inner_text(), tmp_path, picture["buffer"], KEY="third-key"
+    )
+    assert said == predictions(exported, 1)[0] + "\n"
     page.goto("about:blank")  # lets go of its connections, which a drain would wait for

@@ -1,5 +1,7 @@
 """The report is drawn from the run folder alone and stands on its own."""
 
+import html
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -8,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import changed_at, copy_of, tiny_config
+from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from jobs import pipeline
+from jobs import config, pipeline
+from jobs.cli import app
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.report import comparison, page, plots
 from jobs.results import Done
@@ -36,7 +41,7 @@ def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
     }
     kept = "config.yaml environment.json data.json architecture.json metrics.jsonl comparison.json"
     expected = {*kept.split(), "findings.csv", "report/index.html"}
-    expected |= {f"report/{name}.png" for name in ("curves", "time", "classes", "coverage")}
+    expected |= {f"report/{name}.png" for name in ("cost", "curves", "time", "classes", "coverage")}
     for name in ("scratch", "finetune", "frozen"):
         for folder in (name, f"{name}/seed-1"):
             expected |= {f"variants/{folder}/{file}" for file in of_a_variant}
@@ -88,8 +93,57 @@ def test_the_page_says_what_the_comparison_says(run: RunFolder) -> None:
     for variant in result.done.values():
         assert f"{variant.accuracy_mean * 100:.2f} %" in text
         assert f"± {variant.accuracy_spread * 100:.2f}" in text  # type: ignore[operator]
-        assert f"<td>{variant.variant}</td><td" in text.partition("I don't know")[2]
+        row = f'<th scope="row">{variant.variant}</th><td'
+        assert row in text.partition("I don't know")[2]
     assert f"the exported weights are of seed {result.winner_seed}" in text
+
+
+def test_the_page_begins_with_the_answer_and_its_cost(run: RunFolder, tmp_path: Path) -> None:
+    folder = copy_of(run, tmp_path)
+    raw = run.config().model_dump(mode="json")
+    priced = config.validate({**raw, "runtime": {**raw["runtime"], "price_per_hour": 7200.0}})
+    write(folder.path / "config.yaml", priced.to_yaml())
+    result = pipeline.report_again(folder)
+    text = html.unescape((folder.path / "report" / "index.html").read_text())
+    answer = text.partition('<p class="answer">')[2].partition("</p>")[0]
+    assert result.winner is not None
+    seconds = result.done[result.winner].seconds
+    assert answer.startswith(
+        f"{result.sentences[0]}; {result.pairs[0].sentence}; training {result.winner} "
+    )
+    assert answer.endswith(f"and cost {seconds * 2:,.2f}.")
+    cells = [f"<td>{variant.seconds * 2:,.2f}</td>" for variant in result.done.values()]
+    assert all(cell in text for cell in cells)
+    assert "cost {" not in (run.path / "report" / "index.html").read_text()
+
+
+def test_runs_are_compared_on_the_test_pictures_that_they_share(
+    run: RunFolder, exported: RunFolder, tmp_path: Path
+) -> None:
+    worse = RunFolder(copy_of(run, tmp_path).path.rename(tmp_path / "worse"))
+    result = run.comparison()
+    assert result.winner is not None and result.winner_seed is not None
+    file = worse.variant(result.winner, result.winner_seed).path / "test_predictions.npz"
+    kept = read_arrays(file)
+    predicted = kept["logits"].argmax(1)
+    write_arrays(file, {**kept, "labels": predicted + 1})  # none is right
+    out = tmp_path / "page.html"
+    folders = [str(folder.path) for folder in (run, worse, exported)]
+    assert CliRunner().invoke(app, ["report", *folders, "--out", str(out)]).exit_code == 0
+    text = html.unescape(out.read_text())
+    (sentence,) = re.findall("<li>(.*?)</li>", text)  # the test pictures of the third are others
+    assert re.match(rf"{result.winner} of tiny \w+ .*{result.winner} of worse", sentence)
+    assert f" {100 * (predicted == kept['labels']).mean():.1f} points" in sentence
+    rows = re.findall(r'<th scope="row">(\w+)</th><td>(\w+), winner</td>', text)
+    assert rows == [("tiny", result.winner), ("worse", result.winner), ("exported", "frozen")]
+
+
+@pytest.mark.parametrize("arguments", [["a", "b"], ["a", "--out", "page.html"]])
+def test_a_page_of_several_runs_needs_a_file_and_one_of_a_run_has_its_own(
+    arguments: list[str],
+) -> None:
+    refused = CliRunner().invoke(app, ["report", *arguments])
+    assert refused.exit_code == 2 and "--out" in refused.output
 
 
 def test_the_comparison_is_what_the_predictions_give(run: RunFolder) -> None:
@@ -238,6 +292,20 @@ def test_a_line_cut_short_by_a_crash_is_dropped_and_nothing_is_written_twice(
     folder.append_metrics([row, {**row, "epoch": 1}])
     assert [r["epoch"] for r in folder.metrics()] == [0, 1]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_points_of_curves_say_their_values_where_they_are() -> None:
+    reached = ((5, 0.2), (10, 0.9))
+    rows = [{"variant": "a", "split": "test", "seconds": s, "accuracy": a} for s, a in reached]
+    figure = plots.accuracy_by_time(rows, "test", {"a": "#ff0000"})
+    marks = plots.marks(figure)
+    said = [f"a, seconds of training {s}: test accuracy, % {a * 100:.0f}" for s, a in reached]
+    assert [text for _, _, text in marks] == said
+    png = io.BytesIO()
+    figure.savefig(png, dpi=page.DPI)
+    drawn = Image.open(png).convert("RGB")
+    places = [(left * drawn.width / 100, top * drawn.height / 100) for left, top, _ in marks]
+    assert [drawn.getpixel((round(x), round(y))) for x, y in places] == [(255, 0, 0)] * 2
 
 
 def test_the_difference_of_untouched_kernels_is_called_exactly_zero() -> None:

@@ -1,0 +1,51 @@
+"""The page of `python -m jobs report RUN RUN…`: what several runs came to, side by side."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from jobs.report import html
+from jobs.report.comparison import right_answers, sentence
+from jobs.results import Comparison
+from jobs.runs import RunFolder
+from jobs.statistics import holm, paired_difference
+
+
+def render(folders: Sequence[RunFolder]) -> str:
+    """The page as HTML.
+
+    Raises:
+        UnavailableError: one of them is not the folder of a run that was compared.
+    """
+    ids = [folder.run_id for folder in folders]
+    names = ids if len(set(ids)) == len(ids) else [str(folder.path) for folder in folders]
+    runs = dict(zip(names, folders, strict=True))
+    found = {name: folder.comparison() for name, folder in runs.items()}
+    return html.render(
+        "runs.html",
+        runs=found,
+        devices={
+            name: ", ".join(dict.fromkeys(start["device"] for start in folder.environments()))
+            for name, folder in runs.items()
+        },
+        same_data=len({comparison.data.digest for comparison in found.values()}) == 1,
+        sentences=_differences(runs, found),
+        duration=html.duration,
+    )
+
+
+def _differences(runs: Mapping[str, RunFolder], found: Mapping[str, Comparison]) -> list[str]:
+    """In words, of what any two runs export, where both were asked the same test pictures."""
+    right, titles = {}, {}
+    for name, comparison in found.items():
+        if comparison.winner is not None and comparison.winner_seed is not None:
+            winner = runs[name].variant(comparison.winner, comparison.winner_seed)
+            right[name] = right_answers(winner.path / "test_predictions.npz")
+            titles[name] = f"{comparison.winner} of {name}"
+    digests = {name: comparison.data.test_digest for name, comparison in found.items()}
+    both = [(a, b) for a, b in combinations(right, 2) if digests[a] == digests[b]]
+    differences = [paired_difference(right[a], right[b]) for a, b in both]
+    corrected = holm([difference.p_value for difference in differences])
+    return [
+        sentence(titles[a], titles[b], difference, p_value)
+        for (a, b), difference, p_value in zip(both, differences, corrected, strict=True)
+    ]
