@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from jobs import distributed
 from jobs.config import Evaluation, Runtime, Variant
@@ -140,18 +141,12 @@ def keep_compiled(folder: Path) -> None:
     Importing its compiler sets the variable, too: to a temporary folder.
     """
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if given is not None:
-        from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # takes seconds
-
-        if given != default_cache_dir():
-            return
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    if given is None or given == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _unfit_for_code() -> str | None:
     """Why compiled code cannot be kept and run where it is to be, if anything is in the way."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
     try:
         folder = cache_dir()  # creates it
     except OSError as error:
