@@ -30,7 +30,8 @@ ModelOption = Annotated[
 DigestOption = Annotated[
     str | None, typer.Option(envvar="SERVING_MODEL_SHA256", help="Its digest, if needed.")
 ]
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Without Rich, whose import takes longer than the rest.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.callback(invoke_without_command=True, epilog=EXIT_CODES)
