@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak lint format reference lock sbom audit clean clean-images
+.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak lint format reference site lock sbom audit clean clean-images
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ format: $(VENV)/.test ## fix style and format
 
 reference: $(VENV)/.run ## write docs/reference.md from the code
 	PYTHONPATH=. $(BIN)/python docs/reference.py
+
+site: $(VENV)/.run ## the documentation as a site, in build/site
+	rm -rf build/site-source && mkdir -p build/site-source
+	git ls-files -z | xargs -0 cp --parents --target-directory=build/site-source
+	NO_MKDOCS_2_WARNING=1 $(BIN)/uv tool run --with 'mkdocs-material>=9.6,<10' --from 'mkdocs>=1.6,<2' mkdocs build --strict
 
 lock: $(VENV)/.run ## pin what the images install (TORCH_WHEELS=… where PyTorch's index is not reached)
 	PATH=$(abspath $(BIN)):$$PATH requirements/lock.sh
