@@ -598,7 +598,7 @@ def test_a_job_finishes_without_storage_and_is_published_later(
     done = job("run", "--config", file, "--out", tmp_path, "--run-id", "r", *away)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("not published: ") == 1
-    assert done.stderr.count("warning: ") <= 1
+    assert done.stderr.count("warning: ") <= 2  # the second at the end, about the last metrics
     folder = RunFolder(tmp_path / "r")
     before = digest_of(folder.path / "manifest.json")
 
