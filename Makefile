@@ -26,7 +26,7 @@ check: $(VENV)/.test ## quick check: lint, and the tests that need no torch, in 
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
 
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest -q tests/unit $(ARGS)
+	$(PYTEST) -q tests/unit $(ARGS)
 
 test: $(VENV)/.test ## the tests, in some 6 minutes on 2 cores
 	$(PYTEST) -m "not slow and not containers and not cluster" $(ARGS)
