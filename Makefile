@@ -28,7 +28,7 @@ check: $(VENV)/.test ## quick check: lint, and the tests that need no torch, in 
 unit: $(VENV)/.test
 	$(PYTEST) -q tests/unit $(ARGS)
 
-test: $(VENV)/.test ## the tests, in some 6 minutes on 2 cores
+test: $(VENV)/.test ## all tests but the slow ones
 	$(PYTEST) -m "not slow and not containers and not cluster" $(ARGS)
 
 test-all: $(VENV)/.test ## those and the slow ones, a training at the real size among them: half an hour

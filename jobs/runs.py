@@ -40,7 +40,7 @@ DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
 CHECKPOINT = "last.ckpt"
 TENSORBOARD = "tensorboard"  # written until after the manifest
 UNLISTED = {MANIFEST, ".lock", ".locks", DELIVERED, CHECKPOINT}
-Row = dict[str, Any]
+Row = dict[str, Any]  # of metrics.jsonl
 COLUMNS = (
     *("time", "run_id", "variant", "seed", "epoch", "split", "loss", "aux_loss", "accuracy"),
     *("images_per_second", "learning_rate", "seconds"),

@@ -7,11 +7,9 @@ normalisation are part of every form, so serving cannot deviate from training th
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ from jobs import interruption
 from jobs.config import BLOCKS
 from jobs.data.images import Images, to_input
 from jobs.delivery import quantising
-from jobs.delivery.children import child
+from jobs.delivery.children import Child, child
 from jobs.delivery.parity import ExportError
 from jobs.seeds import generator
 from jobs.train import models
@@ -105,12 +103,10 @@ def written(
         order = torch.randperm(len(train), generator=generator("calibration"))[:calibration_images]
         openvino.save_model(model, Path(work) / quantising.NETWORK, compress_to_fp16=False)
         np.save(Path(work) / quantising.IMAGES, train.raw(order).cpu().numpy())
-        try:
+        with suppress(BrokenPipeError):  # a child that has ended is noticed below
             quantiser.pipe.send(work)
-            yield
-            _follow(quantiser.pipe, len(order))
-        except (EOFError, BrokenPipeError):
-            raise ExportError(f"int8 was not made: {quantiser.last_words()}") from None
+        yield
+        _follow(quantiser, len(order))
         made = (Path(work) / quantising.QUANTISED).with_suffix
         for name in FILES["int8"]:
             shutil.move(made(Path(name).suffix), folder / name)
@@ -123,12 +119,19 @@ def _program(network: Served, train: Images) -> torch.export.ExportedProgram:
         return torch.export.export(network, (example,), dynamic_shapes={"images": {0: batch}})
 
 
-def _follow(pipe: "Connection[Any, Any]", images: int) -> None:
-    """Shows how far the quantiser is, until it is done."""
+def _follow(quantiser: Child, images: int) -> None:
+    """Shows how far the quantiser is, until it is done.
+
+    Raises:
+        ExportError: it has failed; the message has its last line of output.
+    """
     with task("export, ranges for int8", images) as advance:
-        while True:
-            while not pipe.poll(1):
-                interruption.check()
-            if pipe.recv() is None:
-                return
-            advance(1)
+        try:
+            while True:
+                while not quantiser.pipe.poll(1):
+                    interruption.check()
+                if quantiser.pipe.recv() is None:
+                    return
+                advance(1)
+        except (EOFError, OSError):
+            raise ExportError(f"int8 was not made: {quantiser.last_words()}") from None

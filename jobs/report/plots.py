@@ -13,9 +13,9 @@ from PIL import Image
 
 from jobs.report.coverage import Coverage
 from jobs.results import Summary
+from jobs.runs import Row
 from serving.explanations import overlay
 
-Row = dict[str, Any]
 Array = NDArray[Any]
 
 COLOURS = ("#3366cc", "#dc6a0f", "#2c8c4a", "#9a46b4", "#b8860b", "#008b9a")
