@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done · 1 unexpected · 2 configuration or usage · 3 data, weights or storage "
-    "not reachable · 4 not good enough to serve · 75 interrupted, state saved, run again to resume."
+    "not reachable · 4 not good enough to serve · 5 not settled yet · 75 interrupted, state saved, "
+    "run again to resume."
 )
 app = typer.Typer(
     help="Trains variants of Inception-v3, compares them honestly and reports.",
@@ -307,6 +308,24 @@ def deliver(
         (folder.path / DELIVERED).touch()
         raise
     (folder.path / DELIVERED).touch()
+
+
+@app.command()
+def verdict(
+    metrics: Annotated[
+        list[str], typer.Argument(help="Of each replica: http://…:8082/metrics", metavar="URL…")
+    ],
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Percentage points of accuracy that may be lost.")
+    ] = 0.5,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether a service's shadow should serve: exit 0 promote, 4 stop, 5 keep looking."""
+    from jobs.delivery import verdict as verdicts
+
+    found = verdicts.verdict(verdicts.read(metrics), tolerance)
+    _say(str(found), as_json, **found.as_json())
+    raise typer.Exit({"promote": 0, "stop": 4, "keep looking": 5}[found.advice.value])
 
 
 @app.command()

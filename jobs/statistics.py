@@ -1,7 +1,7 @@
 """Statistical tests of the difference between two classifiers, and calibration of one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
@@ -12,6 +12,7 @@ from serving.archive import Interval
 
 RESAMPLES = 10_000
 MIN_FOR_TEMPERATURE = 100  # held-out pictures
+TINY_SHARE = 1e-12
 SIGNIFICANT = 3.84  # 95 % of χ² with one degree of freedom
 
 
@@ -63,6 +64,34 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     reach = math.sqrt(share * (1 - share) * spread + spread**2 / 4)
     low, high = ((share + spread / 2 + sign * reach) / (1 + spread) for sign in (-1, 1))
     return max(0.0, low), min(1.0, high)
+
+
+def share_at_any_time(count: int, total: int) -> tuple[float, float]:
+    """A 95 % interval of a share for those who look again and again: with that probability it
+    holds the true share at every look, from the first one on (Robbins 1970).
+
+    Shares for which the observations, in the order in which they came, are over 20 times less
+    likely than on average over all shares are outside.
+    """
+    misses = total - count
+    average = math.lgamma(count + 1) + math.lgamma(misses + 1) - math.lgamma(total + 2)
+
+    def inside(share: float) -> bool:
+        likelihood = count * math.log(share) + misses * math.log1p(-share)
+        return average - likelihood < math.log(20)
+
+    best = min(max(count / total if total else 0.5, TINY_SHARE), 1 - TINY_SHARE)
+    low = _last(inside, best, 0.0) if count else 0.0
+    high = _last(inside, best, 1.0) if misses else 1.0
+    return low, high
+
+
+def _last(inside: Callable[[float], bool], within: float, end: float) -> float:
+    """By bisection, how far from `within` towards `end` it goes on."""
+    for _ in range(50):
+        middle = (within + end) / 2
+        within, end = (middle, end) if inside(middle) else (within, middle)
+    return within
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,6 +1,6 @@
 """An engine in one process: Starlette on uvicorn, and threads that share the network.
 
-    python -m serving.asgi ARCHIVE PORT SETTINGS
+    python -m serving.asgi ARCHIVE PORT SETTINGS [SHADOW]
 
 listens on loopback. Its threads run the same `Handler` as TorchServe's workers do, but this
 package's own and not the archive's: of an archive it reads data alone.
@@ -31,11 +31,13 @@ from starlette.routing import Route
 
 from serving import processes, torchserve
 from serving.drift import Drift
+from serving.engines import Shadow
 from serving.handler import Handler
 from serving.messages import Found
 from serving.metrics import Meter
 from serving.predictor import Predictor
 from serving.settings import Settings
+from serving.shadow import Mirror, Sent
 
 ANSWERED = ("Requests2XX", "Requests4XX", "Requests5XX")  # TorchServe's names
 KINDS = {"histogram": Histogram, "counter": Counter, "gauge": Gauge}
@@ -109,8 +111,9 @@ class SharingHandler(Handler):
 class Engine:
     """A queue of requests, and the threads that answer them in batches."""
 
-    def __init__(self, archive: Path, settings: Settings) -> None:
+    def __init__(self, archive: Path, settings: Settings, shadow: Shadow | None = None) -> None:
         self.settings, self.registry = settings, CollectorRegistry()
+        self.mirror = Mirror(shadow, settings.shadow_share, self.registry) if shadow else None
         self.queue: queue.Queue[Waiting] = queue.Queue(settings.queue_size)
         self.answered = {name: Gauge(name, name, registry=self.registry) for name in ANSWERED}
         devices: list[int | None] = [*range(processes.gpus())] or [None]
@@ -125,12 +128,16 @@ class Engine:
 
     async def predict(self, request: Request) -> Response:
         """The handler's answer; 503 where too many requests wait."""
-        waiting = Waiting(await request.body(), request.headers)
+        waiting, start = Waiting(await request.body(), request.headers), time.perf_counter()
         try:
             self.queue.put_nowait(waiting)
             response = await asyncio.wrap_future(waiting.answer)
         except queue.Full:
             response = Response(status_code=503)
+        if self.mirror and response.status_code == 200:
+            seconds = time.perf_counter() - start
+            answer = bytes(response.body)
+            self.mirror.offer(Sent(waiting.body, waiting.headers, answer, seconds))
         self.answered[f"Requests{response.status_code // 100}XX"].inc()
         return response
 
@@ -195,11 +202,12 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({**facts, "event": super().format(record)})
 
 
-def main(archive: str, port: str, settings: str) -> None:
+def main(archive: str, port: str, settings: str, shadow: str | None = None) -> None:
     log = logging.StreamHandler()
     log.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[log])
-    engine = Engine(Path(archive), Settings.model_validate_json(settings))
+    compared = Shadow.model_validate_json(shadow) if shadow else None
+    engine = Engine(Path(archive), Settings.model_validate_json(settings), compared)
     uvicorn.run(application(engine), host="127.0.0.1", port=int(port), log_config=None)
 
 

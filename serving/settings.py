@@ -5,10 +5,10 @@ Unknown names are refused in both. `SERVING_CONFIG` names the file; its keys are
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving import processes
 
@@ -62,12 +62,25 @@ class Settings(BaseModel):
     """Bearer keys, separated by commas, one of which is then required for every prediction."""
     api_keys_file: Path | None = None
     """… or a file of them, one a line, which is read again when it changes."""
+    shadow_uri: str | None = None
+    """A second archive, which gets a share of the requests and whose answers are only compared;
+    also read from SHADOW_URI. For the engine `asgi`."""
+    shadow_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Its digest, needed where the first one's is."""
+    shadow_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The share of the requests that it gets."""
     endpoint_seconds: Annotated[float, Field(ge=0)] = 5
     """After SIGTERM, how long requests are still accepted while load balancers notice."""
     drain_seconds: Positive = 30
     """… and then how long those in flight may take."""
     state_dir: Path | None = None
     """The one directory that is written to; a temporary one when absent."""
+
+    @model_validator(mode="after")
+    def _shadows_need_asgi(self) -> Self:
+        if self.shadow_uri is not None and self.engine != "asgi":
+            raise ValueError("a shadow needs SERVING_ENGINE=asgi")
+        return self
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -79,14 +92,14 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         for name, value in environment.items()
         if name.startswith(PREFIX)
     }
-    if "MODEL_URI" in environment:
-        given.setdefault("model_uri", environment["MODEL_URI"])
+    for name in {"MODEL_URI", "SHADOW_URI"} & set(environment):
+        given.setdefault(name.lower(), environment[name])
     below = _read(Path(given.pop("config"))) if "config" in given else {}
     try:
         return Settings.model_validate({**below, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
+        name = str(first["loc"][0]) if first["loc"] else "shadow_uri"
         where = name if name in below and name not in given else PREFIX + name.upper()
         raise SettingsError(f"{where}: {first['msg']}") from None
 

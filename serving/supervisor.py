@@ -13,11 +13,12 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from serving import api, engines, processes, torchserve
-from serving.archive import open_model
+from serving.archive import Model, open_model
 from serving.fetch import check_signature, fetch, is_local
 from serving.readiness import INTERVAL_SECONDS, Readiness
 from serving.settings import Settings, SettingsError
@@ -38,6 +39,8 @@ class Supervisor:
         self.worker_error: str | None = None
         self.stopping = threading.Event()
         self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.shadow: subprocess.Popen[bytes] | None = None
+        """Not one of them: the service goes on without it."""
 
     def run(self) -> int:
         """Serves; returns 0 after a drain and 1 after a child's death.
@@ -53,19 +56,14 @@ class Supervisor:
                 self._start(Path(state))
                 return self._watch()
             finally:
-                for child in reversed(self.children.values()):
+                children = [*self.children.values(), *([self.shadow] if self.shadow else [])]
+                for child in reversed(children):
                     processes.kill(child)
 
     def _start(self, state: Path) -> None:
         settings = self.settings
-        uri, digest, key = settings.model_uri, settings.model_sha256, settings.public_key
-        if is_local(uri):
-            path = Path(uri)  # where it lies
-            if key is not None:
-                check_signature(path, uri, key)
-        else:
-            path = fetch(uri, digest, state / "model.mar", key)
-        self.model = open_model(path, digest)
+        target = state / "model.mar"
+        self.model = located(settings.model_uri, settings.model_sha256, target, settings.public_key)
         if settings.abstain and not self.model.description.held_out:
             raise SettingsError("SERVING_ABSTAIN: this archive knows nothing of familiarity")
         names = engines.PORTS[settings.engine]
@@ -80,12 +78,32 @@ class Supervisor:
         )
         about = (settings.engine, lambda: self.problem, lambda: self.readiness.form)
         api.serve(own, api.routes(self.model, *about), self.keys)
-        server = engines.START[settings.engine](self.model, settings, state, ports)
+        start = engines.START[settings.engine]
+        if settings.shadow_uri is not None:
+            start = partial(
+                engines.start_asgi, shadow=self._start_shadow(settings.shadow_uri, state)
+            )
+        server = start(self.model, settings, state, ports)
         self.children[settings.engine] = server
         if server.stdout is not None:
             torchserve.follow(server.stdout, self._note_worker_error)
         self.children["gateway"] = self._gateway(state, ports, own)
         log("starting", model=self.model.name, version=self.model.version, port=settings.port)
+
+    def _start_shadow(self, uri: str, state: Path) -> engines.Shadow:
+        key = self.settings.public_key
+        model = located(uri, self.settings.shadow_sha256, state / "shadow.mar", key)
+        if model.classes != self.model.classes:
+            raise SettingsError(f"SERVING_SHADOW_URI: {uri} knows other classes")
+        [port] = processes.free_ports(1)
+        self.shadow = engines.start_shadow(model, self.settings, state, port)
+        both = {"live": self.model, "shadow": model}
+        tests = {role: one.description.test for role, one in both.items()}
+        return engines.Shadow(
+            port=port,
+            versions={role: one.version for role, one in both.items()},
+            accuracies={role: test.accuracy_low for role, test in tests.items() if test},
+        )
 
     def _gateway(self, state: Path, ports: dict[str, int], own: int) -> subprocess.Popen[bytes]:
         explains = self.model.description.map_size is not None
@@ -121,6 +139,9 @@ class Supervisor:
                 self.problem = f"{dead} died"
                 log("child died", child=dead, code=self.children[dead].returncode)
                 return 1
+            if self.shadow is not None and self.shadow.poll() is not None:
+                log("shadow died", code=self.shadow.returncode)
+                self.shadow = None
             if time.monotonic() >= next_probe:
                 self._note(self.readiness.problem(ready=self.problem is None))
                 wait = WATCH_SECONDS if self.problem else INTERVAL_SECONDS
@@ -154,6 +175,19 @@ class Supervisor:
         except subprocess.TimeoutExpired:  # it had its time; what is still in flight is lost
             log("drained", cut_short="the gateway did not stop in time")
         return 0
+
+
+def located(uri: str, digest: str | None, target: Path, key: Path | None) -> Model:
+    """An archive that was checked: where it lies, or else copied to `target`.
+
+    Raises:
+        ModelError: there is none, or it is not the one that was meant.
+    """
+    if not is_local(uri):
+        return open_model(fetch(uri, digest, target, key), digest)
+    if key is not None:
+        check_signature(Path(uri), uri, key)
+    return open_model(Path(uri), digest)
 
 
 def log(event: str, **details: Any) -> None:
