@@ -41,7 +41,7 @@ test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 55 GB 
 test-cluster: $(VENV)/.test ## the manifests in a real Kubernetes (as test-images, and some 25 minutes more)
 	tests/containers/install.sh
 	tests/cluster/build.sh $(CLUSTER_DIR)
-	PYTHONPATH=tests/containers $(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
+	PYTHONPATH=tests/containers $(BIN)/python -m pytest -p no:randomly -m cluster tests/cluster $(ARGS)
 
 chaos: $(VENV)/.test ## kill a job at 50 random moments, fill its disk 12 times (root): is anything lost?
 	$(BIN)/python -m benchmarks.chaos --disks $(if $(filter 0,$(shell id -u)),12,0) $(ARGS)

@@ -93,8 +93,8 @@ class Verdict:
                 f"serves {live}, its shadow is {shadow}",
                 f"{pictures:,} pictures: they differ on {seen.differ:,}, {_percent(self.differ)}; "
                 f"the shadow is surer on {seen.shadow_surer:,} of these",
-                f"probability of the likeliest class, on average: {seen.live_probability:.3f} live, "
-                f"{seen.shadow_probability:.3f} shadow",
+                f"mean probability of the likeliest class: {seen.live_probability:.3f}, the "
+                f"shadow's {seen.shadow_probability:.3f}",
                 f"{seen.failed:,} of {seen.failed + seen.answered:,} requests without an answer "
                 f"by the shadow; {seen.dropped:,} more were not sent to it, as it was busy",
                 f"{seen.live_seconds:.3f} s an answer, the shadow {seen.shadow_seconds:.3f} s",

@@ -6,6 +6,7 @@ model is promoted and rolled out; a second follows under load; and both ways bac
 
 import base64
 import json
+import os
 import re
 import shutil
 import sysconfig
@@ -107,10 +108,10 @@ def load(cluster: Cluster, name: str) -> None:
     archive.unlink()
 
 
-def adapted(runs: Path) -> Iterator[dict[str, Any]]:
-    """The overlay `local` as it is, but for what a cluster without DNS, registry and provisioner
-    of volumes cannot have."""
-    text = kustomize(K8S / "overlays" / "local")
+def adapted(runs: Path, overlay: Path = K8S / "overlays" / "local") -> Iterator[dict[str, Any]]:
+    """An overlay as it is, but for what a cluster without DNS, registry and provisioner of volumes
+    cannot have."""
+    text = kustomize(overlay)
     text = text.replace("image: chrislusf/seaweedfs:4.48", "image: localhost/storage:local")
     text = text.replace("image: inception-transfer", "image: localhost/inception-transfer")
     for thing in yaml.safe_load_all(text):
@@ -309,6 +310,61 @@ def test_both_ways_back_really_go_back(
     wait("the second again", lambda: served() == second[0] and ready(cluster), 4 * MINUTES)
     assert under_load(picture, rollback, first.run_id, cluster) > 100
     assert finished(cluster, "rollback")
+
+
+def with_component(name: str) -> Path:
+    """The overlay `local` with a component."""
+    folder = WORK / name
+    folder.mkdir(exist_ok=True)
+    parts = {"resources": "overlays/local", "components": f"components/{name}"}
+    paths = {key: [os.path.relpath(K8S / part, folder.resolve())] for key, part in parts.items()}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(paths))
+    return folder
+
+
+def test_a_canary_takes_its_share_and_costs_no_answer(
+    cluster: Cluster, first: RunFolder, second: tuple[str, int], runs: Path
+) -> None:
+    """… as it fails to start, goes up, serves, and goes down."""
+    other = second[0] if served() == first.run_id else first.run_id
+    parts = list(adapted(runs, with_component("canary")))
+    canary = [part for part in parts if part["metadata"]["name"] == "inference-canary"]
+
+    def set_version(version: str) -> None:
+        uri = f"MODEL_URI=s3://models/inception-transfer/models/{MODEL}/{version}/"
+        cluster.kubectl("set", "env", "deployment/inference-canary", "--containers=model", uri)
+
+    def failed() -> bool:
+        own = [
+            p for p in pods(cluster, "inference") if p["metadata"]["labels"]["track"] == "canary"
+        ]
+        steps = [s for p in own for s in p["status"].get("initContainerStatuses", [])]
+        return any(step["restartCount"] > 0 for step in steps)
+
+    def available() -> int:
+        status = cluster.get("deployment/inference-canary")["status"]
+        return int(status.get("availableReplicas", 0))
+
+    seen: Counter[str | None] = Counter()
+
+    def look() -> bool:
+        seen[served()] += 1
+        return seen[other] >= 5
+
+    with Load(pictures(first, 1)[0]) as load:
+        cluster.apply(canary)
+        set_version("no-such-version")
+        wait("the canary to fail", failed, 3 * MINUTES)
+        assert served() != other
+        set_version(other)
+        wait("the canary", lambda: available() == 1, 4 * MINUTES)
+        wait("its answers", look, 2 * MINUTES)
+        cluster.kubectl("scale", "deployment/inference-canary", "--replicas=0")
+        wait("its end", lambda: available() == 0, MINUTES)
+        time.sleep(12)  # its pod drains
+    assert set(load.statuses) == {200}, load.statuses
+    assert len(seen) == 2, "the others went on to serve"
+    assert ready(cluster)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import typer
 import yaml
 from conftest import ROOT
-from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS
+from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS, published
 
 from jobs import config
 from jobs.cli import app
@@ -18,11 +18,8 @@ from jobs.errors import ConfigurationError
 from serving.settings import Settings, from_environment
 
 VERSIONS = ("1.29", "1.33", "1.37")
-CUSTOM = {
-    "PodMonitor",
-    "ServiceMonitor",
-    "PrometheusRule",
-}  # Prometheus Operator's; no schema comes along
+# Prometheus Operator's and the Gateway API's, whose schemas do not come along.
+CUSTOM = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "HTTPRoute"}
 Object = dict[str, Any]
 
 
@@ -88,6 +85,7 @@ def test_no_service_leads_to_a_management_port(objects: list[Object]) -> None:
         for port in service["spec"]["ports"]
     }
     allowed = {("inference", "http"), ("inference-metrics", "metrics")}
+    allowed |= {("inference-stable", "http"), ("inference-canary", "http")}
     assert ports <= allowed | {("storage", "s3"), ("workers", 29400)}
     [main] = inference(objects)["containers"]
     assert {p["containerPort"] for p in main["ports"]} == {8080, 8082}
@@ -152,9 +150,48 @@ def test_the_service_accepts_its_settings(objects: list[Object]) -> None:
 
 def test_a_promotion_alone_says_which_model_is_served(objects: list[Object]) -> None:
     """Were MODEL_URI in the manifest, applying it would undo the last promotion."""
-    [step] = inference(objects)["initContainers"]
-    assert step["name"] == "model" and step["args"] == ["fetch", "/models/model.mar"]
-    assert "MODEL_URI" not in environment(step)
+    first, *others = inference(objects)["initContainers"]
+    assert first["name"] == "model" and first["args"] == ["fetch", "/models/model.mar"]
+    assert "MODEL_URI" not in environment(first)
+    assert [step["name"] for step in others] in ([], ["shadow"])
+
+
+def test_a_shadow_is_fetched_as_the_model_is_and_compared(rendered: dict[str, str]) -> None:
+    pod = inference(list(yaml.safe_load_all(rendered["shadow"])))
+    model, shadow = pod["initContainers"]
+    assert shadow["args"] == ["fetch", "/models/shadow.mar"]
+    assert {**shadow, "name": "model", "args": model["args"]} == model
+    [main] = pod["containers"]
+    given = {name: value or "2" for name, value in environment(main).items()}
+    settings = from_environment(given)
+    assert settings.shadow_uri == "/models/shadow.mar" and settings.engine == "asgi"
+
+
+def test_a_canary_is_the_same_pod_behind_the_same_service(rendered: dict[str, str]) -> None:
+    objects = list(yaml.safe_load_all(rendered["canary"]))
+    stable, canary = (
+        named(objects, "Deployment", name)["spec"] for name in ("inference", "inference-canary")
+    )
+    assert canary["template"]["spec"] == stable["template"]["spec"] and canary["replicas"] == 1
+    labels = [one["template"]["metadata"]["labels"] for one in (stable, canary)]
+    assert [label.pop("track") for label in labels] == ["stable", "canary"]
+    assert labels[0] == labels[1]
+    selector = named(objects, "Service", "inference")["spec"]["selector"]
+    assert selector.items() <= labels[0].items()
+    assert canary["selector"]["matchLabels"] == {**selector, "track": "canary"}
+
+
+def test_a_canarys_weight_is_routed_to_services_of_their_own(rendered: dict[str, str]) -> None:
+    objects = list(yaml.safe_load_all(rendered["canary-weights"]))
+    [route] = of_kind(objects, "HTTPRoute")
+    validator = published("gateway-httproutes.yaml", route["apiVersion"])
+    assert not list(validator.iter_errors(route["spec"]))
+    [rule] = route["spec"]["rules"]
+    assert sum(ref["weight"] for ref in rule["backendRefs"]) == 100
+    for ref, track in zip(rule["backendRefs"], ("stable", "canary"), strict=True):
+        service = named(objects, "Service", ref["name"])["spec"]
+        assert service["selector"]["track"] == track
+        assert ref["port"] in [port["port"] for port in service["ports"]]
 
 
 def test_a_promotion_may_patch_that_deployment_and_nothing_else(objects: list[Object]) -> None:
