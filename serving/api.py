@@ -8,9 +8,11 @@ import contextlib
 import hashlib
 import hmac
 import json
+import math
 import secrets
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +26,30 @@ from serving.settings import Settings, SettingsError
 
 NAME = "inception-transfer"
 CHUNK = 1 << 16
+NO_HEADERS: Mapping[str, str] = {}
 OPENAPI = Path(__file__).parent / "gateway" / "openapi.yaml"
 
 Answer = tuple[int, dict[str, Any]]
+
+
+class Limit:
+    """How often each key may ask: a minute's requests at once, and then one at a time as they come
+    in again (the generic cell rate algorithm, ITU-T I.371)."""
+
+    def __init__(self, per_minute: int | None) -> None:
+        self.interval = 60 / per_minute if per_minute else 0.0
+        self.free_at: dict[bytes, float] = {}
+        """When all requests of a key have come in again."""
+        self.lock = threading.Lock()
+
+    def seconds_to_wait(self, key: bytes) -> float:
+        """0 for a request that may pass now, and is counted."""
+        now = time.monotonic()
+        with self.lock:
+            free_at = max(self.free_at.get(key, now), now) + self.interval
+            if free_at <= now + 60:
+                self.free_at[key] = free_at
+        return max(0.0, free_at - now - 60)
 
 
 class Keys:
@@ -44,19 +67,33 @@ class Keys:
         self.in_file: list[bytes] = []
         self.required = bool(self.given) or self.file is not None
         self.given += _digests([self.own])
+        self.limit = Limit(settings.key_requests_per_minute)
         try:
             self._refresh()
         except (OSError, ValueError) as error:
             raise SettingsError(f"SERVING_API_KEYS_FILE: {error}") from None
 
-    def accept(self, header: str) -> bool:
-        """Whether an Authorization header brings one; takes the same time for every wrong one."""
+    def answer(self, header: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """Whether a request with this Authorization header may pass: status, body and headers."""
+        key = self.accept(header)
+        if key is None:
+            refusal = failure("unauthorized", "a valid key is needed: Authorization: Bearer …")
+            return 401, refusal, {"WWW-Authenticate": "Bearer"}
+        seconds = 0.0 if key in _digests([self.own]) else self.limit.seconds_to_wait(key)
+        if seconds > 0:
+            refusal = failure("rate_limited", "this key has asked too often; try again")
+            return 429, refusal, {"Retry-After": str(math.ceil(seconds))}
+        return 200, {}, {}
+
+    def accept(self, header: str) -> bytes | None:
+        """The digest of the key in an Authorization header, None if it is not valid; takes the same
+        time for every wrong one."""
         with contextlib.suppress(OSError, ValueError):  # a file that is gone changes no keys
             self._refresh()
         scheme, _, key = header.partition(" ")
         digest = hashlib.sha256(key.strip().encode()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self.given + self.in_file]
-        return scheme.lower() == "bearer" and any(matches)
+        return digest if scheme.lower() == "bearer" and any(matches) else None
 
     def _refresh(self) -> None:
         """Keys change without a restart: Kubernetes swaps the files of a mounted Secret."""
@@ -147,13 +184,11 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/auth":
-                accepted = keys.accept(self.headers.get("Authorization", ""))
-                refusal = failure("unauthorized", "a valid key is needed: Authorization: Bearer …")
-                self._send((200, {}) if accepted else (401, refusal))
+                self._send(*keys.answer(self.headers.get("Authorization", "")))
             elif path in answers:
-                self._send(answers[path]())
+                self._send(*answers[path]())
             else:
-                self._send((404, failure("not_found", "there is nothing here")))
+                self._send(404, failure("not_found", "there is nothing here"))
 
         def do_POST(self) -> None:
             """Reads what the gateway refuses as too large."""
@@ -163,15 +198,17 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
             if left:  # it is too large even for that, or the client has gone
                 self.close_connection = True
             else:
-                self._send((413, {}))
+                self._send(413, {})
 
-        def _send(self, answer: Answer) -> None:
-            body = json.dumps(answer[1]).encode()
-            self.send_response(answer[0])
+        def _send(
+            self, status: int, answer: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS
+        ) -> None:
+            body = json.dumps(answer).encode()
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
-            if answer[0] == 401:
-                self.send_header("WWW-Authenticate", "Bearer")
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)

@@ -239,11 +239,12 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def locked(
     archive: Path, keys: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator["Service"]:
-    """Another, which wants keys: two of a file, one of the environment."""
+    """Another, which wants keys: two of a file, two of the environment; and none too often."""
     from service import running
 
     state = tmp_path_factory.mktemp("locked") / "state"
-    given = {"SERVING_API_KEYS_FILE": str(keys), "SERVING_API_KEYS": "third-key"}
+    given = {"SERVING_API_KEYS_FILE": str(keys), "SERVING_API_KEYS": "third-key,often-key"}
+    given["SERVING_KEY_REQUESTS_PER_MINUTE"] = "20"
     with running(archive, state, **given) as service:
         yield service
 

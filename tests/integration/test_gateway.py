@@ -291,6 +291,19 @@ def test_predictions_want_one_of_the_keys_and_nothing_else_does(
     assert "first-key" not in locked.log.read_text()
 
 
+def test_a_key_that_asks_too_often_is_told_when_to_come_back(
+    locked: Service, exported: RunFolder
+) -> None:
+    file = pictures(exported, 1)[0]
+    headers = {"Content-Type": "image/png", "Authorization": "Bearer often-key"}
+    answers = [exchange(locked.address + PREDICT, file, headers) for _ in range(25)]
+    statuses = [status for status, _, _ in answers]
+    assert statuses[:20] == [200] * 20 and 429 in statuses
+    _, received, answer = answers[statuses.index(429)]
+    assert answer["error"]["code"] == "rate_limited" and 1 <= int(received["Retry-After"]) <= 3
+    assert with_key(locked, file, "Bearer third-key") == 200, "the other keys have their own"
+
+
 def test_keys_change_without_a_restart(locked: Service, keys: Path, exported: RunFolder) -> None:
     file = pictures(exported, 1)[0]
     for key, other in (("old-key", "new-key"), ("new-key", "old-key")):
