@@ -1,14 +1,14 @@
 """Tables that the commands print on standard output."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from serving.progress import INTERACTIVE
+from serving.progress import INTERACTIVE, duration
 
 if TYPE_CHECKING:
     from jobs.delivery.pruning import Item
@@ -108,7 +108,7 @@ def _left(part: "Progress") -> str:
         return "diverged"
     if part["ends"] is None or part["epoch"] == part["epochs"]:
         return ""
-    return _duration(datetime.fromisoformat(part["ends"]) - datetime.now(UTC))
+    return duration((datetime.fromisoformat(part["ends"]) - datetime.now(UTC)).total_seconds())
 
 
 def show_models(versions: Sequence["Version"], channels: Mapping[str, "Channel"]) -> None:
@@ -152,12 +152,4 @@ def output() -> Console:
 
 
 def _age(time: datetime) -> str:
-    return _duration(datetime.now(UTC) - time)
-
-
-def _duration(time: timedelta) -> str:
-    seconds = time.total_seconds()
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
+    return duration((datetime.now(UTC) - time).total_seconds())

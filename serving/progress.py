@@ -18,6 +18,17 @@ SHARE_THAT_TELLS = 0.05  # of a task; before it is done, the rate may be that of
 _last_line = [0.0]  # when one was printed
 
 
+def duration(seconds: float) -> str:
+    """Rounded for people, the same everywhere."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{max(0, seconds):.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d"
+
+
 def log(message: str) -> None:
     """Prints one line, above the bar when there is one."""
     _last_line[0] = time.perf_counter()
@@ -85,7 +96,7 @@ def _lines(label: str, total: float, unit: str) -> Iterator[Callable[[float], No
         if done < SHARE_THAT_TELLS * total:
             return so_far
         rate = done / (time.perf_counter() - start)
-        return f"{so_far} · {rate:.1f}/s · {(total - done) / rate:.0f} s left"
+        return f"{so_far} · {rate:.1f}/s · {duration((total - done) / rate)} left"
 
     def keep_talking() -> None:
         while not over.wait(1):

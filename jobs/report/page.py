@@ -12,6 +12,7 @@ from jobs.report.coverage import Coverage
 from jobs.results import Comparison
 from jobs.runs import RunFolder, read_arrays, read_json
 from serving.files import write
+from serving.progress import duration
 
 # Lecture 44 of IIT Kharagpur's deep-learning course: test accuracy after five epochs; all three
 # networks together took 147 min 58 s on one GPU.
@@ -113,7 +114,7 @@ def _page(
         environments=read_json(folder.path / "environment.json"),
         augmentations=_augmentations(config),
         price=config.runtime.price_per_hour,
-        duration=html.duration,
+        duration=duration,
         money=_money,
         config_yaml=(folder.path / "config.yaml").read_text(),
     )

@@ -8,6 +8,7 @@ from jobs.report.comparison import right_answers, sentence
 from jobs.results import Comparison
 from jobs.runs import RunFolder
 from jobs.statistics import holm, paired_difference
+from serving.progress import duration
 
 
 def render(folders: Sequence[RunFolder]) -> str:
@@ -29,7 +30,7 @@ def render(folders: Sequence[RunFolder]) -> str:
         },
         same_data=len({comparison.data.digest for comparison in found.values()}) == 1,
         sentences=_differences(runs, found),
-        duration=html.duration,
+        duration=duration,
     )
 
 

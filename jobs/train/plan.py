@@ -10,6 +10,7 @@ from jobs.data.dataset import Dataset
 from jobs.devices import Device
 from jobs.train import models
 from jobs.train.training import losses, make_optimizer
+from serving.progress import duration
 
 # Of a training step's time, for the same pictures: 0.19 at 75 pixels and 0.28 at 299, on a CPU.
 FORWARD_SHARE = 0.22
@@ -42,7 +43,7 @@ def outline(
     if config.export.enabled:
         steps.append("archive")
         seconds += EXPORT_SECONDS
-    return f"to do: {', '.join(steps)}; about {_rounded(seconds)} on this machine"
+    return f"to do: {', '.join(steps)}; about {duration(seconds)} on this machine"
 
 
 def _pictures(config: Config, dataset: Dataset, variant: Variant) -> float:
@@ -77,10 +78,3 @@ def _seconds_a_picture(config: Config, classes: int, device: Device) -> float:
         optimizer.zero_grad()
         loss.item()  # waits for the device
     return (time.perf_counter() - start) / len(inputs)
-
-
-def _rounded(seconds: float) -> str:
-    minutes = seconds / 60
-    if minutes < 1:
-        return "a minute"
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -36,10 +36,3 @@ def test_the_time_is_that_of_the_pictures_to_be_trained_on_and_scored() -> None:
     assert plan._pictures(resolved, dataset, scratch) == pytest.approx(expected)
     cached = (4 * 160 + 240 + 599) * plan.FORWARD_SHARE  # digits are not mirrored, but shifted
     assert plan._pictures(resolved, dataset, frozen) == pytest.approx(cached)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(20, "a minute"), (125, "2 min"), (5000, "83 min"), (9000, "2.5 h")]
-)
-def test_a_time_is_said_as_roughly_as_it_is_known(seconds: float, said: str) -> None:
-    assert plan._rounded(seconds) == said

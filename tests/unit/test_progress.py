@@ -66,3 +66,14 @@ def test_a_log_that_looks_like_a_terminal_gets_plain_lines(environment: dict[str
     shown = on_a_terminal([sys.executable, "-c", WORK], **environment)
     assert "\x1b" not in shown and "the table" not in shown
     assert shown.splitlines()[0].startswith("an epoch: ") and shown.splitlines()[-1] == "the end"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        *((-3, "0 s"), (20.4, "20 s"), (89, "89 s"), (90, "2 min"), (5000, "83 min")),
+        *((8880, "2 h 28 min"), (47 * 3600, "47 h 0 min"), (49 * 3600, "2 d")),
+    ],
+)
+def test_a_duration_is_rounded_for_people(seconds: float, said: str) -> None:
+    assert progress.duration(seconds) == said
