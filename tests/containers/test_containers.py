@@ -179,6 +179,29 @@ def test_sigterm_under_load_loses_nothing(served: Container, finished: RunFolder
     assert statuses.total() > before and set(statuses) == {200}, statuses
 
 
+def test_only_predictions_and_metrics_listen_to_a_network(served: Container) -> None:
+    """As the container's own network namespace has it: what else listens does so on loopback, and
+    TorchServe's management cannot be asked through the gateway."""
+    tables = podman("exec", served.name, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout
+    rows = [line.split() for line in tables.splitlines() if ":" in line.split()[0]]
+    listening = [row[1].rsplit(":", 1) for row in rows if row[3] == "0A"]
+    loopback = {"0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F"}
+    outside = {int(port, 16) for address, port in listening if address not in loopback}
+    assert outside == {8080, 8082} and len(listening) > len(outside)
+    udp = podman("exec", served.name, "cat", "/proc/net/udp", "/proc/net/udp6").stdout
+    assert not [line for line in udp.splitlines() if ":" in line.split()[0]]
+    for path in (
+        "/models",
+        f"/models/{MODEL}",
+        "/workflows",
+        "/ping",
+        "/metrics",
+        "/api-description",
+    ):
+        assert get(served.address + path)[0] == 404
+    assert get(f"{served.metrics}/models")[0] == 404
+
+
 def test_a_service_without_a_model_says_so_in_one_line(serve_image: str) -> None:
     done = podman("run", "--rm", *CONFINED, serve_image, check=False)
     assert done.returncode == 3
