@@ -290,7 +290,7 @@ class Job:
         trainer = Trainer(network, variant, len(images), self.device, seed=0, compiled=compiled)
         self._fit(trainer, images, {}, folder)
         outcome = Trained(seconds=trainer.seconds)
-        distributed.once(lambda: write(self._kept_stand_in, folder.best.read_bytes()))
+        distributed.once(_keep_stand_in, folder, self._kept_stand_in)
         distributed.once(folder.save_result, outcome)
 
     def train(self, variant: Variant, seed: int) -> Done | Diverged:
@@ -483,6 +483,14 @@ class Job:
         images = self.dataset.test.take(rows)
         maps = class_maps(whole, images, batch_size, self.device.autocast)
         return maps[torch.arange(len(rows)), classes].numpy()
+
+
+def _keep_stand_in(folder: VariantFolder, kept: Path) -> None:
+    """For other runs: this one does without, as in a container whose root is read-only."""
+    try:
+        write(kept, folder.best.read_bytes())
+    except OSError as error:
+        log(f"weights: other runs have to train them again: {error}")
 
 
 def _take_stand_in(folder: VariantFolder, kept: Path) -> bool:

@@ -306,7 +306,8 @@ def test_both_ways_back_really_go_back(
 
     def rollback() -> None:
         uri = "--set=storage.uri=$(STORAGE_URI)"
-        start(cluster, "rollback", "rollback", "--deployment=inference", uri)
+        command = ["rollback", "--config=quickstart", "--deployment=inference", uri]
+        start(cluster, "rollback", *command)
 
     assert under_load(picture, undo, first.run_id, cluster) > 100
     undo()
@@ -446,10 +447,12 @@ def start_night(cluster: Cluster, name: str) -> None:
     container["args"] += ["--config=/runs/nights.yaml", f"--run-id={name}"]
     named = {"PICTURES_URI": f"s3://{BUCKET}/digits", "ARCHIVE_NAME": "own_pictures"}
     container["env"] = [*theirs["env"], *({"name": n, "value": v} for n, v in named.items())]
-    container["volumeMounts"] = theirs["volumeMounts"]
-    [cache] = [volume for volume in pod["volumes"] if volume["name"] == "cache"]
-    cache["persistentVolumeClaim"]["claimName"] = "runs"
-    own["volumes"] = pod["volumes"]
+    # A node of this age cannot mount one claim twice.
+    own["volumes"] = [volume for volume in pod["volumes"] if volume["name"] != "cache"]
+    cache = {"name": "runs", "subPath": "cache"}
+    container["volumeMounts"] = [
+        mount | cache if mount["name"] == "cache" else mount for mount in theirs["volumeMounts"]
+    ]
     metadata = {"name": name, "namespace": "inception-transfer"}
     cluster.apply([{"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}])
 

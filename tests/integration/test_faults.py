@@ -124,6 +124,18 @@ def test_a_damaged_stand_in_of_the_cache_is_trained_again(
     assert pipeline._take_stand_in(variant, kept)
 
 
+def test_a_stand_in_that_cannot_be_kept_for_others_costs_this_run_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variant = variant_of(tmp_path)
+    variant.save_best({"weight": torch.arange(10)})
+    (file := tmp_path / "file").touch()
+    pipeline._keep_stand_in(variant, file / "stand-in.safetensors")
+    assert "weights: other runs have to train them again: " in capsys.readouterr().err
+    pipeline._keep_stand_in(variant, tmp_path / "stand-in.safetensors")
+    assert (tmp_path / "stand-in.safetensors").read_bytes() == variant.best.read_bytes()
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> config.Data:
     make_photos(tmp_path / "photos", train=6, test=2, size=(16, 16))

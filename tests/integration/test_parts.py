@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from command import forked, job, start_job, stop_when
 from conftest import ROOT, TINY, tiny, tiny_config
 from object_store import exported_run, finished_run, keys_of
 
-from jobs import config
+from jobs import config, parts
 from jobs.config import Part
 from jobs.delivery import promotion, pruning, publishing
 from jobs.delivery.registry import Registry
@@ -301,3 +302,16 @@ def test_old_parts_are_pruned_and_those_of_today_are_not(
     [gone] = pruning.prune(storage, days=2, keep=0, dry_run=False, now=lambda: later)
     assert gone.prefix == f"parts/r/{three.digest}/" and not there.has(part)
     assert not keys_of(store, settings)
+
+
+@pytest.mark.parametrize("kind", ["../outside", "{tmp_path}/outside", "link"])
+def test_a_part_that_would_write_elsewhere_is_refused(tmp_path: Path, kind: str) -> None:
+    packed = tmp_path / "part.tar"
+    member = tarfile.TarInfo(kind.format(tmp_path=tmp_path))
+    if kind == "link":
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(packed, "w") as tar:
+        tar.addfile(member)
+    with pytest.raises(UnavailableError, match="is no file of a part"):
+        parts._unpack(packed, tmp_path / "run")
+    assert not (tmp_path / "outside").exists() and not (tmp_path / "run" / "link").exists()
