@@ -53,5 +53,13 @@ def command_lines(program: str) -> list[list[str]]:
     return [words for words in split if words[1] != "-m"]
 
 
+def within_sentences() -> list[str]:
+    """Whole commands between backticks. The reference and the changelog have but their names."""
+    files = [file for file in DOCUMENTS if file.stem not in ("reference", "CHANGELOG")]
+    texts = [FENCE.sub("", file.read_text()) for file in files]
+    found = {c for text in texts for c in re.findall(r"`((?:make|python -m) [^`…<]+)`", text)}
+    return sorted(" ".join(command.split()) for command in found)
+
+
 COMMANDS = [line for b in to_run("sh") if b.file == "README.md" for line in _lines(b.text)]
 JOBS = sorted({c for c in COMMANDS if c.startswith("python -m jobs")})

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -14,7 +15,7 @@ import pytest
 import typer
 from conftest import ROOT
 from manifests import kustomize
-from readme import BLOCKS, COMMANDS, DOCUMENTS, JOBS, Block, command_lines, to_run
+from readme import BLOCKS, COMMANDS, DOCUMENTS, JOBS, Block, command_lines, to_run, within_sentences
 
 from jobs import cli, config
 from serving import cli as serving_cli
@@ -59,10 +60,14 @@ def python(*arguments: str) -> None:
         elsewhere("python", *arguments)
         return
     module, *rest = arguments[arguments.index("-m") + 1 :]
+    if module.startswith("benchmarks."):
+        benchmark = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        assert not [word for word in rest if word[0] == "-" and f'"{word}"' not in benchmark]
+        return
     command = typer.main.get_command({"jobs": cli.app, "serving": serving_cli.app}[module])
     assert isinstance(command, typer.core.TyperGroup)
     context = command.make_context(module, [*rest])
-    if rest:
+    if rest and rest[0][0] != "-":
         context = command.commands[rest[0]].make_context(rest[0], rest[1:])
     if module == "jobs":
         values = context.params
@@ -72,7 +77,12 @@ def python(*arguments: str) -> None:
 
 
 def make(*arguments: str) -> None:
-    subprocess.run(["make", *arguments, "--dry-run"], cwd=ROOT, capture_output=True, check=True)
+    """Has a target whose commands can be typed, too: ARGS ends up in one of them."""
+    command = ["make", *arguments, "--dry-run"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for line in said.splitlines():
+        if "/python -m jobs " in line:
+            python(*shlex.split(line)[1:])
 
 
 def kubectl(*arguments: str) -> None:
@@ -131,6 +141,11 @@ def test_what_the_documentation_tells_to_type_is_right(block: Block, tmp_path: P
     check(block.text, tmp_path)
 
 
+@pytest.mark.parametrize("command", within_sentences())
+def test_a_command_within_a_sentence_is_right(command: str, tmp_path: Path) -> None:
+    check(command, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("mistake", "complaint"),
     [
@@ -141,6 +156,8 @@ def test_what_the_documentation_tells_to_type_is_right(block: Block, tmp_path: P
         ("seq 0 3 | xargs -n 1 python -m jobs run --part", "< 3"),
         ("python -m serving predikt cat.jpg", "predikt"),
         ("make runn", "non-zero exit status"),
+        ("make run ARGS='--config lektion'", "lektion: no such"),
+        ("python -m benchmarks.scoring --pictures 600", "--pictures"),
         ("docker build --target training .", "AS training"),
         ("docker build --target train --build-arg BAKED=1 .", "ARG BAKED"),
         ("docker run inception-transfer-train run --config lektion", "lektion: no such"),
