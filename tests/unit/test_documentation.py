@@ -72,6 +72,8 @@ def python(*arguments: str) -> None:
     if module == "jobs":
         values = context.params
         resolved = config.load(values.get("config", "default"), values.get("settings") or ())
+        if "run_folder" in values:
+            config.apply(resolved, values.get("settings") or ())
         assert (values.get("part") or 0) < len(resolved.parts)
         assert values.get("variant") in {None, *(variant.name for variant in resolved.variants)}
 
@@ -114,8 +116,9 @@ def pip(*arguments: str) -> None:
 
 def elsewhere(*words: str) -> None:
     """Run as it is written by a test that takes all such lines, so it has to be a line."""
-    file = ROOT / "tests" / "integration" / RUN_IN[words[0]]
-    assert f'command_lines("{words[0]}")' in file.read_text()
+    test = (ROOT / "tests" / "integration" / RUN_IN[words[0]]).read_text()
+    assert f'command_lines("{words[0]}")' in test
+    assert words[0] != "python" or Path(words[1]).name in test
     assert list(words) in command_lines(words[0])
 
 
@@ -185,13 +188,25 @@ def test_commands_stand_in_blocks_that_tests_find() -> None:
 
 @pytest.mark.parametrize(
     "file",
-    sorted(p.relative_to(ROOT).as_posix() for d in ("", "docs") for p in (ROOT / d).glob("*.md")),
+    sorted(
+        p.relative_to(ROOT).as_posix()
+        for d in ("", "docs", "examples")
+        for p in (ROOT / d).glob("*.md")
+    ),
 )
 def test_links_lead_somewhere(file: str) -> None:
     text = (ROOT / file).read_text()
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
     missing = [link for link in links if not ((ROOT / file).parent / link).exists()]
     assert not missing
+
+
+def test_every_page_is_on_the_site_and_every_example_in_their_list() -> None:
+    site = re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert {file.relative_to(ROOT).as_posix() for file in DOCUMENTS} == set(site)
+    listed = (ROOT / "examples" / "README.md").read_text()
+    files = {file.name for file in (ROOT / "examples").glob("*.*")} - {"README.md"}
+    assert not [name for name in files if f"({name})" not in listed]
 
 
 def quoted_messages() -> list[str]:
