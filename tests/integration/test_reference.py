@@ -15,3 +15,12 @@ def test_every_key_of_the_configuration_is_there_once() -> None:
     keys = [key for key, *_ in module["rows"](module["Config"], "")]
     assert len(keys) == len(set(keys)) > 50
     assert {"data.source", "optim.epochs", "variants.NAME.init", "storage.uri"} <= set(keys)
+
+
+def test_every_request_is_there_with_its_refusals() -> None:
+    module = runpy.run_path(str(ROOT / "docs" / "reference.py"))
+    _, *rows = module["requests"]()
+    assert len(rows) > 10 and all(row.startswith(("| `POST /", "| `GET /")) for row in rows)
+    assert all(row.split(" | ")[1].endswith(".") for row in rows), "a comma ends an unquoted text"
+    [predict] = [row for row in rows if "`POST /predictions/{model}`" in row]
+    assert "`abstain`" in predict and "`image/*`" in predict and "413 Too large" in predict
