@@ -1,6 +1,7 @@
 """The commands that README.md, docs/ and examples/ tell people to type.
 
-A block that no test can run says so, and why, in the line before it: `<!-- not run: … -->`.
+A block that no test can run says so, and why, in the line before it: `<!-- not run: … -->`; a
+command in a comment has `(not run: …)` after it.
 """
 
 import re
@@ -59,6 +60,19 @@ def within_sentences() -> list[str]:
     texts = [FENCE.sub("", file.read_text()) for file in files]
     found = {c for text in texts for c in re.findall(r"`((?:make|python -m) [^`…<]+)`", text)}
     return sorted(" ".join(command.split()) for command in found)
+
+
+def within_comments() -> list[str]:
+    """Of the Dockerfile, manifests and configurations, up to the remark that follows."""
+    files = [ROOT / "Dockerfile", *(ROOT / "examples").glob("*.yaml")]
+    files += [
+        file for folder in ("k8s", "jobs/configs") for file in (ROOT / folder).rglob("*.yaml")
+    ]
+    command = re.compile(
+        r"^#   ((?:docker|kind|kubectl|make|python) (?!.*\(not run: ).+?)(?: {2,}.*)?$",
+        re.MULTILINE,
+    )
+    return sorted({found for file in files for found in command.findall(file.read_text())})
 
 
 COMMANDS = [line for b in to_run("sh") if b.file == "README.md" for line in _lines(b.text)]

@@ -15,7 +15,17 @@ import pytest
 import typer
 from conftest import ROOT
 from manifests import kustomize
-from readme import BLOCKS, COMMANDS, DOCUMENTS, JOBS, Block, command_lines, to_run, within_sentences
+from readme import (
+    BLOCKS,
+    COMMANDS,
+    DOCUMENTS,
+    JOBS,
+    Block,
+    command_lines,
+    to_run,
+    within_comments,
+    within_sentences,
+)
 
 from jobs import cli, config
 from serving import cli as serving_cli
@@ -144,8 +154,8 @@ def test_what_the_documentation_tells_to_type_is_right(block: Block, tmp_path: P
     check(block.text, tmp_path)
 
 
-@pytest.mark.parametrize("command", within_sentences())
-def test_a_command_within_a_sentence_is_right(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", within_sentences() + within_comments())
+def test_a_command_within_a_sentence_or_a_comment_is_right(command: str, tmp_path: Path) -> None:
     check(command, tmp_path)
 
 
