@@ -1,4 +1,4 @@
-"""Labels all pictures of a folder, then counts the labels and names the least familiar pictures.
+"""Labels all pictures of a folder, then names those that a person should look at.
 
     pip install 'inception-transfer[score]'
     python examples/score_folder.py photos/ --model model.mar --out answers/
@@ -9,6 +9,7 @@ The same call answers what is new in the folder. `python -m serving score` does 
 import argparse
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving import Predictor
@@ -27,14 +28,11 @@ def main() -> None:
     predictor = Predictor.open(given.model, threads=threads, callers=threads)
     print(score(predictor, given.folder, given.out, threads=threads).text())
     answers = pq.read_table(given.out)
-    labels = answers.group_by("label").aggregate([("path", "count")])
-    for row in labels.sort_by([("path_count", "descending")]).to_pylist():
-        print(
-            f"{row['path_count']:6} {row['label'] or 'not answered; the column `error` says why'}"
-        )
-    print("least like the pictures of the training:")
-    for row in answers.sort_by("familiarity").slice(0, 5).to_pylist():
-        print(f"{row['familiarity'] or 0:6.3f} {row['path']}")
+    for column, what in (("probability", "least sure"), ("familiarity", "least familiar")):
+        print(f"{what}:")
+        lowest = answers.filter(pc.field(column).is_valid()).sort_by(column).slice(0, 5)
+        for row in lowest.to_pylist():
+            print(f"  {row[column]:.3f} {row['label']} {row['path']}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def test_a_variant_of_one_s_own_trains_what_it_says(tmp_path: Path) -> None:
     assert 100_000 < result.trainable_parameters < 20_000_000, "not the last layer alone, nor all"
 
 
-def test_a_folder_is_labelled_and_the_least_familiar_pictures_named(
+def test_a_folder_is_labelled_and_the_pictures_to_look_at_are_named(
     archive: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
     (photos := tmp_path / "photos").mkdir()
@@ -79,10 +78,14 @@ def test_a_folder_is_labelled_and_the_least_familiar_pictures_named(
     (photos / "text.png").write_text("no picture")
     paths = {"photos": photos, archive.name: archive, "answers": tmp_path / "answers"}
     said = run_example("score_folder.py", tmp_path, paths)
-    counted = {line[7:]: int(line[:6]) for line in said.splitlines()[1:-6]}
-    labels = Counter(predictions(exported, 6))
-    assert counted == {**labels, "refused; the column `error` says why": 1}
-    assert len(re.findall(r"^ +0\.\d{3} \d\.png$|^ +1\.000 \d\.png$", said, re.MULTILINE)) == 5
+    assert said.startswith("7 scored, ") and "  1 refused: " in said
+    expected = dict(zip("012345", predictions(exported, 6), strict=True))
+    _, unsure, unfamiliar = re.split(r"least sure:|least familiar:", said)
+    for part in (unsure, unfamiliar):
+        rows = re.findall(r"^  ([01]\.\d{3}) (\S+) (\d)\.png$", part, re.MULTILINE)
+        assert len(rows) == 5 and all(expected[number] == label for _, label, number in rows)
+        values = [float(value) for value, _, _ in rows]
+        assert values == sorted(values)
 
 
 @pytest.mark.parametrize("block", to_run("python"), ids=str)
