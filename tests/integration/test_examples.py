@@ -82,7 +82,7 @@ def test_a_folder_is_labelled_and_the_pictures_to_look_at_are_named(
     expected = dict(zip("012345", predictions(exported, 6), strict=True))
     _, unsure, unfamiliar = re.split(r"least sure:|least familiar:", said)
     for part in (unsure, unfamiliar):
-        rows = re.findall(r"^  ([01]\.\d{3}) (\S+) (\d)\.png$", part, re.MULTILINE)
+        rows = re.findall(r"^  ([01]\.\d{3}) (.+) (\d)\.png$", part, re.MULTILINE)
         assert len(rows) == 5 and all(expected[number] == label for _, label, number in rows)
         values = [float(value) for value, _, _ in rows]
         assert values == sorted(values)
