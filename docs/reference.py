@@ -103,7 +103,7 @@ def requests() -> Iterator[str]:
             named = ", ".join(f"`{p['name']}`" for p in one.get("parameters", ()))
             body = ", ".join(f"`{kind}`" for kind in one.get("requestBody", {}).get("content", ()))
             said = {s: a["description"].rstrip(".") for s, a in one["responses"].items()}
-            answers = " · ".join(f"{status} {text}" for status, text in said.items())
+            answers = " · ".join(f"{status} {text}" for status, text in sorted(said.items()))
             yield f"| `{method.upper()} {path}` | {one['summary']} | {named} | {body} | {answers} |"
 
 

@@ -72,7 +72,8 @@ def within_comments() -> list[str]:
         r"^#   ((?:docker|kind|kubectl|make|python) (?!.*\(not run: ).+?)(?: {2,}.*)?$",
         re.MULTILINE,
     )
-    return sorted({found for file in files for found in command.findall(file.read_text())})
+    texts = [re.sub(r"\\\n# +", "", file.read_text()) for file in files]
+    return sorted({found for text in texts for found in command.findall(text)})
 
 
 COMMANDS = [line for b in to_run("sh") if b.file == "README.md" for line in _lines(b.text)]
