@@ -1,4 +1,5 @@
-"""Writes docs/reference.md: every command and every key of the configuration, from the code.
+"""Writes docs/reference.md, from the code: every key of the configuration, every command, and every
+request that the service answers.
 
 python docs/reference.py          (`make reference`)
 """
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
+
+import yaml
 
 from jobs.config import Config, Optim, Section, Variant
 
@@ -23,13 +26,21 @@ Written by `make reference` from the code, and compared with it by a test.
 A YAML file with these sections, or `--set section.key=value`. What is left out has its default.
 """
 
+HTTP = """## HTTP
+
+From `serving/gateway/openapi.yaml`, which the service has as `/openapi.json`, with the name and the
+classes of its model. [The service](serving.md) explains it.
+"""
+API = Path(__file__).parents[1] / "serving" / "gateway" / "openapi.yaml"
+
 
 def main() -> None:
     FILE.write_text(reference())
 
 
 def reference() -> str:
-    return "\n".join([HEAD, *table(Config), commands("jobs"), commands("serving")])
+    parts = [HEAD, *table(Config), commands("jobs"), commands("serving"), HTTP, *requests()]
+    return "\n".join(parts) + "\n"
 
 
 def table(model: type[Section]) -> Iterator[str]:
@@ -82,6 +93,18 @@ def commands(package: str) -> str:
     command += ["--name", f"python -m {package}"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return re.sub(r"^#", "##", html.unescape(said), flags=re.MULTILINE).rstrip() + "\n"
+
+
+def requests() -> Iterator[str]:
+    """One row each."""
+    yield "| request | what | parameters | body | answers |\n|---|---|---|---|---|"
+    for path, methods in yaml.safe_load(API.read_text())["paths"].items():
+        for method, one in methods.items():
+            named = ", ".join(f"`{p['name']}`" for p in one.get("parameters", ()))
+            body = ", ".join(f"`{kind}`" for kind in one.get("requestBody", {}).get("content", ()))
+            said = {s: a["description"].rstrip(".") for s, a in one["responses"].items()}
+            answers = " · ".join(f"{status} {text}" for status, text in sorted(said.items()))
+            yield f"| `{method.upper()} {path}` | {one['summary']} | {named} | {body} | {answers} |"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="quickstart, cifar10-small, default, lecture, h200, or the path of a YAML file.",
+        help="quickstart, cifar10-small, default, probe-finetune, h200, lecture, or the path of a "
+        "YAML file.",
     ),
 ]
 SetOption = Annotated[

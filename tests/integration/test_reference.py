@@ -1,7 +1,9 @@
 """The reference says what the code does."""
 
+import json
 import runpy
 
+import yaml
 from conftest import ROOT
 
 
@@ -15,3 +17,13 @@ def test_every_key_of_the_configuration_is_there_once() -> None:
     keys = [key for key, *_ in module["rows"](module["Config"], "")]
     assert len(keys) == len(set(keys)) > 50
     assert {"data.source", "optim.epochs", "variants.NAME.init", "storage.uri"} <= set(keys)
+
+
+def test_every_request_is_there_with_its_refusals() -> None:
+    module = runpy.run_path(str(ROOT / "docs" / "reference.py"))
+    _, *rows = module["requests"]()
+    assert len(rows) > 10 and all(row.startswith(("| `POST /", "| `GET /")) for row in rows)
+    document = json.dumps(yaml.safe_load(module["API"].read_text()))
+    assert ": null" not in document, "a comma ends an unquoted text in braces"
+    [predict] = [row for row in rows if "`POST /predictions/{model}`" in row]
+    assert "`abstain`" in predict and "`image/*`" in predict and "413 Too large" in predict

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
+from readme import command_lines
 from service import ENGINES, Service, exchange, get, load, run_all, running, start
 
 from jobs.runs import RunFolder
@@ -72,6 +73,20 @@ def test_it_abstains_and_gives_sets_where_that_is_asked_for(
     assert some[0] == least["label"] and set(every) == set(classes_of(exported))
     for query in ("abstain=2", "confidence=x"):
         assert get(f"{url}?{query}", picture)[1]["error"]["code"] == "bad_request"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("words", command_lines("curl"), ids=" ".join)
+def test_curl_gets_an_answer_to_what_the_documentation_tells_to_type(
+    words: list[str], service: Service, exported: RunFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "cat.jpg").write_bytes(pictures(exported, 1)[0])
+    here = [word.replace("http://localhost:8080", service.address) for word in words]
+    done = subprocess.run(here, cwd=tmp_path, check=True, capture_output=True)
+    if "-o" in words:
+        assert Image.open(tmp_path / words[words.index("-o") + 1]).format == "PNG"
+    else:
+        assert json.loads(done.stdout)["label"] == predictions(exported, 1)[0]
 
 
 def test_it_explains_in_numbers_and_in_a_picture(service: Service, exported: RunFolder) -> None:

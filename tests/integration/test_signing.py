@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from object_store import exported_run
+from readme import command_lines
 from service import start
 from test_promotion import gate
 
@@ -105,9 +106,24 @@ def test_a_change_of_a_byte_is_found(tmp_path: Path, change: str) -> None:
         check_signature(archive, str(archive), public)
 
 
+needs_openssl = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="openssl is not installed"
+)
+
+
+@needs_openssl
+def test_the_documentation_s_commands_make_a_key_pair(tmp_path: Path) -> None:
+    for words in sorted(command_lines("openssl"), key=lambda words: "-genkey" not in words):
+        subprocess.run(words, cwd=tmp_path, capture_output=True, check=True)
+    (archive := tmp_path / "m.mar").write_bytes(b"an archive")
+    signature = signing.sign(archive, tmp_path / "promote.pem")
+    signing.verify(archive, signature, tmp_path / "promote.pub")
+    with pytest.raises(ModelError, match="not by the owner"):
+        signing.verify(archive, signature, key_pair(tmp_path, "other")[1])
+
+
+@needs_openssl
 def test_openssl_reads_the_signature(tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
     private, public = key_pair(tmp_path, "ours")
     archive, raw = tmp_path / "m.mar", tmp_path / "raw"
     archive.write_bytes(b"an archive")
