@@ -18,6 +18,7 @@ import yaml
 
 from jobs import config
 from jobs.runs import RunFolder
+from serving.files import write
 from serving.processes import cores, free_ports
 
 if TYPE_CHECKING:
@@ -98,6 +99,26 @@ def _bytecode() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def thin() -> Iterator[None]:
+    """Networks are thin in this test, and in the processes that it starts."""
+    from thin import thin_network
+
+    with thin_network():
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are empty, of runs that this process makes for another reason: drawing one takes
+    longer than to train three thin networks."""
+
+    def write_report(folder: RunFolder) -> None:
+        write(folder.path / "report" / "index.html", "")
+
+    monkeypatch.setattr("jobs.report.page.write_report", write_report)
+
+
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
@@ -153,13 +174,17 @@ def copy_of(run: RunFolder, parent: Path) -> RunFolder:
 
 @pytest.fixture(scope="session")
 def compared(make_once: MakeOnce) -> RunFolder:
-    """The tiny job with two seeds, finished: trained, compared, reported. To be looked at."""
+    """The tiny job of a thin network with two seeds, finished: trained, compared, reported. To be
+    looked at."""
 
     def run(folder: Path) -> None:
+        from thin import thin_network
+
         from jobs import pipeline
 
         once = tiny_config(runtime={"seeds": [0, 1]}, optim={"epochs": 1})
-        pipeline.run(once, RunFolder(folder / "tiny"))
+        with thin_network():
+            pipeline.run(once, RunFolder(folder / "tiny"))
 
     return RunFolder(make_once("compared", run) / "tiny")
 

@@ -131,6 +131,7 @@ def test_frames_of_pictures_become_frames_of_the_same_rows(
         assert [row[key] for key in exact] == [other[key] for key in exact]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Spark's own
 def test_spark_runs_it(archive: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
-from service import ENGINES, Service, exchange, get, load, run_all, running, start
+from service import Service, exchange, get, load, run_all, running, start
 
 from jobs.runs import RunFolder
 from serving.archive import DESCRIPTION, ModelError, open_model, write_description
@@ -250,6 +250,7 @@ def workers_of(service: Service) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", ["torchserve"], indirect=True)  # the other one has none
 def test_a_killed_worker_costs_its_batch_and_comes_back(
     service: Service, exported: RunFolder
@@ -272,7 +273,7 @@ def test_a_killed_worker_costs_its_batch_and_comes_back(
     assert get(f"{service.address}/readyz")[0] == 200
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [pytest.param("torchserve", marks=pytest.mark.slow), "asgi"])
 def test_sigterm_under_load_fails_no_request(
     archive: Path, exported: RunFolder, tmp_path: Path, engine: str
 ) -> None:

@@ -15,6 +15,7 @@ from stub_gpu.build import NotHereError, build
 
 from jobs.runs import RunFolder
 
+pytestmark = pytest.mark.slow
 # The best weights, and the state, as their numbers have different types: float32 and int64 each,
 # whatever the number of layers. Thousands when each tensor crosses by itself.
 COPIES_A_CHECKPOINT = 4
