@@ -31,6 +31,13 @@ pytest_plugins = ["manifests", "object_store"]
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(workers))))
 
+# What tests and the processes that they start import, torch above all, is compiled once and not in
+# each: an environment may forbid bytecode, and Python then compiles 1,500 files at every start.
+BYTECODE = Path(tempfile.gettempdir()) / f"inception-transfer-tests-bytecode-{os.getuid()}"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
+sys.dont_write_bytecode = False
+
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
@@ -85,17 +92,6 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         if "MPLCONFIGDIR" not in os.environ:
             patch.setenv("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _bytecode() -> Iterator[None]:
-    """Processes that tests start compile what they import, torch above all, once and not each:
-    an environment may forbid bytecode, and Python then compiles 1,500 files at every start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        folder = Path(tempfile.gettempdir()) / f"inception-transfer-tests-bytecode-{os.getuid()}"
-        patch.setenv("PYTHONPYCACHEPREFIX", str(folder))
         yield
 
 
