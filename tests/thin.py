@@ -6,6 +6,7 @@ all tests share, and test_quickstart.py and test_real.py train it.
 
 import os
 import runpy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -56,6 +57,8 @@ def stay_thin() -> None:
         models.inception_v3 = build
 
 
-if __name__ == "__main__":  # what torchrun starts in the place of `jobs`
+if __name__ == "__main__":  # python -m thin MODULE-OR-FILE ARGUMENTS…
     stay_thin()
-    runpy.run_module("jobs", run_name="__main__", alter_sys=True)
+    del sys.argv[0]
+    run: Any = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
+    run(sys.argv[0], run_name="__main__")

@@ -36,6 +36,7 @@ def listed(root: Path, classes: Sequence[str], each: int) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("thin")
 @pytest.mark.parametrize("kind", KINDS)
 def test_classes_go_from_the_pictures_to_the_answer(kind: str, tmp_path: Path) -> None:
     classes = sorted(KINDS[kind])

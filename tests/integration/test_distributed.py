@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command import Job, ended, job, start_job
+from command import Job, called, ended, start_job
 from conftest import ROOT, free_port, tiny
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,7 +103,7 @@ def alone(config: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The job in a single process."""
     out = tmp_path_factory.mktemp("alone")
     with thin_network():
-        done = job("run", "--config", config, "--out", out, "--run-id", "r")
+        done = called("run", "--config", config, "--out", out, "--run-id", "r")
     assert done.returncode == 0, done.stderr
     return RunFolder(out / "r")
 
@@ -155,7 +155,7 @@ def test_after_a_killed_worker_torchrun_goes_on_from_the_checkpoint(
 ) -> None:
     command = (*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "1", "--master-port")
     arguments = ("run", "--config", config, "--out", tmp_path, "--run-id", "r")
-    agent = start(*command, str(free_port()), "-m", "thin", *arguments)
+    agent = start(*command, str(free_port()), "-m", "thin", "jobs", *arguments)
     checkpoint = tmp_path / "r" / "variants" / "finetune" / "last.ckpt"
     while not checkpoint.exists():
         assert agent.poll() is None, agent.communicate()
@@ -224,7 +224,7 @@ def test_two_machines_outlive_a_killed_worker(
         command = ["ip", "netns", "exec", name, *TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1"]
         command += ["--node-rank", str(number), "--max-restarts", "2", "--rdzv-id", "job"]
         command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{nodes[0]}:29400"]
-        command += ["--local-addr", f"10.89.0.{number + 1}", "-m", "thin", "run"]
+        command += ["--local-addr", f"10.89.0.{number + 1}", "-m", "thin", "jobs", "run"]
         command += ["--config", str(config), "--out", str(tmp_path / name), "--run-id", "r"]
         fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as k8s/overlays/multi-node has it
         agents.append(start(*command, GLOO_SOCKET_IFNAME=device, TP_SOCKET_IFNAME=device, **fresh))

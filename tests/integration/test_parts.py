@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command import forked, job, start_job, stop_when
+from command import called, forked, job, start_job, stop_when
 from conftest import ROOT, TINY, tiny, tiny_config
 from object_store import exported_run, finished_run, keys_of
 
@@ -150,7 +150,7 @@ def test_the_documented_line_trains_all_parts_on_one_machine(
         "seq 0 14": "seq 0 1",
         "-P 8": "-P 2",
         ' --set "runtime.seeds=[0, 1, 2, 3, 4]"': "",
-        "python -m jobs run": f"{sys.executable} -m thin run {places('parts')}",
+        "python -m jobs run": f"{sys.executable} -m thin jobs run {places('parts')}",
     }.items():
         assert written in line
         line = line.replace(written, small)
@@ -160,7 +160,7 @@ def test_the_documented_line_trains_all_parts_on_one_machine(
         command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    whole = job("run", *shlex.split(places("whole")))
+    whole = called("run", *shlex.split(places("whole")))
     assert whole.returncode == 0, whole.stderr
     assert_same_result(RunFolder(tmp_path / "parts" / "r"), RunFolder(tmp_path / "whole" / "r"))
 
