@@ -23,8 +23,6 @@ from typing import Any
 
 import pytest
 
-from jobs.__main__ import main
-
 ROOT = Path(__file__).parents[1]
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1"}
 IMPORTED = [
@@ -125,6 +123,8 @@ def _main(
 def called(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The same command in this process, which has imported everything already: where neither its
     start nor its end is the point."""
+    from jobs.__main__ import main  # not in the process that others are forked off: they run it
+
     out, err, code = io.StringIO(), io.StringIO(), 0
     command = ["python -m jobs", *map(str, arguments)]
     with pytest.MonkeyPatch.context() as patch:

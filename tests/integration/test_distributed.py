@@ -125,6 +125,7 @@ def assert_same(ours: RunFolder, theirs: RunFolder) -> None:
         assert ours_said["logits"] == pytest.approx(theirs_said["logits"], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("thin")
 def test_one_of_two_asked_to_stop_both_stop_and_the_same_command_ends_as_one_process_would(
     config: Path, alone: RunFolder, tmp_path: Path

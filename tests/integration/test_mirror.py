@@ -297,6 +297,7 @@ def test_a_bucket_that_stops_answering_ends_the_job_with_3_and_nothing_half_is_t
 
     proxy.stall_after = None
     proxy.stalled.clear()
+    forget(work)
     noted = whole(pictures)
     assert len(pixels(load(through))) == 60
     assert len(work["fetched"]) == 60 - noted
@@ -585,6 +586,7 @@ def test_what_signed_addresses_do_not_give_boto3_fetches_and_again_where_a_body_
     assert broken and 1 <= len(asked) <= origins.THREADS
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_listing(
     pictures: Pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -192,6 +192,7 @@ def test_a_version_is_written_once(
     assert registry.version("one") == before
 
 
+@pytest.mark.slow
 def test_the_real_archive_passes_the_gate_with_its_own_handler(
     settings: config.Storage, exported: RunFolder, tmp_path: Path
 ) -> None:
@@ -217,7 +218,7 @@ def test_the_real_archive_passes_the_gate_with_its_own_handler(
 
 # Several at once
 
-RIVALS, ROUNDS = 4, 25
+RIVALS, ROUNDS = 4, 10
 
 
 def contend(number: int, rounds: int, settings: config.Storage, barrier: Any, report: Any) -> None:

@@ -125,6 +125,7 @@ def described(folder: Path, work: Path, **changes: Any) -> Path:
     return packed(copy, work / f"{MODEL}.mar")
 
 
+@pytest.mark.slow
 def test_it_serves_the_form_that_is_right_on_this_machine_and_abstains_by_default(
     strange_integers: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
@@ -294,7 +295,10 @@ def test_sigterm_under_load_fails_no_request(
     assert set(statuses) == {200}, statuses
 
 
-@pytest.mark.parametrize(("child", "command"), [("gateway", "caddy"), ("asgi", "serving.asgi")])
+@pytest.mark.parametrize(
+    ("child", "command"),
+    [pytest.param("gateway", "caddy", marks=pytest.mark.slow), ("asgi", "serving.asgi")],
+)
 def test_a_dead_child_ends_the_service(
     archive: Path, tmp_path: Path, child: str, command: str
 ) -> None:

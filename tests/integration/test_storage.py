@@ -315,6 +315,7 @@ def test_objects_are_encrypted_as_the_settings_say(
 # Kills and stalls
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_an_upload_loses_nothing(
     credentials: None, tmp_path: Path
 ) -> None:

@@ -259,6 +259,7 @@ def test_another_run_with_the_same_id_is_another_one_there(
     assert len(mlflow.runs) == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_tracker_that_never_answers_keeps_no_run_from_its_end_and_no_other_from_its_rows(
     unfinished: RunFolder, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,7 @@ def test_ten_kinds_of_networks_are_ten_graphs(monkeypatch: pytest.MonkeyPatch) -
     assert counters["stats"]["unique_graphs"] == 10
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_and_is_saved_as_the_same(
     dataset: Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
