@@ -22,7 +22,7 @@ VARIABLE = "TESTS_TRAIN_A_THIN_NETWORK"  # tells processes that tests start
 NARROWER = 4  # the first layer has 8 kernels then, as many as the report draws in a row
 
 
-class Thin(parts.BasicConv2d):
+class Thin(parts.BasicConv2d):  # type: ignore[misc]
     def __init__(self, in_channels: int, out_channels: int, **options: Any) -> None:
         inputs = in_channels if in_channels == 3 else in_channels // NARROWER
         super().__init__(inputs, out_channels // NARROWER, **options)
@@ -54,7 +54,7 @@ def thin_network() -> Iterator[None]:
 def stay_thin() -> None:
     """Goes on with it in a process that was started in such a block."""
     if VARIABLE in os.environ:
-        models.inception_v3 = build
+        models.inception_v3 = build  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":  # python -m thin MODULE-OR-FILE ARGUMENTS…
