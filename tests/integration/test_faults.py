@@ -65,6 +65,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(damage: Damage, tmp_path: Path
     refused(variant.load_checkpoint, variant.checkpoint)
 
 
+@pytest.mark.usefixtures("thin")
 def test_nor_is_one_of_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = tiny_config(), RunFolder(tmp_path)
     with arguments[1].open(arguments[0]):
@@ -216,6 +217,7 @@ def test_a_damaged_archive_is_one_line_wherever_it_is_damaged(
     assert found > 200
 
 
+@pytest.mark.usefixtures("thin")
 @pytest.mark.parametrize("where", [(plan, "outline"), (Trainer, "__init__")])
 def test_too_little_memory_of_a_gpu_is_one_line_that_says_what_to_set(
     where: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
