@@ -5,6 +5,7 @@ them takes seconds each time. That this works too is shown by tests/unit/test_us
 """
 
 import contextlib
+import io
 import multiprocessing
 import os
 import runpy
@@ -31,7 +32,7 @@ IMPORTED = [
     "jobs.delivery.promotion",
     "jobs.report.plots",
 ]
-IMPORTED += ["serving.supervisor"]
+IMPORTED += ["serving.supervisor", "thin"]
 IMPORTED += ["test_parts", "test_promotion", "test_storage"]  # which have functions to be run
 
 
@@ -41,8 +42,11 @@ def forked(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
 
 
 def _call(environment: dict[str, str], function: Callable[..., None], arguments: Any) -> None:
+    from thin import stay_thin
+
     os.environ.clear()
     os.environ.update(environment)
+    stay_thin()
     function(*arguments)
 
 
@@ -114,6 +118,25 @@ def _main(
     sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
     sys.argv = [f"python -m {module}", *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=False)
+
+
+def called(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The same command in this process, which has imported everything already: where neither its
+    start nor its end is the point."""
+    from jobs.__main__ import main  # not in the process that others are forked off: they run it
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    command = ["python -m jobs", *map(str, arguments)]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PLAIN.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", command)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def start_job(*arguments: str | Path, **environment: str) -> Job:

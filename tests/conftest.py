@@ -18,6 +18,7 @@ import yaml
 
 from jobs import config
 from jobs.runs import RunFolder
+from serving.files import write
 from serving.processes import cores, free_ports
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ pytest_plugins = ["manifests", "object_store"]
 # has to be set before torch is imported, which nothing here does.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(workers))))
+
+# What tests and the processes that they start import, torch above all, is compiled once and not in
+# each: an environment may forbid bytecode, and Python then compiles 1,500 files at every start.
+BYTECODE = Path(tempfile.gettempdir()) / f"inception-transfer-tests-bytecode-{os.getuid()}"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
+sys.dont_write_bytecode = False
 
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
@@ -87,15 +95,24 @@ def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _bytecode() -> Iterator[None]:
-    """Processes that tests start compile what they import, torch above all, once and not each:
-    an environment may forbid bytecode, and Python then compiles 1,500 files at every start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        folder = Path(tempfile.gettempdir()) / f"inception-transfer-tests-bytecode-{os.getuid()}"
-        patch.setenv("PYTHONPYCACHEPREFIX", str(folder))
+@pytest.fixture
+def thin() -> Iterator[None]:
+    """Networks are thin in this test, and in the processes that it starts."""
+    from thin import thin_network
+
+    with thin_network():
         yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are empty, of runs that this process makes for another reason: drawing one takes
+    longer than to train three thin networks."""
+
+    def write_report(folder: RunFolder) -> None:
+        write(folder.path / "report" / "index.html", "")
+
+    monkeypatch.setattr("jobs.report.page.write_report", write_report)
 
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
@@ -153,13 +170,17 @@ def copy_of(run: RunFolder, parent: Path) -> RunFolder:
 
 @pytest.fixture(scope="session")
 def compared(make_once: MakeOnce) -> RunFolder:
-    """The tiny job with two seeds, finished: trained, compared, reported. To be looked at."""
+    """The tiny job of a thin network with two seeds, finished: trained, compared, reported. To be
+    looked at."""
 
     def run(folder: Path) -> None:
+        from thin import thin_network
+
         from jobs import pipeline
 
         once = tiny_config(runtime={"seeds": [0, 1]}, optim={"epochs": 1})
-        pipeline.run(once, RunFolder(folder / "tiny"))
+        with thin_network():
+            pipeline.run(once, RunFolder(folder / "tiny"))
 
     return RunFolder(make_once("compared", run) / "tiny")
 
@@ -281,9 +302,12 @@ def pytest_configure(config: pytest.Config) -> None:
 # service goes to one worker, so that it is started once.
 ASK_A_SERVICE = ("test_gateway", "test_page", "test_predict", "test_scoring", "test_service")
 LONGEST_FIRST = (
-    *("test_real", "test_benchmarks", "test_quickstart", "service", "test_training"),
-    *("test_storage", "test_distributed", "test_failures", "test_interrupted", "test_readme"),
-    *("test_cli", "test_demo", "test_supervisor", "test_export", "test_promotion"),
+    # While the second makes the archive that most need, the third needs none.
+    *("test_real", "service", "test_training", "test_quickstart", "test_benchmarks"),
+    *("test_parts", "test_nights", "test_ray", "test_distributed", "test_stub_gpu"),
+    *("test_storage", "test_promotion", "test_classes", "test_mirror", "test_export"),
+    *("test_failures", "test_reliability", "test_demo", "test_serving_benchmark", "test_examples"),
+    *("test_supervisor", "test_readme", "test_report", "test_interrupted", "test_cli"),
 )
 
 

@@ -1,6 +1,7 @@
 """A real S3 server for tests, and a proxy in front of it that can fail as networks do."""
 
 import contextlib
+import functools
 import os
 import socket
 import threading
@@ -10,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from botocore.loaders import JSONFileLoader
 from conftest import free_port, tiny_config
 
 from jobs import config
@@ -33,9 +35,13 @@ def start_store(folder: Path) -> ObjectStore:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A SeaweedFS on loopback with one bucket, shared by all tests; each takes its own prefix."""
-    store = start_store(tmp_path_factory.mktemp("s3"))
-    yield store
-    store.kill()
+    with pytest.MonkeyPatch.context() as patch:
+        # A client reads what S3 is from 2 MB of JSON, which takes longer than most requests here.
+        kept = functools.cache(JSONFileLoader().load_file)
+        patch.setattr(JSONFileLoader, "load_file", staticmethod(kept))
+        store = start_store(tmp_path_factory.mktemp("s3"))
+        yield store
+        store.kill()
 
 
 @pytest.fixture

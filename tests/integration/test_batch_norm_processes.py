@@ -16,6 +16,7 @@ from jobs.data.images import Images
 from jobs.train import training, whole_batch
 from serving.processes import free_ports
 
+pytestmark = pytest.mark.slow
 DECAYS = (0.0, 0.5)  # without an average of the weights, and with one
 
 

@@ -153,6 +153,7 @@ def test_a_stage_that_fails_or_has_no_time_left_is_noted_and_the_next_one_begins
     assert written[-1]["eager-256"] == {"seconds_a_step": 2.0}
 
 
+@pytest.mark.usefixtures("thin")
 def test_a_step_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import profile
 

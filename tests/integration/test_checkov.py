@@ -10,6 +10,7 @@ from conftest import ROOT
 from manifests import K8S, kustomize
 
 
+@pytest.mark.slow
 def test_checkov_finds_nothing_that_is_not_justified(
     rendered: dict[str, str], tmp_path: Path
 ) -> None:

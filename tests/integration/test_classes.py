@@ -35,9 +35,9 @@ def listed(root: Path, classes: Sequence[str], each: int) -> Path:
     return root / "pictures.csv"
 
 
-@pytest.mark.parametrize(
-    "kind", ["odd names", "two", pytest.param("a thousand", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.usefixtures("thin")
+@pytest.mark.parametrize("kind", KINDS)
 def test_classes_go_from_the_pictures_to_the_answer(kind: str, tmp_path: Path) -> None:
     classes = sorted(KINDS[kind])
     manifest = listed(tmp_path / "photos", classes, each=2 if kind == "a thousand" else 12)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import job
+from command import called
 from conftest import changed_at
 from object_store import exported_run
 from rich.console import Console
@@ -42,25 +42,25 @@ def test_what_a_user_can_get_wrong_is_one_line_and_a_documented_code(
     if arguments[0] in ("run", "train"):
         first = [arguments[0], "--config", str(tiny_yaml), "--out", str(tmp_path)]
         arguments = [*first, *arguments[1:]]
-    done = job(*arguments)
+    done = called(*arguments)
     assert done.returncode == code, done.stderr
     assert complaint in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
 def test_doctor_says_whether_a_configuration_can_run_here(tiny_yaml: Path) -> None:
-    fine = job("doctor", "--config", tiny_yaml)
+    fine = called("doctor", "--config", tiny_yaml)
     assert fine.returncode == 0, fine.stderr
     for subject in ("versions", "device", "memory", "cache", "data", "weights"):
         assert f"ok  {subject}" in fine.stdout
-    bad = job("doctor", "--config", tiny_yaml, "--set", "weights.source=/nowhere.safetensors")
+    bad = called("doctor", "--config", tiny_yaml, "--set", "weights.source=/nowhere.safetensors")
     assert bad.returncode == 3
     assert "NO  weights" in bad.stdout and "cannot run here yet: weights" in bad.stderr
 
 
 def test_the_cache_of_whoever_runs_the_tests_is_left_alone() -> None:
     real = Path(pwd.getpwuid(os.getuid()).pw_dir)
-    shown = job("doctor", "--config", "quickstart").stdout
+    shown = called("doctor", "--config", "quickstart").stdout
     assert str(Path.home() / ".cache" / "inception-transfer") in shown
     assert real != Path.home() and str(real / ".cache") not in shown
 
@@ -68,25 +68,26 @@ def test_the_cache_of_whoever_runs_the_tests_is_left_alone() -> None:
 def test_a_second_call_of_a_finished_run_does_nothing_more(compared: RunFolder) -> None:
     before = changed_at(compared.path)
     config = compared.path / "config.yaml"
-    again = job("run", "--config", config, "--out", compared.path.parent, "--run-id", "tiny")
+    again = called("run", "--config", config, "--out", compared.path.parent, "--run-id", "tiny")
     assert again.returncode == 0 and "is finished; --run-id" in again.stderr
     assert changed_at(compared.path) == before
     result = json.loads((compared.path / "comparison.json").read_text())
     assert result["sentences"][-1] in again.stdout.replace("\n", " ")
 
 
+@pytest.mark.usefixtures("thin")
 def test_train_does_one_variant_and_run_does_the_rest(tiny_yaml: Path, tmp_path: Path) -> None:
     """… though another of them diverges."""
     arguments: list[str | Path] = ["--config", tiny_yaml, "--out", tmp_path]
     arguments += ["--set", "optim.epochs=1"]
     arguments += ["--set", "variants.scratch.optim.learning_rate=1e30"]
-    first = job("train", "frozen", *arguments)
+    first = called("train", "frozen", *arguments)
     assert first.returncode == 0, first.stderr
     folder = Path(first.stdout.strip())
     assert [p.name for p in (folder / "variants").iterdir()] == ["frozen"]
     assert not (folder / "manifest.json").exists()
     weights = (folder / "variants" / "frozen" / "best.safetensors").stat().st_mtime_ns
-    rest = job("run", *arguments)
+    rest = called("run", *arguments)
     assert rest.returncode == 0, rest.stderr
     assert (folder / "manifest.json").exists()
     assert (folder / "variants" / "frozen" / "best.safetensors").stat().st_mtime_ns == weights
@@ -123,7 +124,7 @@ def test_the_closing_summary_fits_80_columns_whatever_the_names_are(
 
 def test_programs_get_results_as_json(compared: RunFolder) -> None:
     settings = ("--config", compared.path / "config.yaml", "--out", compared.path.parent)
-    done = job("run", *settings, "--run-id", compared.run_id, "--json")
+    done = called("run", *settings, "--run-id", compared.run_id, "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["comparison"] == json.loads(compared.comparison().to_json())
@@ -136,11 +137,11 @@ def test_programs_get_what_a_promotion_did_as_json(
     where = [f"storage.{key}={value}" for key, value in settings.model_dump().items() if value]
     options = [part for setting in [*where, "export.name=m"] for part in ("--set", setting)]
     run = exported_run(tmp_path / "one", right=150)
-    promoted = job("promote", run.path, *options, "--json")
+    promoted = called("promote", run.path, *options, "--json")
     assert promoted.returncode == 0, promoted.stderr
     assert json.loads(promoted.stdout) == {"uri": f"{settings.uri}/models/m/one/"}
-    listed = json.loads(job("models", *options, "--json").stdout)
+    listed = json.loads(called("models", *options, "--json").stdout)
     assert [v["description"]["version"] for v in listed["versions"]] == ["one"]
     assert listed["channels"]["production"]["version"] == "one"
-    pruned = json.loads(job("prune", "--keep", "0", "--dry-run", *options, "--json").stdout)
+    pruned = json.loads(called("prune", "--keep", "0", "--dry-run", *options, "--json").stdout)
     assert pruned["dry_run"] and all(item["bytes"] > 0 for item in pruned["deleted"])

@@ -47,6 +47,7 @@ def run(cache: Path, scratch: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_the_next_run_compiles_nothing(tmp_path: Path) -> None:
     if missing := devices.Device(torch.device("cpu"), torch.float32).missing_to_compile():
         pytest.skip(missing)

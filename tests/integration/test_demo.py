@@ -57,6 +57,7 @@ def test_the_demo_trains_promotes_serves_and_answers_and_a_second_call_is_quick(
     assert "scratch:" not in errors, "nothing is trained a second time"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_demo_stops_cleanly_while_it_trains(tmp_path: Path, number: signal.Signals) -> None:
     with ended([start(tmp_path, "optim.epochs=500")]) as [process]:

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command import Job, ended, job, start_job
+from command import Job, called, ended, start_job
 from conftest import ROOT, free_port, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from thin import thin_network
 from torch import nn
 
 from jobs import distributed
@@ -25,11 +26,12 @@ from jobs.errors import ConfigurationError
 from jobs.runs import RunFolder, read_arrays
 from jobs.train import whole_batch
 
+EPOCHS = 6  # long enough to be stopped on the way
 # Batches, splits and scoring that do not divide by two. No Adam, which magnifies the order of
 # additions where a gradient is nearly zero.
 RAW = tiny(
     data={"train_images": 40, "test_images": 21, "validation": 0.3},
-    optim={"name": "sgd", "learning_rate": 0.01, "batch_size": 9},
+    optim={"name": "sgd", "learning_rate": 0.01, "batch_size": 9, "epochs": EPOCHS},
     variants=[
         {"name": "finetune", "init": "pretrained", "batch_norm": "eval"},
         {"name": "frozen", "init": "pretrained", "trainable": "head"},
@@ -37,6 +39,7 @@ RAW = tiny(
     runtime={"checkpoint_every": 2},
     evaluation={"batch_norm_images": 0, "batch_size": 7},
 )
+THIN = str(ROOT / "tests")  # where thin.py is
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
@@ -61,7 +64,13 @@ def start(*command: str | Path, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **environment},
+        env={
+            **os.environ,
+            "COLUMNS": "200",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": THIN,
+            **environment,
+        },
     )
     STARTED.append(process)
     return process
@@ -93,7 +102,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(config: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The job in a single process."""
     out = tmp_path_factory.mktemp("alone")
-    done = job("run", "--config", config, "--out", out, "--run-id", "r")
+    with thin_network():
+        done = called("run", "--config", config, "--out", out, "--run-id", "r")
     assert done.returncode == 0, done.stderr
     return RunFolder(out / "r")
 
@@ -115,6 +125,8 @@ def assert_same(ours: RunFolder, theirs: RunFolder) -> None:
         assert ours_said["logits"] == pytest.approx(theirs_said["logits"], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("thin")
 def test_one_of_two_asked_to_stop_both_stop_and_the_same_command_ends_as_one_process_would(
     config: Path, alone: RunFolder, tmp_path: Path
 ) -> None:
@@ -127,7 +139,7 @@ def test_one_of_two_asked_to_stop_both_stop_and_the_same_command_ends_as_one_pro
     assert [process.returncode for process in pair] == [75, 75], messages
     assert "SIGTERM: state saved" in messages[1] and "another process was asked" in messages[0]
     state = torch.load(variant / "last.ckpt", weights_only=True)
-    assert (state["epoch"], state["step"]) != (2, 0), "it was stopped on the way"
+    assert (state["epoch"], state["step"]) != (EPOCHS, 0), "it was stopped on the way"
 
     with ended(start_pair(*arguments)) as pair:
         outputs = [process.communicate() for process in pair]
@@ -138,12 +150,13 @@ def test_one_of_two_asked_to_stop_both_stop_and_the_same_command_ends_as_one_pro
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("thin")
 def test_after_a_killed_worker_torchrun_goes_on_from_the_checkpoint(
     config: Path, alone: RunFolder, tmp_path: Path
 ) -> None:
     command = (*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "1", "--master-port")
     arguments = ("run", "--config", config, "--out", tmp_path, "--run-id", "r")
-    agent = start(*command, str(free_port()), "-m", "jobs", *arguments)
+    agent = start(*command, str(free_port()), "-m", "thin", "jobs", *arguments)
     checkpoint = tmp_path / "r" / "variants" / "finetune" / "last.ckpt"
     while not checkpoint.exists():
         assert agent.poll() is None, agent.communicate()
@@ -201,6 +214,7 @@ def nodes() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("thin")
 def test_two_machines_outlive_a_killed_worker(
     nodes: tuple[str, str], config: Path, alone: RunFolder, tmp_path: Path
 ) -> None:
@@ -211,7 +225,7 @@ def test_two_machines_outlive_a_killed_worker(
         command = ["ip", "netns", "exec", name, *TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1"]
         command += ["--node-rank", str(number), "--max-restarts", "2", "--rdzv-id", "job"]
         command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{nodes[0]}:29400"]
-        command += ["--local-addr", f"10.89.0.{number + 1}", "-m", "jobs", "run"]
+        command += ["--local-addr", f"10.89.0.{number + 1}", "-m", "thin", "jobs", "run"]
         command += ["--config", str(config), "--out", str(tmp_path / name), "--run-id", "r"]
         fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as k8s/overlays/multi-node has it
         agents.append(start(*command, GLOO_SOCKET_IFNAME=device, TP_SOCKET_IFNAME=device, **fresh))

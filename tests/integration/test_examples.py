@@ -20,6 +20,8 @@ from test_readme import SMALL
 from jobs.results import Done
 from jobs.runs import RunFolder
 
+PYTHONPATH = f"{ROOT}:{ROOT / 'tests'}"
+
 
 def run_example(name: str, cwd: Path, replaced: Mapping[str, str | Path], *more: str) -> str:
     """What an example prints: called as examples/README.md says, but for words (of paths, the
@@ -27,9 +29,9 @@ def run_example(name: str, cwd: Path, replaced: Mapping[str, str | Path], *more:
     words = next(w for w in command_lines("python") if w[1] == f"examples/{name}")
     here = [str(replaced.get(word.strip("/").split("/")[-1], word)) for word in words[2:]]
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / name, *here, *more],
+        [sys.executable, "-m", "thin", ROOT / "examples" / name, *here, *more],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         check=False,
         capture_output=True,
         text=True,
@@ -110,6 +112,7 @@ def test_the_documentation_s_python_gives_the_job_s_answers(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("thin")
 def test_optuna_finds_the_best_of_its_trials_by_their_validation_accuracy(tmp_path: Path) -> None:
     """… and another start goes on with the same study."""
     raw = tiny(data={"train_images": 40, "test_images": 20}, optim={"epochs": 1})
@@ -131,16 +134,18 @@ def test_optuna_finds_the_best_of_its_trials_by_their_validation_accuracy(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("thin")
 def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
     """… as it is kept: without what it printed for somebody."""
     notebook = json.loads((ROOT / "examples" / "digits.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
     code = "\n".join("".join(cell["source"]) for cell in cells)
+    (tmp_path / "cells.py").write_text(code)
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "thin", str(tmp_path / "cells.py")],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "svg"},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "MPLBACKEND": "svg"},
         check=False,
         capture_output=True,
         text=True,

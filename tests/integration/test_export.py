@@ -275,7 +275,9 @@ def copy_without(unpacked: Path, folder: Path, missing: str = "") -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", ["float", "program", "handler"])
+@pytest.mark.parametrize(
+    "form", ["float", pytest.param("program", marks=pytest.mark.slow), "handler"]
+)
 @pytest.mark.parametrize("missing", ["messages.py", "images.py"])
 def test_a_file_that_the_archive_lacks_is_noticed(
     unpacked: Path, tmp_path: Path, form: str, missing: str
@@ -508,6 +510,7 @@ def test_the_program_runs_on_the_device_it_is_moved_to(unpacked: Path) -> None:
     assert checked == {"meta"}
 
 
+@pytest.mark.slow
 def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
     unpacked: Path, exported: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

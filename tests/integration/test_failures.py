@@ -13,6 +13,7 @@ from service import get, load, running, start, stop
 from jobs.runs import RunFolder
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_so_and_the_service_stays_ready(
     archive: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
@@ -40,6 +41,7 @@ def broken(archive: Path, folder: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_a_handler_that_cannot_start_is_never_ready_and_says_why(
     archive: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +68,7 @@ NOBODY = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a namespace like a container's")
 def test_it_runs_as_nobody_on_a_read_only_root(archive: Path, tmp_path: Path) -> None:
     """… with no capability, and one directory that it may write to."""

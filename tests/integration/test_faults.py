@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from command import job
+from command import called
 from conftest import tiny_config
 from drawings import make_photos
 
@@ -65,6 +65,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(damage: Damage, tmp_path: Path
     refused(variant.load_checkpoint, variant.checkpoint)
 
 
+@pytest.mark.usefixtures("thin")
 def test_nor_is_one_of_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = tiny_config(), RunFolder(tmp_path)
     with arguments[1].open(arguments[0]):
@@ -212,7 +213,7 @@ def test_a_damaged_archive_is_one_line_wherever_it_is_damaged(
             if entry.file_size < 100_000:
                 part.writestr(entry.filename, whole.read(entry))
     draw, found = random.Random(0), 0
-    for attempt in range(300):
+    for attempt in range(120):
         content = bytearray(small.read_bytes())
         if attempt % 3:
             content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
@@ -225,9 +226,10 @@ def test_a_damaged_archive_is_one_line_wherever_it_is_damaged(
             except ModelError as error:
                 found += 1
                 assert str(error).startswith(f"{bad}: ") and "\n" not in str(error)
-    assert found > 500
+    assert found > 200
 
 
+@pytest.mark.usefixtures("thin")
 @pytest.mark.parametrize("where", [(plan, "outline"), (Trainer, "__init__")])
 def test_too_little_memory_of_a_gpu_is_one_line_that_says_what_to_set(
     where: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -256,25 +258,27 @@ def test_the_checkpoint_of_a_variant_that_diverged_stays_and_is_not_listed(tmp_p
     assert variant.load_checkpoint() is None
 
 
+@pytest.mark.usefixtures("thin")
 def test_one_variant_that_diverges_ends_its_training_with_1(
     tiny_yaml: Path, tmp_path: Path
 ) -> None:
     arguments = ["--set", "optim.learning_rate=1e30", "--set", "optim.epochs=1"]
-    done = job("train", "scratch", "--config", tiny_yaml, "--out", tmp_path, *arguments)
+    done = called("train", "scratch", "--config", tiny_yaml, "--out", tmp_path, *arguments)
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert "scratch has no result: the loss was no longer finite in epoch 1, step " in line
 
 
+@pytest.mark.usefixtures("thin")
 def test_a_second_job_of_a_run_says_so_and_leaves_and_a_crash_frees_it(
     tiny_yaml: Path, tmp_path: Path
 ) -> None:
     wanted = config.load(str(tiny_yaml), ())
     command = ("train", "frozen", "--config", tiny_yaml, "--out", tmp_path, "--run-id", "r")
     with RunFolder(tmp_path / "r").open(wanted):
-        second = job(*command)
+        second = called(*command)
     assert second.returncode == 2
     assert f"error: {tmp_path / 'r'}: another process is working on this run" in second.stderr
     assert (tmp_path / "r" / ".lock").exists(), "as a crash leaves it"
-    assert job(*command, "--set", "optim.epochs=1").returncode == 2, "another configuration"
-    assert job(*command).returncode == 0
+    assert called(*command, "--set", "optim.epochs=1").returncode == 2, "another configuration"
+    assert called(*command).returncode == 0

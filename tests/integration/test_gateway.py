@@ -244,6 +244,7 @@ def test_a_head_is_answered_in_json_up_to_a_size_and_in_plain_text_beyond(
     assert get(f"{service.address}/livez")[0] == 200
 
 
+@pytest.mark.slow
 def test_the_openapi_document_names_the_model_and_holds_under_fuzzing(
     service: Service, exported: RunFolder, tmp_path: Path
 ) -> None:

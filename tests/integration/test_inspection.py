@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import job
+from command import called
 from conftest import tiny_config
 from PIL import Image, ImageEnhance
 
@@ -20,6 +20,7 @@ from jobs.data.sources import digits
 from jobs.errors import ConfigurationError
 from jobs.runs import RunFolder
 
+pytestmark = pytest.mark.usefixtures("thin")
 SIDE = 40
 
 
@@ -138,7 +139,7 @@ def test_features_are_computed_once(
 ) -> None:
     first = inspection.inspect(of(faulty), tmp_path / "out")
     cached = list((tmp_path / "cache").glob("features-*.npy"))
-    assert len(cached) == 1 and np.load(cached[0]).shape == (3 * 16 + 3, 2048)
+    assert len(cached) == 1 and len(np.load(cached[0])) == 3 * 16 + 3
     monkeypatch.delattr(pipeline.Job, "features")
     assert inspection.inspect(of(faulty), tmp_path / "out") == first
 
@@ -198,11 +199,11 @@ def test_the_command_line(faulty: Path, tmp_path: Path) -> None:
     settings = [f"data.root={faulty}", f"data.cache={tmp_path / 'cache'}", "data.source=folder"]
     settings += ["data.train_images=null", "data.test_images=null", "weights.source=random"]
     options = [part for setting in settings for part in ("--set", setting)]
-    done = job("inspect", "--config", "quickstart", *options, "--out", str(tmp_path / "out"))
+    done = called("inspect", "--config", "quickstart", *options, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("1 leak · 1 conflict · ")
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "index.html")
-    missing = job("inspect", "--set", "data.exclude=nowhere.csv")
+    missing = called("inspect", "--set", "data.exclude=nowhere.csv")
     assert missing.returncode == 2 and "nowhere.csv" in missing.stderr.splitlines()[-1]
 
 

@@ -3,9 +3,10 @@
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
-from command import job, start_job, stop_when
+from command import called, start_job, stop_when
 from conftest import changed_at, tiny
 from safetensors.torch import load_file
 
@@ -16,6 +17,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "best.safetensors")
 
 
+@pytest.mark.usefixtures("thin", "undrawn")
 def test_killed_and_stopped_anywhere_the_same_command_ends_with_the_same_weights(
     tmp_path: Path,
 ) -> None:
@@ -26,6 +28,7 @@ def test_killed_and_stopped_anywhere_the_same_command_ends_with_the_same_weights
     def arguments(name: str, checkpoint_every: int) -> tuple[str | Path, ...]:
         raw = tiny(
             data={"train_images": 40, "test_images": 20, "cache": str(tmp_path / name / "cache")},
+            optim={"epochs": 4},
             runtime={"checkpoint_every": checkpoint_every},
             weights={"source": "stand-in", "stand_in": stand_in},
         )
@@ -34,7 +37,7 @@ def test_killed_and_stopped_anywhere_the_same_command_ends_with_the_same_weights
         return ("--config", config, "--out", tmp_path / name, "--run-id", "r")
 
     for name in ("scratch", "finetune", "frozen"):
-        whole = job("train", name, *arguments("whole", 0))
+        whole = called("train", name, *arguments("whole", 0))
         assert whole.returncode == 0, whole.stderr
     expected = tmp_path / "whole" / "r"
     run = ("run", *arguments("cut", 2))  # of the three steps of an epoch
@@ -46,7 +49,7 @@ def test_killed_and_stopped_anywhere_the_same_command_ends_with_the_same_weights
     checkpoint = cut / "variants" / "finetune" / "last.ckpt"
     assert stop_when(checkpoint, start_job(*run), signal.SIGTERM) == 75
     assert checkpoint.is_file() and not (cut / "manifest.json").exists()
-    last = job(*run)
+    last = called(*run)
     assert last.returncode == 0, last.stderr
     assert "resumes in epoch" in last.stderr
 
@@ -61,6 +64,6 @@ def test_killed_and_stopped_anywhere_the_same_command_ends_with_the_same_weights
     assert not list(cut.rglob("*.part")) and not list(cut.rglob("last.ckpt"))
 
     before = changed_at(cut)
-    again = job(*run)
+    again = called(*run)
     assert again.returncode == 0 and "is finished; --run-id" in again.stderr
     assert changed_at(cut) == before

@@ -18,7 +18,7 @@ import torch
 import yaml
 from botocore.exceptions import IncompleteReadError
 from botocore.response import StreamingBody
-from command import forked, job
+from command import called, forked
 from conftest import tiny
 from drawings import make_photos
 from object_store import BUCKET, READER, Proxy
@@ -289,7 +289,7 @@ def test_a_bucket_that_stops_answering_ends_the_job_with_3_and_nothing_half_is_t
     file = tmp_path / "job.yaml"
     data = {**through.model_dump(mode="json"), "train_images": None, "test_images": None}
     file.write_text(yaml.safe_dump(tiny(data=data)))
-    done = job("run", "--config", file, "--out", tmp_path / "runs")
+    done = called("run", "--config", file, "--out", tmp_path / "runs")
     assert done.returncode == 3, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: s3://{BUCKET}/{pictures.prefix}/") and "Traceback" not in last
@@ -297,6 +297,7 @@ def test_a_bucket_that_stops_answering_ends_the_job_with_3_and_nothing_half_is_t
 
     proxy.stall_after = None
     proxy.stalled.clear()
+    forget(work)
     noted = whole(pictures)
     assert len(pixels(load(through))) == 60
     assert len(work["fetched"]) == 60 - noted
@@ -585,6 +586,7 @@ def test_what_signed_addresses_do_not_give_boto3_fetches_and_again_where_a_body_
     assert broken and 1 <= len(asked) <= origins.THREADS
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_listing(
     pictures: Pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

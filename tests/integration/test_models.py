@@ -83,6 +83,7 @@ def test_pretrained_variants_start_from_identical_weights(pretrained: models.Sta
     assert not torch.equal(scratch[first], pretrained[first])
 
 
+@pytest.mark.usefixtures("thin")
 def test_a_seed_draws_its_own_weights() -> None:
     one, same, other = (models.create(SCRATCH, 10, None, seed) for seed in (0, 0, 1))
     assert torch.equal(one.fc.weight, same.fc.weight)

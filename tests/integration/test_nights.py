@@ -21,6 +21,7 @@ from jobs.runs import RunFolder
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("thin")
 def test_the_second_night_s_model_is_compared_on_the_first_night_s_pictures_and_promoted(
     store: ObjectStore, credentials: None, settings: config.Storage, tmp_path: Path
 ) -> None:
@@ -56,6 +57,7 @@ def test_the_second_night_s_model_is_compared_on_the_first_night_s_pictures_and_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("thin")
 def test_what_a_gpu_has_trained_is_exported_and_promoted_elsewhere_once(
     settings: config.Storage, tmp_path: Path
 ) -> None:

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this mac
 
 
 WIDTH = 390  # CSS pixels of a phone
+# Where only the page is asked: it is the same one before either engine.
+ONE_ENGINE = pytest.mark.parametrize("service", ["asgi"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,7 @@ def test_it_shows_what_the_service_says(
     expect(cards).to_have_count(0)
 
 
+@ONE_ENGINE
 def test_it_says_that_the_service_is_gone_and_tries_again(
     page: Page, service: Service, exported: RunFolder
 ) -> None:
@@ -133,6 +136,7 @@ def test_it_says_that_the_service_is_gone_and_tries_again(
     expect(page.locator("#model")).to_have_text(MODEL)
 
 
+@ONE_ENGINE
 def test_a_file_that_is_too_large_is_refused_in_plain_words(page: Page, service: Service) -> None:
     page.goto(service.address)
     page.set_input_files("#files", png(bytes(10_000_001)))
@@ -142,6 +146,7 @@ def test_a_file_that_is_too_large_is_refused_in_plain_words(page: Page, service:
     expect(page.get_by_role("button", name="Try again")).to_have_count(0)
 
 
+@ONE_ENGINE
 def test_it_fits_a_phone_and_takes_pictures_there(
     page: Page, phone: Page, service: Service, exported: RunFolder
 ) -> None:
@@ -156,6 +161,7 @@ def test_it_fits_a_phone_and_takes_pictures_there(
     expect(page.get_by_text("Take a picture")).to_be_hidden()  # there is a mouse
 
 
+@ONE_ENGINE
 def test_everything_is_reached_by_keyboard(
     page: Page, service: Service, exported: RunFolder
 ) -> None:

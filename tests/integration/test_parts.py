@@ -1,6 +1,7 @@
 """A run whose parts are trained by processes of their own ends as one that one process does."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command import forked, job, start_job, stop_when
+from command import called, forked, job, start_job, stop_when
 from conftest import ROOT, TINY, tiny, tiny_config
 from object_store import exported_run, finished_run, keys_of
 
@@ -74,6 +75,7 @@ def pod(settings: config.Storage, tmp_path: Path, compared: RunFolder) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("thin")
 def test_pods_with_nothing_in_common_but_s3_end_as_one_process_does_though_two_are_lost(
     pod: Any, compared: RunFolder, settings: config.Storage, store: ObjectStore, tmp_path: Path
 ) -> None:
@@ -124,6 +126,7 @@ def test_pods_with_nothing_in_common_but_s3_end_as_one_process_does_though_two_a
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("thin")
 def test_the_documented_line_trains_all_parts_on_one_machine(
     tmp_path: Path,
 ) -> None:
@@ -148,14 +151,17 @@ def test_the_documented_line_trains_all_parts_on_one_machine(
         "seq 0 14": "seq 0 1",
         "-P 8": "-P 2",
         ' --set "runtime.seeds=[0, 1, 2, 3, 4]"': "",
-        "python -m jobs run": f"{sys.executable} -m jobs run {places('parts')}",
+        "python -m jobs run": f"{sys.executable} -m thin jobs run {places('parts')}",
     }.items():
         assert written in line
         line = line.replace(written, small)
     command = ["bash", "-c", line]
-    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(
+        command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    whole = job("run", *shlex.split(places("whole")))
+    whole = called("run", *shlex.split(places("whole")))
     assert whole.returncode == 0, whole.stderr
     assert_same_result(RunFolder(tmp_path / "parts" / "r"), RunFolder(tmp_path / "whole" / "r"))
 

@@ -6,6 +6,7 @@ from jobs import config, devices
 from jobs.data.dataset import load
 from jobs.train import plan
 
+pytestmark = pytest.mark.usefixtures("thin")
 DEVICE = devices.choose(config.Runtime(device="cpu", precision="fp32"))
 
 

@@ -15,6 +15,7 @@ from jobs.results import Diverged, Done
 from jobs.runs import RunFolder
 from jobs.train.training import Trainer
 
+pytestmark = pytest.mark.usefixtures("thin")
 PROBE = {"name": "probe", "init": "pretrained", "head_of": "frozen"}
 TWO = [TINY["variants"][2], PROBE]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from botocore.awsrequest import AWSResponse
-from command import forked, job
+from command import called, forked
 from conftest import MODEL, tiny_config
 from object_store import BUCKET, Proxy, exported_run, finished_run, keys_of
 
@@ -192,32 +192,33 @@ def test_a_version_is_written_once(
     assert registry.version("one") == before
 
 
+@pytest.mark.slow
 def test_the_real_archive_passes_the_gate_with_its_own_handler(
     settings: config.Storage, exported: RunFolder, tmp_path: Path
 ) -> None:
     sets = [f"storage.{k}={json.dumps(v)}" for k, v in settings.model_dump().items()]
     arguments = [a for s in sets for a in ("--set", s)]
-    slow = job("promote", exported.path, *arguments, "--set", "promotion.max_latency_ms=0.001")
+    slow = called("promote", exported.path, *arguments, "--set", "promotion.max_latency_ms=0.001")
     assert slow.returncode == 4, slow.stderr
     assert "ms for a picture on one core, 0.001 are allowed" in " ".join(slow.stderr.split())
-    done = job("promote", exported.path, *arguments, "--set", "promotion.max_latency_ms=60000")
+    done = called("promote", exported.path, *arguments, "--set", "promotion.max_latency_ms=60000")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{settings.uri}/models/{MODEL}/exported/"
 
-    listed = job("models", *arguments)
+    listed = called("models", *arguments)
     assert listed.returncode == 0, listed.stderr
     assert "exported" in listed.stdout and "production" in listed.stdout
-    fetched = job("fetch", *arguments, "--out", tmp_path / "new" / "folder")
+    fetched = called("fetch", *arguments, "--out", tmp_path / "new" / "folder")
     assert fetched.returncode == 0, fetched.stderr
     file = Path(fetched.stdout.strip())
     assert digest_of(file) == digest_of(exported.path / "model" / f"{MODEL}.mar")
-    alone = job("rollback", *arguments)
+    alone = called("rollback", *arguments)
     assert alone.returncode == 3 and "nothing served before exported" in alone.stderr
 
 
 # Several at once
 
-RIVALS, ROUNDS = 4, 25
+RIVALS, ROUNDS = 4, 10
 
 
 def contend(number: int, rounds: int, settings: config.Storage, barrier: Any, report: Any) -> None:

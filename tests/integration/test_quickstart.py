@@ -70,6 +70,7 @@ def test_its_archive_is_one_of_digits(run: tuple[Path, str, str]) -> None:
     assert data.classes == tuple("0123456789") and data.image_size == (8, 8)
 
 
+@pytest.mark.usefixtures("thin", "undrawn")
 def test_stand_in_weights_are_trained_once_and_kept_for_other_runs(tmp_path: Path) -> None:
     from jobs import pipeline
 

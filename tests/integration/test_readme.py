@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from command import job
+from command import called
 from conftest import MODEL, TINY, copy_of
 from drawings import make_photos
 from object_store import BUCKET, exported_run
@@ -50,6 +50,7 @@ def verb(command: str) -> str:
 
 
 @pytest.mark.parametrize("command", [c for c in JOBS if verb(c) in ("run", "train", "inspect")])
+@pytest.mark.usefixtures("thin", "undrawn")
 def test_a_command_of_the_job_runs_as_it_is_written(
     command: str, cache: Path, tmp_path: Path, store: ObjectStore, credentials: None
 ) -> None:
@@ -76,7 +77,7 @@ def test_a_command_of_the_job_runs_as_it_is_written(
         small |= {f"variants.{arguments[1]}.optim.epochs": 1}
     for key, value in small.items():
         arguments += ["--set", f"{key}={json.dumps(value)}"]  # JSON is YAML
-    done = job(*arguments, "--out", tmp_path / "runs")
+    done = called(*arguments, "--out", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
 
 
@@ -86,7 +87,9 @@ def written(name: str) -> list[str]:
 
 
 def test_doctor_runs_as_it_is_written() -> None:
-    done = job(*written("doctor"), "--set", "data.source=digits", "--set", "weights.source=random")
+    done = called(
+        *written("doctor"), "--set", "data.source=digits", "--set", "weights.source=random"
+    )
     assert done.returncode == 0, done.stderr
     assert "digits, needs nothing" in done.stdout
 
@@ -100,7 +103,7 @@ def test_a_versions_life_runs_as_it_is_written(settings: config.Storage, tmp_pat
     def typed(name: str, **replaced: object) -> str:
         """The output of the command, with its placeholders filled in."""
         arguments = [str(replaced.get(a.split("/")[-1], a)) for a in written(name)]
-        done = job(*arguments, *(part for s in sets for part in ("--set", s)))
+        done = called(*arguments, *(part for s in sets for part in ("--set", s)))
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -120,6 +123,6 @@ def test_export_runs_as_it_is_written(exported: RunFolder, tmp_path: Path) -> No
     run = copy_of(exported, tmp_path)
     archive = run.path / "model" / f"{MODEL}.mar"
     archive.unlink()
-    done = job(written("export")[0], run.path, "--set", "export.calibration_images=2")
+    done = called(written("export")[0], run.path, "--set", "export.calibration_images=2")
     assert done.returncode == 0, done.stderr
     assert open_model(archive).version == run.run_id

@@ -98,21 +98,32 @@ def test_the_page_says_what_the_comparison_says(run: RunFolder) -> None:
     assert f"the exported weights are of seed {result.winner_seed}" in text
 
 
-def test_the_page_begins_with_the_answer_and_its_cost(run: RunFolder, tmp_path: Path) -> None:
-    folder = copy_of(run, tmp_path)
+@pytest.fixture(scope="module")
+def redrawn(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The report of a run with a price of 2,000 a second, and with class maps of 8×8 places."""
+    folder = copy_of(run, tmp_path_factory.mktemp("redrawn"))
     raw = run.config().model_dump(mode="json")
-    priced = config.validate({**raw, "runtime": {**raw["runtime"], "price_per_hour": 7200.0}})
+    priced = config.validate({**raw, "runtime": {**raw["runtime"], "price_per_hour": 7.2e6}})
     write(folder.path / "config.yaml", priced.to_yaml())
-    result = pipeline.report_again(folder)
-    text = html.unescape((folder.path / "report" / "index.html").read_text())
+    file = folder.path / "variants" / "frozen" / "maps.npz"
+    kept = read_arrays(file)
+    larger = np.stack([np.eye(8, dtype=np.float32)] * len(kept["maps"]))
+    write_arrays(file, {**kept, "maps": larger})
+    pipeline.report_again(folder)
+    return folder
+
+
+def test_the_page_begins_with_the_answer_and_its_cost(run: RunFolder, redrawn: RunFolder) -> None:
+    result = redrawn.comparison()
+    text = html.unescape((redrawn.path / "report" / "index.html").read_text())
     answer = text.partition('<p class="answer">')[2].partition("</p>")[0]
     assert result.winner is not None
     seconds = result.done[result.winner].seconds
     assert answer.startswith(
         f"{result.sentences[0]}; {result.pairs[0].sentence}; training {result.winner} "
     )
-    assert answer.endswith(f"and cost {seconds * 2:,.2f}.")
-    cells = [f"<td>{variant.seconds * 2:,.2f}</td>" for variant in result.done.values()]
+    assert answer.endswith(f"and cost {seconds * 2000:,.2f}.")
+    cells = [f"<td>{variant.seconds * 2000:,.2f}</td>" for variant in result.done.values()]
     assert all(cell in text for cell in cells)
     assert "cost {" not in (run.path / "report" / "index.html").read_text()
 
@@ -248,16 +259,10 @@ def test_the_surest_answers_are_kept_with_the_maps_of_their_classes(run: RunFold
         np.testing.assert_allclose(kept["maps"].mean((1, 2)) + bias, logits, rtol=0.02, atol=0.02)
 
 
-def test_maps_with_more_than_one_place_are_drawn(run: RunFolder, tmp_path: Path) -> None:
-    copy = copy_of(run, tmp_path)
-    file = copy.path / "variants" / "frozen" / "maps.npz"
-    kept = read_arrays(file)
-    larger = np.stack([np.eye(8, dtype=np.float32)] * len(kept["maps"]))
-    write_arrays(file, {**kept, "maps": larger})
-    pipeline.report_again(copy)
-    drawn = [path.name for path in (copy.path / "report").glob("*-maps.png")]
+def test_maps_with_more_than_one_place_are_drawn(redrawn: RunFolder) -> None:
+    drawn = [path.name for path in (redrawn.path / "report").glob("*-maps.png")]
     assert drawn == ["frozen-maps.png"], "a map of 75 pixels has one place"
-    assert "lit is what spoke most" in (copy.path / "report" / "index.html").read_text()
+    assert "lit is what spoke most" in (redrawn.path / "report" / "index.html").read_text()
 
 
 def test_a_run_with_another_configuration_is_refused(run: RunFolder) -> None:

@@ -1,12 +1,12 @@
 """An archive's network, for servers that read OpenVINO's format."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import openvino
 import pytest
 from conftest import pictures
+from test_service import packed
 from typer.testing import CliRunner
 
 from jobs.runs import RunFolder
@@ -43,9 +43,9 @@ def test_it_gives_the_archives_answers_and_names_its_classes(
 def test_what_is_wrong_on_this_machine_is_not_written(
     strange_integers: Path, tmp_path: Path
 ) -> None:
-    packed, out = shutil.make_archive(str(tmp_path / "strange"), "zip", strange_integers), "out"
+    archive, out = packed(strange_integers, tmp_path / "strange.mar"), "out"
     with pytest.raises(ModelError, match=r"int8 is not right on this machine: .* golden labels"):
-        repository.write(Path(packed), tmp_path / out, "int8")
+        repository.write(archive, tmp_path / out, "int8")
     assert not (tmp_path / out).exists()
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -18,11 +17,13 @@ from command import forked
 from conftest import MODEL, pictures
 from object_store import BUCKET
 from service import Service
+from typer.testing import CliRunner
 
 from jobs.config import Storage
 from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
 from serving import Predictor, cluster, scoring
+from serving.cli import app
 from serving.processes import java_home
 from serving.scoring import ScoringError, score
 
@@ -131,6 +132,7 @@ def test_frames_of_pictures_become_frames_of_the_same_rows(
         assert [row[key] for key in exact] == [other[key] for key in exact]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Spark's own
 def test_spark_runs_it(archive: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed")
@@ -161,6 +163,7 @@ def slowly(archive: Path, source: Path, target: Path) -> None:
     score(Predictor.open(archive, threads=1), str(source), target, threads=1)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_and_every_picture_is_there_once(
     archive: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -220,24 +223,15 @@ def test_what_is_read_ahead_does_not_grow_with_the_number_of_pictures(
 def test_the_command_gives_the_services_answers(
     service: Service, archive: Path, photos: Path, tmp_path: Path
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "serving",
-        "score",
-        str(photos),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    command += ["--model", str(archive)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = ["score", str(photos), "--out", str(tmp_path / "out"), "--model", str(archive)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
     assert "10 scored" in done.stderr and "1 refused" in done.stderr
     for row in rows(tmp_path / "out"):
         if row["error"] is None:
             status, answer = service.predict((photos / row["path"]).read_bytes())
             assert status == 200 and answer["label"] == row["label"]
             assert answer["probability"] == pytest.approx(row["probability"], abs=1e-5)
-    command[4] = str(tmp_path / "nowhere")
-    failed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1), failed.stderr
+    command[1] = str(tmp_path / "nowhere")
+    failed = CliRunner().invoke(app, command)
+    assert (failed.exit_code, failed.stderr.count("\n")) == (2, 1), failed.stderr

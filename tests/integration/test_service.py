@@ -20,7 +20,7 @@ import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
 from readme import command_lines
-from service import ENGINES, Service, exchange, get, load, run_all, running, start
+from service import Service, exchange, get, load, run_all, running, start
 
 from jobs.runs import RunFolder
 from serving.archive import DESCRIPTION, ModelError, open_model, write_description
@@ -140,6 +140,7 @@ def described(folder: Path, work: Path, **changes: Any) -> Path:
     return packed(copy, work / f"{MODEL}.mar")
 
 
+@pytest.mark.slow
 def test_it_serves_the_form_that_is_right_on_this_machine_and_abstains_by_default(
     strange_integers: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
@@ -265,6 +266,7 @@ def workers_of(service: Service) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", ["torchserve"], indirect=True)  # the other one has none
 def test_a_killed_worker_costs_its_batch_and_comes_back(
     service: Service, exported: RunFolder
@@ -287,7 +289,7 @@ def test_a_killed_worker_costs_its_batch_and_comes_back(
     assert get(f"{service.address}/readyz")[0] == 200
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [pytest.param("torchserve", marks=pytest.mark.slow), "asgi"])
 def test_sigterm_under_load_fails_no_request(
     archive: Path, exported: RunFolder, tmp_path: Path, engine: str
 ) -> None:
@@ -308,7 +310,10 @@ def test_sigterm_under_load_fails_no_request(
     assert set(statuses) == {200}, statuses
 
 
-@pytest.mark.parametrize(("child", "command"), [("gateway", "caddy"), ("asgi", "serving.asgi")])
+@pytest.mark.parametrize(
+    ("child", "command"),
+    [pytest.param("gateway", "caddy", marks=pytest.mark.slow), ("asgi", "serving.asgi")],
+)
 def test_a_dead_child_ends_the_service(
     archive: Path, tmp_path: Path, child: str, command: str
 ) -> None:

@@ -18,7 +18,7 @@ import botocore.auth
 import duckdb
 import pytest
 from botocore.awsrequest import AWSResponse
-from command import forked, job, start_job
+from command import called, forked, start_job
 from conftest import ROOT, changed_at, tiny, tiny_config
 from object_store import (
     BUCKET,
@@ -315,6 +315,7 @@ def test_objects_are_encrypted_as_the_settings_say(
 # Kills and stalls
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_an_upload_loses_nothing(
     credentials: None, tmp_path: Path
 ) -> None:
@@ -571,6 +572,7 @@ def small_job(tmp_path: Path, settings: config.Storage, epochs: int) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_job_shows_its_epochs_in_s3_while_it_trains_and_all_of_it_at_the_end(
     store: ObjectStore, settings: config.Storage, tmp_path: Path
 ) -> None:
@@ -590,21 +592,22 @@ def test_a_job_shows_its_epochs_in_s3_while_it_trains_and_all_of_it_at_the_end(
     assert_whole(store, settings, folder)
 
 
+@pytest.mark.usefixtures("thin", "undrawn")
 def test_a_job_finishes_without_storage_and_is_published_later(
     settings: config.Storage, tmp_path: Path
 ) -> None:
     file = small_job(tmp_path, settings, epochs=1)
     away = ("--set", "storage.endpoint_url=http://127.0.0.1:9", "--set", "storage.attempts=1")
-    done = job("run", "--config", file, "--out", tmp_path, "--run-id", "r", *away)
+    done = called("run", "--config", file, "--out", tmp_path, "--run-id", "r", *away)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("not published: ") == 1
     assert done.stderr.count("warning: ") <= 2  # the second at the end, about the last metrics
     folder = RunFolder(tmp_path / "r")
     before = digest_of(folder.path / "manifest.json")
 
-    failed = job("publish", folder.path, *away)
+    failed = called("publish", folder.path, *away)
     assert failed.returncode == 3 and "Could not connect" in failed.stderr
-    sent = job("publish", folder.path, "--set", f"storage.endpoint_url={settings.endpoint_url}")
+    sent = called("publish", folder.path, "--set", f"storage.endpoint_url={settings.endpoint_url}")
     assert sent.returncode == 0, sent.stderr
     assert f"{len(folder.manifest()['files']) + 1} files sent" in sent.stdout
     assert digest_of(folder.path / "manifest.json") == before

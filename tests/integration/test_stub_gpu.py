@@ -15,6 +15,7 @@ from stub_gpu.build import NotHereError, build
 
 from jobs.runs import RunFolder
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("thin")]
 # The best weights, and the state, as their numbers have different types: float32 and int64 each,
 # whatever the number of layers. Thousands when each tensor crosses by itself.
 COPIES_A_CHECKPOINT = 4
@@ -47,7 +48,7 @@ def start(stub: dict[str, str], config: Path, **environment: str) -> subprocess.
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "stub_gpu" / "job.py"), *job],
         cwd=ROOT,
-        env={**os.environ, **stub, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, **stub, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

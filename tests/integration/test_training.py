@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_config
+from thin import thin_network
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
+from torchvision.models import inception_v3
 
 from jobs import config, devices, interruption, pipeline
 from jobs.data.dataset import Dataset, load
@@ -27,6 +29,7 @@ from jobs.seeds import generator
 from jobs.train import models, training
 from jobs.train.features import Features, extract
 
+pytestmark = pytest.mark.usefixtures("thin")
 CPU = devices.Device(torch.device("cpu"), torch.float32)
 
 
@@ -63,7 +66,8 @@ def dataset() -> Dataset:
 
 @pytest.fixture(scope="module")
 def pretrained() -> models.State:
-    return models.load_pretrained("random")
+    with thin_network():
+        return models.load_pretrained("random")
 
 
 def variant(wanted: str, **optim: Any) -> config.Variant:
@@ -204,6 +208,7 @@ def test_ten_kinds_of_networks_are_ten_graphs(monkeypatch: pytest.MonkeyPatch) -
     assert counters["stats"]["unique_graphs"] == 10
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_and_is_saved_as_the_same(
     dataset: Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,7 +416,7 @@ def test_training_on_cached_features_equals_training_through_the_trunk(
     assert dataset.train.settings.stored_epochs(3) == versions
     train = features(dataset.train, *(dataset.train.draws(0, epoch) for epoch in range(versions)))
     validation = features(dataset.validation, Draws.none(len(dataset.validation)))
-    assert train.values.shape == (versions, 60, 2048)
+    assert train.values.shape == (versions, 60, network.fc.in_features)
     cached = training.Trainer(models.Head(network), chosen, len(train), CPU, seed=0)
     cached_store = Memory()
     evaluation = config.Evaluation(batch_size=40, keep="last")
@@ -501,7 +506,8 @@ def test_a_balanced_head_knows_a_rare_class_better(pretrained: models.State) -> 
     """Nine pictures of ten are of one class, and the two overlap: only a balanced head gives the
     rare one its due."""
     labels = torch.cat([torch.zeros(180), torch.ones(20)]).long()
-    values = torch.randn(200, 2048, generator=torch.Generator().manual_seed(0))
+    width = models.build(2, aux=False).fc.in_features
+    values = torch.randn(200, width, generator=torch.Generator().manual_seed(0))
     values[:, 0] += 2.0 * labels
     values[:, 1:] = 0  # nothing to learn the rare ones by heart with
     recalls = {}
@@ -520,8 +526,10 @@ def test_a_balanced_head_knows_a_rare_class_better(pretrained: models.State) -> 
     assert recalls["logits"] > recalls["none"] + 0.2
 
 
-def test_the_auxiliary_head_trains_at_full_size() -> None:
-    """One real step at 299 px in the precision of this machine: both losses are there."""
+def test_the_auxiliary_head_trains_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of the real network at 299 px in the precision of this machine: both losses are
+    there."""
+    monkeypatch.setattr(models, "inception_v3", inception_v3)
     settings = tiny_config(
         data={"input_size": 299, "train_images": 20, "validation": 0.5},
         optim={"aux_weight": 0.3, "batch_size": 4},

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from thin import stay_thin
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -64,6 +65,7 @@ def counted(work: Any, found: list[int]) -> Any:
 def main() -> None:
     reads: list[int] = []
     checkpoints: list[int] = []
+    stay_thin()
     torch.set_num_threads(1)
     torch.backends.cudnn.enabled = False
     torch.compile = functools.partial(torch.compile, backend=traced)
