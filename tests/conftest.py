@@ -23,7 +23,7 @@ from serving.processes import cores, free_ports
 if TYPE_CHECKING:
     from service import Service
 
-pytest_plugins = ["manifests", "object_store"]
+pytest_plugins = ["manifests", "memory_s3", "object_store"]
 
 # Several workers of pytest-xdist share the cores, and so do the processes that they start: this
 # has to be set before torch is imported, which nothing here does.
