@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak lint format reference site lock sbom audit clean clean-images
+.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak mutants lint format reference site lock sbom audit clean clean-images
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ chaos: $(VENV)/.test ## kill a job at 50 random moments, fill its disk 12 times 
 soak: $(VENV)/.test ## half an hour of good, bad and slow clients: does the service's memory grow?
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
+# Every mutant is a fork, and OpenMP's threads do not survive one.
+mutants: $(VENV)/.mutants ## change the code in 3,000 ways: which changes does no test notice? (ARGS="'serving.trust.*'")
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(ARGS)
+	$(BIN)/mutmut results
+
 lint: $(VENV)/.test ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,7 +86,7 @@ audit: $(VENV)/.run ## which of it has known vulnerabilities (asks pypi.org)
 	  --requirement requirements/$$lock.txt || exit 1; done
 
 clean: ## remove the environment, caches and built files; runs stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist mutants *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-images: ## remove what test-images and test-cluster keep for their next run
@@ -103,4 +108,8 @@ $(VENV)/.test: $(VENV)/.run
 	@$(INSTALL) export test
 	@$(BIN)/uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV)/checkov
 	@$(BIN)/uv pip install --python $(VENV)/checkov 'checkov>=3.3,<4'
+	@touch $@
+
+$(VENV)/.mutants: $(VENV)/.test
+	@$(INSTALL) export test mutants
 	@touch $@

@@ -24,7 +24,7 @@ from serving.processes import cores, free_ports
 if TYPE_CHECKING:
     from service import Service
 
-pytest_plugins = ["manifests", "object_store"]
+pytest_plugins = ["manifests", "memory_s3", "object_store"]
 
 # Several workers of pytest-xdist share the cores, and so do the processes that they start: this
 # has to be set before torch is imported, which nothing here does.
@@ -292,6 +292,8 @@ class WithoutTorch(MetaPathFinder):
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "MUTANT_UNDER_TEST" in os.environ:  # mutmut runs the other tests in the same process
+        return
     unit = ROOT / "tests" / "unit"
     if all(Path(argument).absolute().is_relative_to(unit) for argument in config.args):
         assert "torch" not in sys.modules

@@ -12,7 +12,7 @@ from scipy.stats import ttest_1samp
 from jobs.report.comparison import sentence
 from jobs.results import Difference
 from jobs.statistics import mean_over_seeds, paired_difference
-from jobs.train.evaluation import calibration_error, scores
+from jobs.train.evaluation import calibration_error, calibration_interval, quick_scores, scores
 
 
 def logits_of(predicted: list[int], classes: int = 3) -> torch.Tensor:
@@ -26,6 +26,17 @@ def test_scores_of_a_known_confusion() -> None:
     assert result.confusion == ((2, 1, 0), (0, 2, 1), (0, 0, 0))
     assert list(result.per_class) == [pytest.approx(2 / 3), pytest.approx(2 / 3), None]
     assert result.images == 6
+    assert result.calibration_error == calibration_error(logits_of([0, 1, 1, 1, 2, 0]), labels)
+
+
+def test_a_loss_is_the_mean_of_the_right_classes_surprise() -> None:
+    logits = torch.tensor([[3.0, 1.0], [1.0, 1.0], [1.0, 4.0], [1.0, 7.0]]).log()
+    labels = torch.tensor([0, 1, 0, 1])
+    expected = math.log(4 / 3) + math.log(2) + math.log(5) + math.log(8 / 7)
+    result = quick_scores(logits, labels)
+    assert result == {"loss": pytest.approx(expected / 4), "accuracy": 0.5}
+    whole = scores(logits, labels)
+    assert (whole.loss, whole.accuracy) == (result["loss"], result["accuracy"])
 
 
 def test_balanced_accuracy_is_given_where_classes_differ_in_size() -> None:
@@ -54,6 +65,36 @@ def test_calibration_error_is_confidence_less_accuracy() -> None:
     assert calibration_error(sure, labels) == pytest.approx(0.25)
     three_to_one = torch.tensor([[math.log(3), 0.0]]).expand(4, 2)
     assert calibration_error(three_to_one, labels) == pytest.approx(0, abs=1e-6)
+
+
+def answers(*groups: tuple[float, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of groups of pictures: confidence, how many are right, and wrong."""
+    shares = [c for c, right, wrong in groups for _ in range(right + wrong)]
+    labels = [int(i >= right) for _, right, wrong in groups for i in range(right + wrong)]
+    return torch.tensor([[c, 1 - c] for c in shares]).clamp(1e-9).log(), torch.tensor(labels)
+
+
+def test_errors_of_one_confidence_do_not_make_up_for_those_of_another() -> None:
+    too_careful, too_sure = (0.6, 40, 0), (0.99, 10, 10)
+    expected = (0.4 * 40 + 0.49 * 20) / 60
+    assert calibration_error(*answers(too_careful, too_sure)) == pytest.approx(expected, abs=1e-4)
+    # The last two of 15 bins begin at 0.867 and 0.933.
+    apart = answers((0.92, 30, 0), (0.95, 5, 5))
+    assert calibration_error(*apart) == pytest.approx((0.08 * 30 + 0.45 * 10) / 40, abs=1e-4)
+    together = answers((0.94, 30, 0), (0.99, 5, 5))
+    assert calibration_error(*together) == pytest.approx((0.49 * 10 - 0.06 * 30) / 40, abs=1e-4)
+
+
+def test_the_interval_of_a_calibration_error_is_the_basic_bootstraps() -> None:
+    """All pictures are sure, so the error is a share of wrong ones: a binomial one."""
+    given = answers((1.0, 140, 60))
+    found = calibration_interval(*given)
+    assert found.value == calibration_error(*given) == pytest.approx(0.3, abs=1e-4)
+    reach = 1.96 * math.sqrt(0.3 * 0.7 / 200)
+    assert (found.low, found.high) == pytest.approx((0.3 - reach, 0.3 + reach), abs=0.01)
+    assert found == calibration_interval(*given)
+    assert calibration_interval(*answers((1.0, 9, 1))).low == 0
+    assert calibration_interval(*answers((1.0, 1, 9))).high == 1
 
 
 def test_a_paired_difference_is_exact() -> None:

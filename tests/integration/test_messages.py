@@ -1,6 +1,7 @@
 """Every form of request is read, and what is none of them is refused with the reason."""
 
 import json
+import math
 from base64 import b64encode
 from dataclasses import replace
 from typing import Any
@@ -15,9 +16,12 @@ from serving.messages import (
     Explain,
     Form,
     Found,
+    Request,
     RequestError,
     answer,
+    failure,
     parse,
+    softmax,
     unwrapped,
 )
 
@@ -68,10 +72,22 @@ def test_an_upload_is_taken_apart_byte_for_byte() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"x", b"--x", b"--x--", UPLOAD[:-6], UPLOAD[5:]])
 def test_an_upload_that_is_cut_off_is_refused(body: bytes) -> None:
-    with pytest.raises(RequestError, match="multipart: it is cut off"):
+    with pytest.raises(RequestError, match=r"^multipart: it is cut off$"):
         unwrapped({"body": body}, "multipart/form-data; boundary=x")
-    with pytest.raises(RequestError, match="multipart: its boundary is missing"):
+    with pytest.raises(RequestError, match=r"^multipart: its boundary is missing$"):
         unwrapped({"body": UPLOAD}, "multipart/form-data")
+
+
+def test_a_part_has_a_name_of_its_own_and_a_blank_line() -> None:
+    kind = "multipart/form-data; Boundary=x"
+    for part in (UPLOAD.replace(b"; name=", b"; xname="), b"--x\r\nname=\r\n--x--"):
+        with pytest.raises(RequestError, match=r"^multipart: a part has no name$"):
+            unwrapped({"body": part}, kind)
+    with pytest.raises(RequestError, match=r"^multipart: a part has no name$"):
+        unwrapped({"body": UPLOAD.replace(b"\r\n\r\n", b"\r\n")}, kind)
+    assert unwrapped({"body": UPLOAD.replace(b"photo", b"\xff")}, kind) == {"\ufffd": FILE}
+    blank = UPLOAD.replace(FILE, FILE + b"\r\n\r\n" + FILE)
+    assert unwrapped({"body": blank}, kind) == {"photo": FILE + b"\r\n\r\n" + FILE}
 
 
 @given(st.integers(0, len(UPLOAD)), st.binary(max_size=4), st.integers(0, 8))
@@ -96,54 +112,134 @@ def test_pixels_come_out_of_a_tensor(nested: bool) -> None:
 
 
 PIXEL = {"datatype": "UINT8", "shape": [1, 3, 1, 1]}
+WHOLE = "data: whole numbers from 0 to 255 are needed$"
 
 
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
-        (b"{", "not JSON"),
-        (b'{"a": ' + b"[" * 100_000, "not JSON"),
-        ({}, "send a picture"),
-        ({"b64": 3}, "b64: a string"),
-        ({"b64": "%%%"}, "b64: "),
-        ({"b64": "ä"}, "b64: "),
-        ({"instances": []}, "instances: a list of 1 to"),
-        ({"instances": [B64] * (MAX_PICTURES + 1)}, "instances: a list of 1 to"),
-        ({"instances": ["x"]}, "each is an object"),
-        ({"inputs": {}}, "one tensor"),
-        ({"inputs": [tensor(), tensor()]}, "one tensor"),
-        ({"inputs": [tensor(shape=[2])]}, "does not fit"),
-        ({"inputs": [tensor(shape="x")]}, "shape: a list of positive numbers"),
-        ({"inputs": [tensor(shape=[True])]}, "shape: a list of positive numbers"),
-        ({"inputs": [tensor(shape=[])]}, "pictures are needed"),
-        ({"inputs": [tensor(shape=[10**6])]}, "pictures are needed"),
-        ({"inputs": [tensor(data="x")]}, "data: a list"),
-        ({"inputs": [tensor(datatype="FP32")]}, "datatype: BYTES"),
-        ({"inputs": [tensor()], "id": 3}, "id: a string"),
-        ({"inputs": [tensor(**{**PIXEL, "shape": [1, 1, 1, 1]}, data=[1])]}, r"\[N, 3, "),
-        ({"inputs": [tensor(**{**PIXEL, "shape": [1, 3, 10**5, 10**5]}, data=[1])]}, "pixels"),
-        ({"inputs": [tensor(**PIXEL, data=[1, 2])]}, "does not fit"),
-        ({"inputs": [tensor(**PIXEL, data=[[1], 2, 3])]}, "does not fit"),
-        ({"inputs": [tensor(**PIXEL, data=[1, 2, 256])]}, "0 to 255"),
-        ({"inputs": [tensor(**PIXEL, data=[1, 2, -1])]}, "0 to 255"),
-        ({"inputs": [tensor(**PIXEL, data=[1, 2, 0.5])]}, "0 to 255"),
-        ({"inputs": [tensor(**PIXEL, data=[1, 2, 10**30])]}, "0 to 255"),
+        (b"{", "not JSON: Expecting property"),
+        (b'{"a": ' + b"[" * 100_000, "not JSON: maximum recursion"),
+        (
+            {},
+            r'send a picture, \{"b64": …\}, \{"instances": \[\{"b64": …\}\]\} or \{"inputs": …\}$',
+        ),
+        ({"b64": 3}, "b64: a string is needed$"),
+        ({"b64": "%%%"}, "b64: Only base64 data"),
+        ({"b64": "ä"}, "b64: string argument should contain only ASCII"),
+        ({"instances": []}, "instances: a list of 1 to 64 is needed$"),
+        ({"instances": [B64] * (MAX_PICTURES + 1)}, "instances: a list of 1 to 64 is needed$"),
+        ({"instances": {"b64": "x"}}, "instances: a list of 1 to 64 is needed$"),
+        ({"instances": ["b64"]}, 'instances: each is an object {"b64": "…"}$'),
+        ({"instances": [{"other": 1}]}, 'instances: each is an object {"b64": "…"}$'),
+        ({"instances": [B64, "x"]}, 'instances: each is an object {"b64": "…"}$'),
+        ({"inputs": {}}, "inputs: a list of one tensor is needed$"),
+        ({"inputs": []}, "inputs: a list of one tensor is needed$"),
+        ({"inputs": ["x"]}, "inputs: a list of one tensor is needed$"),
+        ({"inputs": [tensor(), tensor()]}, "inputs: a list of one tensor is needed$"),
+        ({"inputs": [tensor(shape=[2])]}, r"shape: \[2\] does not fit the 1 pictures of data$"),
+        ({"inputs": [tensor(shape=[2, 1])]}, r"shape: \[2, 1\] does not fit the 1 pictures"),
+        (
+            {"inputs": [tensor(shape=[1, 2], data=[B64["b64"]] * 2)]},
+            r"shape: \[1, 2\] does not fit the 2 pictures of data$",
+        ),
+        (
+            {"inputs": [tensor(shape=[2, 2], data=[B64["b64"]] * 2)]},
+            r"shape: \[2, 2\] does not fit the 2 pictures of data$",
+        ),
+        ({"inputs": [tensor(shape="x")]}, "shape: a list of positive numbers is needed$"),
+        ({"inputs": [tensor(shape=[True])]}, "shape: a list of positive numbers is needed$"),
+        ({"inputs": [tensor(shape=[0])]}, "shape: a list of positive numbers is needed$"),
+        ({"inputs": [tensor(shape=[1, -1])]}, "shape: a list of positive numbers is needed$"),
+        ({"inputs": [{"data": []}]}, "shape: a list of positive numbers is needed$"),
+        ({"inputs": [tensor(shape=[])]}, "shape: 1 to 64 pictures are needed$"),
+        ({"inputs": [tensor(shape=[MAX_PICTURES + 1])]}, "shape: 1 to 64 pictures are needed$"),
+        ({"inputs": [tensor(data="x")]}, "data: a list is needed$"),
+        (
+            {"inputs": [tensor(datatype="FP32")]},
+            r"datatype: BYTES \(base64 of a picture\) or UINT8 \(pixels\) is needed$",
+        ),
+        ({"inputs": [tensor()], "id": 3}, "id: a string is needed$"),
+        (
+            {"inputs": [tensor(**{**PIXEL, "shape": [1, 1, 1, 1]}, data=[1])]},
+            r"shape: \[N, 3, height, width\] is needed, not \[1, 1, 1, 1\]$",
+        ),
+        (
+            {"inputs": [tensor(**{**PIXEL, "shape": [1, 3, 1]}, data=[1, 2, 3])]},
+            r"shape: \[N, 3, height, width\] is needed, not \[1, 3, 1\]$",
+        ),
+        (
+            {"inputs": [tensor(**{**PIXEL, "shape": [1, 3, 10**5, 10**5]}, data=[1])]},
+            "shape: over 25,000,000 pixels$",
+        ),
+        ({"inputs": [tensor(**PIXEL, data=[1, 2])]}, r"data: \[1, 3, 1, 1\] does not fit it$"),
+        ({"inputs": [tensor(**PIXEL, data=[[1], 2, 3])]}, "data: .* does not fit it$"),
+        ({"inputs": [tensor(**PIXEL, data=[1, 2, 256])]}, WHOLE),
+        ({"inputs": [tensor(**PIXEL, data=[1, 2, -1])]}, WHOLE),
+        ({"inputs": [tensor(**PIXEL, data=[1, 2, 0.5])]}, WHOLE),
+        ({"inputs": [tensor(**PIXEL, data=[True, True, False])]}, WHOLE),
+        ({"inputs": [tensor(**PIXEL, data=[1, 2, 10**30])]}, WHOLE),
     ],
 )
 def test_what_is_no_request_is_refused_with_the_reason(body: Any, complaint: str) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    with pytest.raises(RequestError, match=complaint):
+    with pytest.raises(RequestError, match=f"^{complaint}"):
         parse({"body": raw})
 
 
-def test_two_parts_are_one_too_many() -> None:
-    with pytest.raises(RequestError, match="one picture is needed"):
-        parse({"a": FILE, "b": FILE})
+def test_as_much_as_is_allowed_is_taken() -> None:
+    def read(content: Any) -> Request:
+        return parse({"body": json.dumps(content).encode()})
+
+    many = [B64["b64"]] * MAX_PICTURES
+    assert list(read({"instances": [B64] * MAX_PICTURES}).pictures) == [FILE] * MAX_PICTURES
+    whole = read({"inputs": [tensor(shape=[MAX_PICTURES], data=many)]})
+    assert len(whole.pictures) == MAX_PICTURES and whole.id is None
+    extremes = read({"inputs": [tensor(**PIXEL, data=[0, 255, 0])]})
+    assert np.ravel(extremes.pictures[0]).tolist() == [0, 255, 0]
+    assert extremes.pictures[0].dtype == np.uint8  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("top", ["0", "-1", "x", "1.5", "9" * 30, "²"])
+def test_a_tensor_has_as_many_pixels_as_a_picture_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.messages.MAX_PIXELS", 6)
+    for width, fits in ((2, True), (3, False)):
+        shape = [1, 3, 3, width]
+        pixels = tensor(shape=shape, datatype="UINT8", data=[7] * math.prod(shape))
+        body = {"body": json.dumps({"inputs": [pixels]}).encode()}
+        if fits:
+            assert np.shape(parse(body).pictures[0]) == (3, 3, 2)
+        else:
+            with pytest.raises(RequestError, match=r"^shape: over 6 pixels$"):
+                parse(body)
+
+
+def test_a_body_is_read_as_it_comes() -> None:
+    assert list(parse({"body": bytearray(FILE)}).pictures) == [FILE]
+    assert list(parse({"body": B64}).pictures) == [FILE], "TorchServe has read it already"
+    spaced = b" \n" + json.dumps({"instances": [B64]}).encode()
+    assert parse({"body": spaced}).form is Form.V1
+    assert list(parse({"body": FILE, "other": b"x"}).pictures) == [FILE]
+    for nothing in ({}, {"body": "text"}, {"a": FILE, "b": FILE}):
+        with pytest.raises(RequestError) as caught:
+            parse(nothing)
+        assert str(caught.value) == "one picture is needed; several go into JSON as instances"
+
+
+def test_a_request_has_what_its_options_say() -> None:
+    plain = parse({"body": FILE})
+    assert plain == Request([FILE], Form.ONE, top=5, abstain=0.0, confidence=None, explain=None)
+    given = parse({"body": FILE}, "1000", "0", "0.999", explain=Explain.PICTURE)
+    assert given == Request(
+        [FILE], Form.ONE, top=1000, abstain=0.0, confidence=0.999, explain=Explain.PICTURE
+    )
+    assert parse({"body": FILE}, "1", "0.25", "0").top == 1
+    assert parse({"body": FILE}, "1", "0.25", "0").abstain == 0.25
+    assert parse({"body": FILE}, "1", "0.25", "0").confidence == 0
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "x", "1.5", "1001", "9" * 30, "²"])
 def test_a_count_that_is_none_is_refused(top: str) -> None:
-    with pytest.raises(RequestError, match="a number from 1 to 1000"):
+    with pytest.raises(RequestError, match=f"^top={top[:20]}: a number from 1 to 1000 is needed$"):
         parse({"body": FILE}, top)
 
 
@@ -171,11 +267,12 @@ def test_no_json_gets_anything_but_a_request_or_a_refusal(body: dict[str, Any]) 
         assert 1 <= len(request.pictures) <= MAX_PICTURES
 
 
-@pytest.mark.parametrize("share", ["-0.1", "1", "x", "nan", "inf", "²"])
+@pytest.mark.parametrize("share", ["-0.1", "1", "x", "nan", "inf", "²", "x" * 30])
 def test_a_share_that_is_none_is_refused(share: str) -> None:
-    with pytest.raises(RequestError, match=f"abstain={share}: a number from 0 to below 1"):
+    needed = f"={share[:20]}: a number from 0 to below 1 is needed$"
+    with pytest.raises(RequestError, match=f"^abstain{needed}"):
         parse({"body": FILE}, None, share)
-    with pytest.raises(RequestError, match=f"confidence={share}: a number from 0 to below 1"):
+    with pytest.raises(RequestError, match=f"^confidence{needed}"):
         parse({"body": FILE}, None, None, share)
 
 
@@ -239,3 +336,69 @@ def test_an_answer_names_as_many_classes_as_were_asked_for() -> None:
     assert v2["id"] == "7" and v2["model_version"] == "1"
     assert v2["outputs"][0] == {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["b"]}
     assert v2["outputs"][1]["shape"] == [1, 3]
+
+
+def test_an_answer_is_whole() -> None:
+    one = answer(parse({"body": FILE}, "2", "0.1"), FOUND, CLASSES, MODEL, 0.2)
+    assert one == {
+        "label": None,
+        "probability": pytest.approx(0.6),
+        "familiarity": 0.05,
+        "top": [
+            {"label": "b", "probability": pytest.approx(0.6)},
+            {"label": "c", "probability": pytest.approx(0.3)},
+        ],
+        "model": MODEL,
+        "reason": "unfamiliar",
+        "set": ["b", "c"],
+    }
+    body = json.dumps({"inputs": [tensor()]}).encode()
+    plain = answer(parse({"body": body}), Found(FOUND.probabilities, None), CLASSES, MODEL)
+    assert plain == {
+        "model_name": "m",
+        "model_version": "1",
+        "outputs": [
+            {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["b"]},
+            {
+                "name": "probabilities",
+                "datatype": "FP32",
+                "shape": [1, 3],
+                "data": pytest.approx([0.1, 0.6, 0.3]),
+            },
+        ],
+    }
+    whole = answer(parse({"body": body}), FOUND, CLASSES, MODEL)["outputs"]
+    assert whole[2] == {"name": "familiarity", "datatype": "FP64", "shape": [1], "data": [0.05]}
+
+
+def test_pictures_of_one_request_are_answered_each_for_itself() -> None:
+    rows = np.array([[0.1, 0.6, 0.3], [0.4, 0.4, 0.2], [0.2, 0.2, 0.6]], np.float32)
+    maps = np.arange(6, dtype=np.float32).reshape(3, 1, 2)
+    found = Found(rows, np.array([0.5, 0.05, 0.2]), np.array([1, 9, 4], np.float32), maps)
+    body = {"body": json.dumps({"instances": [B64] * 3}).encode()}
+    request = parse(body, None, "0.1", explain=Explain.MAP)
+    answers = answer(request, found, CLASSES, MODEL)["predictions"]
+    assert [one["label"] for one in answers] == ["b", None, "c"]
+    assert [one["familiarity"] for one in answers] == [0.5, 0.05, 0.2]
+    assert [one["top"][0]["label"] for one in answers] == ["b", "a", "c"], "the first of equals"
+    assert [one["explanation"]["map"] for one in answers] == maps.tolist()
+    last = found.part(1, 3)
+    assert last.probabilities.tolist() == rows[1:].tolist()
+    assert last.familiarity is not None and last.familiarity.tolist() == [0.05, 0.2]
+    assert last.strangeness is not None and last.strangeness.tolist() == [9, 4]
+    assert last.maps is not None and last.maps.tolist() == maps[1:].tolist()
+    bare = Found(rows, None).part(0, 1)
+    assert (bare.familiarity, bare.strangeness, bare.maps) == (None, None, None)
+
+
+def test_without_familiarity_no_picture_is_strange() -> None:
+    one = answer(
+        parse({"body": FILE}, None, "0.9"), Found(FOUND.probabilities, None), CLASSES, MODEL
+    )
+    assert one["label"] == "b" and one["familiarity"] is None and "reason" not in one
+
+
+def test_probabilities_are_shares_of_exponentials_however_large() -> None:
+    logits = np.log(np.array([[1, 3], [4, 1]], np.float32)) + np.float32(1000)
+    assert softmax(logits) == pytest.approx(np.array([[0.25, 0.75], [0.8, 0.2]]), abs=1e-3)
+    assert failure("some", "text") == {"error": {"code": "some", "message": "text"}}

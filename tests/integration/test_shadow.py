@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,7 +17,6 @@ from prometheus_client import CollectorRegistry
 from service import Service, load, running, start
 
 from jobs.delivery import verdict
-from jobs.delivery.verdict import Advice, Seen
 from jobs.runs import RunFolder
 from jobs.statistics import share_at_any_time
 from serving import archive as archives
@@ -26,41 +24,6 @@ from serving.engines import Shadow
 from serving.shadow import Guess, Mirror, Sent, guesses, outcome
 
 EVERYTHING = {"SERVING_ENGINE": "asgi", "SERVING_SHADOW_SHARE": "1"}
-SEEN = Seen(
-    versions=("one", "two"),
-    agree=4000,
-    live_surer=0,
-    shadow_surer=0,
-    answered=4000,
-    failed=0,
-    dropped=0,
-    live_seconds=0.05,
-    shadow_seconds=0.06,
-    live_probability=0.9,
-    shadow_probability=0.91,
-    errors=0.2,
-)
-
-
-@pytest.mark.parametrize(
-    ("seen", "tolerance", "advice"),
-    [
-        (SEEN, 0.5, Advice.PROMOTE),  # they hardly differ
-        (replace(SEEN, agree=0, answered=0), 0.5, Advice.KEEP_LOOKING),
-        (replace(SEEN, agree=50, answered=50), 100, Advice.KEEP_LOOKING),  # it might still fail
-        (replace(SEEN, failed=100), 0.5, Advice.STOP),
-        (replace(SEEN, shadow_surer=160, live_surer=40), 0.5, Advice.PROMOTE),
-        (replace(SEEN, shadow_surer=40, live_surer=160), 0.5, Advice.STOP),
-        (replace(SEEN, shadow_surer=40, live_surer=160), 10, Advice.PROMOTE),  # no loss that counts
-        (replace(SEEN, shadow_surer=48, live_surer=52), 0.5, Advice.KEEP_LOOKING),
-        (replace(SEEN, shadow_surer=1800, live_surer=40), 0.5, Advice.STOP),  # others than tested
-        (replace(SEEN, shadow_surer=1800, live_surer=40, errors=None), 0.5, Advice.PROMOTE),
-    ],
-)
-def test_what_was_seen_decides(seen: Seen, tolerance: float, advice: Advice) -> None:
-    found = verdict.verdict(seen, tolerance)
-    assert found.advice is advice and found.reason
-    assert str(found).startswith(f"{advice.value}: ")
 
 
 @pytest.mark.parametrize("share", [0.03, 0.5])

@@ -1,7 +1,7 @@
 """Evidence of a change stays low while nothing changes, and rises when something does."""
 
 from collections.abc import Callable, Iterable
-from math import log10
+from math import log10, prod
 
 import numpy as np
 import pytest
@@ -56,6 +56,28 @@ def test_a_change_is_noticed(
         assert highest(drift, rng.normal(size=STREAM).tolist()) < 3
         stream = [changed(x, rng) for x in rng.normal(size=within).tolist()]
         assert highest(drift, stream) > log10(1 / ALPHA)
+
+
+def test_evidence_is_the_capital_of_the_gambler_who_starts_little_by_little() -> None:
+    """Bet for bet, with ranks that are told by the same draws."""
+    held_out, stream = np.array([1.0, 2.0, 2.0, 5.0]), [3.0, 2.0, 9.0, 0.5]
+    drift, rng = Drift(held_out, seed=7), np.random.default_rng(7)
+    rng.permutation(held_out)
+    seen, ranks = held_out.tolist(), list[float]()
+    for count, strangeness in enumerate(stream, start=1):
+        drift.add(strangeness)
+        seen.append(strangeness)
+        stranger = sum(one > strangeness for one in seen)
+        ties = sum(one == strangeness for one in seen)
+        ranks.append((stranger + ties * rng.random()) / len(seen))
+        capital = 1 / (count + 1)
+        for power in (0.25, 0.5, 0.75, 0.9):
+            for side in (ranks, [1 - rank for rank in ranks]):
+                for begun in range(1, count + 1):
+                    gains = [power * rank ** (power - 1) for rank in side[begun - 1 :]]
+                    capital += prod(gains) / (begun * (begun + 1)) / 8
+        assert drift.evidence == pytest.approx(log10(capital))
+    assert drift.pictures == 4 and drift.remembered == sorted(seen)
 
 
 def test_evidence_has_a_floor_so_that_a_change_is_noticed_at_any_time() -> None:

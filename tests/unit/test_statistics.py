@@ -1,6 +1,8 @@
 """Closed forms against scipy's, and intervals and tests against what they promise."""
 
+import math
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import statistics
-from jobs.statistics import best_temperature, mean_loss, sign_test, wilson
+from jobs.statistics import (
+    balanced_accuracy,
+    best_temperature,
+    holm,
+    mean_loss,
+    paired_difference,
+    share_at_any_time,
+    sign_test,
+    wilson,
+)
 
 
 @settings(max_examples=30)
@@ -50,7 +61,51 @@ def test_the_temperature_is_the_one_of_the_least_loss(seed: int, factor: float) 
     )
     found = best_temperature(logits, labels)
     assert found == 1.0 or found == pytest.approx(np.exp(expected.x), rel=1e-3)
-    assert found != 1.0 or 2 * 400 * (mean_loss(logits, labels) - expected.fun) < 3.84
+    assert (found == 1.0) == (2 * 400 * (mean_loss(logits, labels) - expected.fun) < 3.84)
+
+
+def drawn(count: int, seed: int = 0) -> tuple[Any, Any]:
+    """Logits [count, 5], and labels that were drawn from their probabilities."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(count, 5)).astype(np.float32)
+    labels = np.array([rng.choice(5, p=np.exp(z) / np.exp(z).sum()) for z in logits])
+    return logits, labels
+
+
+def test_a_temperature_lies_within_three_powers_of_e() -> None:
+    logits, labels = drawn(400)
+    assert best_temperature(logits * 1000, labels) == pytest.approx(math.exp(3))
+    assert best_temperature(logits / 1000, labels) == pytest.approx(math.exp(-3))
+
+
+def test_a_temperature_needs_a_hundred_pictures_and_a_gain_that_is_no_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits, labels = drawn(100)
+    logits *= 5
+    best = best_temperature(logits, labels)
+    assert best > 2 and best_temperature(logits[:99], labels[:99]) == 1.0
+    gain = 2 * 100 * (mean_loss(logits, labels) - mean_loss(logits / best, labels))
+    monkeypatch.setattr(statistics, "SIGNIFICANT", gain * 1.01)
+    assert best_temperature(logits, labels) == 1.0
+    monkeypatch.setattr(statistics, "SIGNIFICANT", gain * 0.99)
+    assert best_temperature(logits, labels) == best
+
+
+def test_a_loss_is_the_mean_of_the_right_classes_surprise() -> None:
+    logits = np.log(np.array([[3, 1], [1, 1]], np.float32))
+    expected = (math.log(4 / 3) + math.log(2)) / 2
+    assert mean_loss(logits, np.array([0, 1])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("offset", [-800, 800])
+def test_what_all_logits_have_in_common_says_nothing(offset: float) -> None:
+    logits, labels = drawn(400)
+    logits *= 3
+    moved = logits + np.float32(offset)
+    assert mean_loss(moved, labels) == pytest.approx(mean_loss(logits, labels), abs=1e-3)
+    expected = best_temperature(logits, labels)
+    assert best_temperature(moved, labels) == pytest.approx(expected, rel=1e-3) != 1.0
 
 
 def test_wilsons_interval_holds_the_truth_as_often_as_it_says() -> None:
@@ -89,6 +144,35 @@ def test_the_interval_of_a_paired_difference_holds_the_truth(
     assert 0.92 < held / 600 < 0.98
 
 
+def test_the_same_answers_have_the_same_interval() -> None:
+    right = [np.random.default_rng(seed).random(5000) < 0.7 for seed in range(2)]
+    found = paired_difference(*right)
+    assert found == paired_difference(*right, seed=0) != paired_difference(*right, seed=1)
+    assert balanced_accuracy([7, 5], [10, 9]) == balanced_accuracy([7, 5], [10, 9])
+
+
+@pytest.mark.parametrize(("count", "total"), [(1, 3), (30, 200), (199, 200), (5000, 10_000)])
+def test_shares_at_the_ends_are_twenty_times_less_likely_than_the_average_one(
+    count: int, total: int
+) -> None:
+    from scipy.special import betaln
+
+    average = betaln(count + 1, total - count + 1)  # of the likelihoods of all shares
+    for share in share_at_any_time(count, total):
+        likelihood = count * math.log(share) + (total - count) * math.log(1 - share)
+        assert average - likelihood == pytest.approx(math.log(20), abs=1e-6)
+
+
+@pytest.mark.parametrize("total", [1, 2, 100])
+def test_all_or_none_leave_the_share_open_at_that_end(total: int) -> None:
+    least = (20 * (total + 1)) ** (-1 / total)
+    low, high = share_at_any_time(total, total)
+    assert low == pytest.approx(least) and high == 1.0
+    low, high = share_at_any_time(0, total)
+    assert low == 0.0 and high == pytest.approx(1 - least)
+    assert share_at_any_time(0, 0) == (0.0, 1.0)
+
+
 def test_the_interval_of_a_mean_over_seeds_holds_the_truth() -> None:
     draws = np.random.default_rng(0).normal(0.8, 0.01, (1000, 4))
     found = [statistics.mean_over_seeds(values, 10**6) for values in draws.tolist()]
@@ -107,7 +191,30 @@ def test_the_interval_of_a_balanced_accuracy_holds_the_truth(
     assert 0.92 < fmean(one.low <= 0.75 <= one.high for one in found) < 0.98
 
 
+def test_a_balanced_accuracy_of_one_class_has_the_posterior_of_a_share() -> None:
+    from scipy.stats import beta
+
+    for right, total in ((0, 2), (1, 2), (4, 5)):
+        found = balanced_accuracy([right], [total])
+        low, high = beta.ppf([0.025, 0.975], right + 1, total - right + 1)
+        assert found.value == right / total
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
+
+
+def test_the_smallest_p_value_counts_as_often_as_there_are_tests() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.02]) == [0.02] and holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_lies_between_no_correction_and_bonferronis(p_values: list[float]) -> None:
+    corrected = holm(p_values)
+    for p_value, other in zip(p_values, corrected, strict=True):
+        assert p_value <= other <= min(1, len(p_values) * p_value)
+    assert sorted(corrected) == [c for _, c in sorted(zip(p_values, corrected, strict=True))]
+
+
 def test_holm_calls_any_of_three_equals_different_in_one_of_twenty_cases() -> None:
     draws = np.random.default_rng(0).uniform(size=(5000, 3))
-    called = [min(statistics.holm(p_values)) < 0.05 for p_values in draws.tolist()]
+    called = [min(holm(p_values)) < 0.05 for p_values in draws.tolist()]
     assert 0.04 < fmean(called) < 0.06

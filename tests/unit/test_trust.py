@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jobs.delivery import trust
 from serving.messages import softmax
-from serving.trust import Trust
+from serving.trust import Trust, roots
 
 CENTRES = np.random.default_rng(0).normal(loc=9, size=(3, 40))
 
@@ -59,6 +59,10 @@ def test_familiarity_counts_the_held_out_pictures_that_are_as_strange() -> None:
     features = np.array([[1, 0], [9, 0], [1, 1], [16, 1]], np.float32)  # roots 1 0, 3 0, 1 1, 4 1
     assert some.strange(features).tolist() == [0, 1, 2, 4.25]
     assert some.familiarity(some.strange(features)).tolist() == [1, 0.75, 0.75, 0.25]
+
+
+def test_features_that_rounding_has_made_negative_count_as_nothing() -> None:
+    assert roots(np.array([-1e-7, 0, 0.25, 4], np.float32)).tolist() == [0, 0, 0.5, 2]
 
 
 def test_a_set_holds_the_right_class_as_often_as_it_says(fitted: Trust) -> None:

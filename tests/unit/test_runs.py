@@ -1,0 +1,296 @@
+"""The run folder: what its files hold, what it refuses, and which run is left to deliver."""
+
+import re
+import zipfile
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from jobs import runs
+from jobs.errors import ConfigurationError, UnavailableError
+from jobs.results import Comparison, Diverged, Facts, Trained
+from jobs.runs import RunFolder, undelivered
+from serving.archive import Counts
+from serving.files import digest_of, write
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run that has begun, with seeds 3 and 5."""
+    folder = RunFolder(tmp_path / "runs" / "r")
+    folder.begin(tiny_config(runtime={"seeds": [3, 5]}))
+    return folder
+
+
+def test_the_time_is_that_of_greenwich_to_the_second() -> None:
+    said = runs.now()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", said)
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(said)) < timedelta(minutes=1)
+
+
+def test_json_is_written_for_people_and_programs(tmp_path: Path) -> None:
+    runs.write_json(tmp_path / "file", {"name": ["ä", None]})
+    expected = '{\n  "name": [\n    "ä",\n    null\n  ]\n}\n'
+    assert (tmp_path / "file").read_text(encoding="utf-8") == expected
+    assert runs.read_json(tmp_path / "file") == {"name": ["ä", None]}
+    write(tmp_path / "file", "{")
+    with pytest.raises(UnavailableError, match=f"^{tmp_path}/file: damaged: Expecting property"):
+        runs.read_json(tmp_path / "file")
+
+
+def test_arrays_come_back_from_their_file_and_pickles_do_not(tmp_path: Path) -> None:
+    file = tmp_path / "file.npz"
+    runs.write_arrays(file, {"a": np.zeros(100_000), "b": np.arange(3)})
+    assert file.stat().st_size < 10_000, "compressed"
+    found = runs.read_arrays(file)
+    assert set(found) == {"a", "b"} and found["b"].tolist() == [0, 1, 2]
+    np.savez(file, a=np.array([Path()]))
+    with pytest.raises(UnavailableError, match=f"^{file}: damaged: .*allow_pickle"):
+        runs.read_arrays(file)
+
+
+def test_a_zip_file_is_compared_with_its_checksums(tmp_path: Path) -> None:
+    file = tmp_path / "file.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("some", b"content")
+    runs.check_zip(file)
+    file.write_bytes(file.read_bytes().replace(b"content", b"another"))
+    with pytest.raises(zipfile.BadZipFile, match=r"^some has changed$"):
+        runs.check_zip(file)
+
+
+# Configuration
+
+
+def test_a_run_begins_with_its_configuration(folder: RunFolder) -> None:
+    assert folder.run_id == "r" and not folder.finished
+    assert folder.config() == tiny_config(runtime={"seeds": [3, 5]})
+    folder.begin(tiny_config(runtime={"seeds": [3, 5]}))
+    with pytest.raises(UnavailableError, match=f"^{folder.path.parent}: not a run folder, it has"):
+        RunFolder(folder.path.parent).config()
+
+
+@pytest.mark.parametrize("content", [b"data: {source: [", b"\xff\xfe"])
+def test_a_damaged_configuration_is_named(folder: RunFolder, content: bytes) -> None:
+    file = folder.path / "config.yaml"
+    write(file, content)
+    with pytest.raises(UnavailableError, match=f"^{file}: damaged: ") as caught:
+        folder.config()
+    assert "\n" not in str(caught.value)
+
+
+def test_another_configuration_is_refused_with_what_differs(folder: RunFolder) -> None:
+    other = tiny_config(
+        runtime={"seeds": [3]}, data={"validation": 0.5}, optim={"average_decay": 0.9}
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        folder.begin(other)
+    assert str(caught.value) == (
+        f"{folder.path}: this run has another configuration (data.validation, "
+        "optim.average_decay, weights.stand_in.optim.average_decay, variants, runtime.seeds); take "
+        "another --run-id"
+    )
+
+
+def test_where_and_how_the_work_is_done_may_change_until_it_is_done(folder: RunFolder) -> None:
+    changes: dict[str, Any] = {
+        "data": {"cache": "elsewhere"},
+        "runtime": {"seeds": [3, 5], "price_per_hour": 2.0},
+        "evaluation": {"batch_size": 7},
+    }
+    moved = tiny_config(**changes, export={"name": "other"})
+    folder.begin(moved)
+    found = folder.config()
+    assert (found.data, found.runtime, found.evaluation) == (
+        moved.data,
+        moved.runtime,
+        moved.evaluation,
+    )
+    assert found.export == tiny_config().export, "which is no part of the work"
+    write(folder.path / "manifest.json", "{}")
+    folder.begin(tiny_config(runtime={"seeds": [3, 5]}))
+    assert folder.config() == found
+
+
+def test_what_differs_is_told_by_the_paths_of_keys() -> None:
+    old = {"a": {"b": 1, "c": 2}, "d": 3, "only": 4}
+    assert runs._differences(old, {**old, "new": 5}) == ["new"]
+    assert runs._differences(old, {"a": {"b": 1, "c": 3}, "d": {"e": 3}, "only": 4}) == ["a.c", "d"]
+    assert runs._differences(old, {"a": {"b": 1, "c": 2}, "d": 3}) == ["only"]
+    assert runs._differences(old, old) == []
+
+
+def test_one_process_works_on_a_run_at_a_time(tmp_path: Path) -> None:
+    folder, wanted = RunFolder(tmp_path / "deep" / "er"), tiny_config()
+    with folder.open(wanted):
+        assert folder.config() == wanted
+        with (
+            pytest.raises(ConfigurationError, match=f"^{folder.path}: another process is working"),
+            RunFolder(folder.path).open(wanted),
+        ):
+            pass
+    with folder.open(wanted):
+        pass
+
+
+def test_who_does_the_same_thing_is_waited_for(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def stop(message: Callable[[], str]) -> None:
+        said.append(message())
+        raise TimeoutError
+
+    monkeypatch.setattr("jobs.locks.note", stop)
+    with folder.alone("export"), folder.alone("writing"), pytest.raises(TimeoutError):
+        folder.append_metrics([])
+    assert said == [f"{folder.path}: waiting for another process, which is at writing"]
+    with folder.alone("writing"), pytest.raises(TimeoutError):
+        folder.add_environment({})
+
+
+# Variants
+
+
+def test_every_seed_has_a_folder_and_the_first_one_that_of_the_variant(folder: RunFolder) -> None:
+    assert folder.variant("a", 3).path == folder.path / "variants" / "a"
+    assert folder.variant("a", 5).path == folder.path / "variants" / "a" / "seed-5"
+    assert folder.stand_in().path == folder.path / "weights" / "stand-in"
+    assert all(v.run is folder for v in (folder.variant("a", 5), folder.stand_in()))
+    assert RunFolder.archive("m") == "model/m.mar"
+
+
+def test_a_result_ends_a_variant_and_its_checkpoint_unless_it_diverged(folder: RunFolder) -> None:
+    variant = folder.variant("a", 3)
+    assert variant.result() is None
+    lost = Diverged(variant="a", seed=3, reason="the loss was no longer finite")
+    write(variant.checkpoint, b"a state")
+    variant.save_result(lost)
+    assert variant.finished and variant.result() == lost and variant.checkpoint.exists()
+    variant.save_result(Trained(seconds=1.0))
+    assert not variant.checkpoint.exists()
+    variant.save_result(Trained(seconds=1.0))
+    with pytest.raises(UnavailableError, match=r"variants/a/result\.json: "):
+        variant.result()
+
+
+# Metrics and machines
+
+
+def row(epoch: int, **other: Any) -> dict[str, Any]:
+    return {"variant": "a", "seed": 3, "epoch": epoch, "split": "train", "loss": 1.5, **other}
+
+
+def test_a_row_has_every_column_and_is_written_once(folder: RunFolder) -> None:
+    variant = folder.variant("a", 3)
+    variant.append([row(0, ignored=1), row(0, split="test"), row(0, seed=5)])
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"variant": "a", "seed": 3, "epo')
+    assert len(folder.metrics()) == 3
+    variant.append([row(0, loss=9.0), row(1), row(0, variant="b")])
+    found = folder.metrics()
+    keys = [(r["variant"], r["seed"], r["epoch"], r["split"]) for r in found]
+    assert keys == [
+        *(("a", 3, 0, "train"), ("a", 3, 0, "test"), ("a", 5, 0, "train")),
+        *(("a", 3, 1, "train"), ("b", 3, 0, "train")),
+    ]
+    assert {r["loss"] for r in found} == {1.5}, "what was there stays"
+    assert {r["run_id"] for r in found} == {"r"} and {r["accuracy"] for r in found} == {None}
+    assert all(tuple(r) == runs.COLUMNS and r["time"] <= runs.now() for r in found)
+    assert len((folder.path / "metrics.jsonl").read_bytes().splitlines()) == 5
+
+
+def test_without_metrics_there_are_no_rows_and_damaged_ones_are_named(folder: RunFolder) -> None:
+    assert folder.metrics() == []
+    write(folder.path / "metrics.jsonl", "no JSON\n{}\n")
+    with pytest.raises(UnavailableError, match=f"^{folder.path}/metrics.jsonl: damaged: Expecting"):
+        folder.metrics()
+
+
+def test_machines_are_listed_in_the_order_of_their_starts(folder: RunFolder) -> None:
+    assert folder.environments() == []
+    folder.add_environment({"device": "late"})
+    folder.add_environments([{"time": "2026-01-02", "n": 2}, {"time": "2026-01-01", "n": 1}])
+    found = folder.environments()
+    assert [entry.get("n") for entry in found] == [1, 2, None]
+    assert found[2]["device"] == "late" and found[2]["time"] <= runs.now()
+    assert folder.started == "2026-01-01"
+
+
+# The end
+
+
+def test_a_manifest_lists_all_that_a_run_has_made(folder: RunFolder) -> None:
+    with pytest.raises(UnavailableError, match=f"^{folder.path}: not a finished run; `run` resum"):
+        folder.manifest()
+    folder.add_environment({})
+    made = ("metrics.jsonl", "variants/a/result.json", "variants/a/tensorboard/kept")
+    left_out = (".lock", ".delivered", "variants/a/last.ckpt", "tensorboard/a/events")
+    for name in (*made, *left_out):
+        write(folder.path / name, name)
+    folder.write_manifest()
+    folder.write_manifest()  # and not itself
+    manifest = folder.manifest()
+    assert folder.finished and list(manifest) == ["run_id", "started", "time", "files"]
+    assert (manifest["run_id"], manifest["started"]) == ("r", folder.started)
+    assert manifest["time"] <= runs.now()
+    assert list(manifest["files"]) == sorted([*made, "config.yaml", "environment.json"])
+    for name in made:
+        path = folder.path / name
+        assert manifest["files"][name] == {"size": len(name), "sha256": digest_of(path)}
+
+
+def finished(path: Path, day: int, winner: str | None = "a", exported: bool = False) -> RunFolder:
+    folder = RunFolder(path)
+    folder.begin(tiny_config(export={"enabled": exported}))
+    folder.add_environments([{"time": f"2026-01-{day:02}T00:00:00+00:00"}])
+    data = Facts(
+        source="generated",
+        classes=("a", "b"),
+        image_size=(32, 32),
+        images=Counts(train=60, validation=20, test=40),
+        test_digest="t",
+        digest="d",
+        skipped=(),
+    )
+    result = Comparison(
+        run_id=path.name,
+        time=runs.now(),
+        data=data,
+        weights="none",
+        selected_on="validation",
+        winner=winner,
+        winner_seed=0,
+        sentences=(),
+        seeds=1,
+        thresholds=(),
+        variants={},
+        pairs=(),
+    )
+    write(folder.path / "comparison.json", result.to_json())
+    write(folder.path / "data.json", data.to_json())
+    assert folder.comparison() == result and folder.facts() == data
+    folder.write_manifest()
+    return folder
+
+
+def test_the_newest_run_is_delivered_unless_it_has_been(tmp_path: Path) -> None:
+    assert undelivered(tmp_path) is None
+    (tmp_path / "begun").mkdir()
+    finished(tmp_path / "b", day=3)
+    newest = finished(tmp_path / "a", day=9)
+    finished(tmp_path / "c", day=5)
+    found = undelivered(tmp_path)
+    assert found is not None and found.path == newest.path
+    (newest.path / ".delivered").touch()
+    assert undelivered(tmp_path) is None, "older ones are not to replace it"
+    finished(tmp_path / "d", day=10, winner=None)
+    assert undelivered(tmp_path) is None
+    finished(tmp_path / "e", day=11, exported=True)
+    assert undelivered(tmp_path) is None
