@@ -28,10 +28,10 @@ check: $(VENV)/.test ## quick check: lint, and the tests that need no torch, in 
 unit: $(VENV)/.test
 	$(PYTEST) -q tests/unit $(ARGS)
 
-test: $(VENV)/.test ## all tests but the slow ones
+test: $(VENV)/.test ## all tests but the slow ones, in five minutes
 	$(PYTEST) -m "not slow and not containers and not cluster" $(ARGS)
 
-test-all: $(VENV)/.test ## those and the slow ones, a training at the real size among them: half an hour
+test-all: $(VENV)/.test ## those and the slow ones, a training at the real size among them: under half an hour
 	$(PYTEST) -m "not containers and not cluster" $(ARGS)
 
 test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 55 GB of disk, 30 of them kept, some 20 minutes)

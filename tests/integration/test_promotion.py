@@ -192,7 +192,6 @@ def test_a_version_is_written_once(
     assert registry.version("one") == before
 
 
-@pytest.mark.slow
 def test_the_real_archive_passes_the_gate_with_its_own_handler(
     settings: config.Storage, exported: RunFolder, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from serving.files import digest_of
 pytestmark = pytest.mark.slow
 
 
-TRAIN, TEST = 15, 6  # of each of the ten classes
+TRAIN, TEST = 24, 10  # of each of the ten classes
 VARIANTS = config.load("cifar10-small").variants[1:]  # scratch has no pretrained trunk
 
 

@@ -140,7 +140,6 @@ def described(folder: Path, work: Path, **changes: Any) -> Path:
     return packed(copy, work / f"{MODEL}.mar")
 
 
-@pytest.mark.slow
 def test_it_serves_the_form_that_is_right_on_this_machine_and_abstains_by_default(
     strange_integers: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
