@@ -189,16 +189,17 @@ def row(epoch: int, **other: Any) -> dict[str, Any]:
 
 def test_a_row_has_every_column_and_is_written_once(folder: RunFolder) -> None:
     variant = folder.variant("a", 3)
-    variant.append([row(0, ignored=1), row(0, split="test"), row(0, seed=5)])
+    variant.append([row(0, ignored=1)])
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"variant": "a", "seed": 3, "epo')
-    assert len(folder.metrics()) == 3
-    variant.append([row(0, loss=9.0), row(1), row(0, variant="b")])
+    assert len(folder.metrics()) == 1
+    other = {"variant": "b", "seed": 5, "epoch": 1, "split": "test"}
+    variant.append([row(0, loss=9.0), *({**row(0), key: other[key]} for key in other)])
     found = folder.metrics()
     keys = [(r["variant"], r["seed"], r["epoch"], r["split"]) for r in found]
     assert keys == [
-        *(("a", 3, 0, "train"), ("a", 3, 0, "test"), ("a", 5, 0, "train")),
-        *(("a", 3, 1, "train"), ("b", 3, 0, "train")),
+        ("a", 3, 0, "train"),
+        *(("b", 3, 0, "train"), ("a", 5, 0, "train"), ("a", 3, 1, "train"), ("a", 3, 0, "test")),
     ]
     assert {r["loss"] for r in found} == {1.5}, "what was there stays"
     assert {r["run_id"] for r in found} == {"r"} and {r["accuracy"] for r in found} == {None}

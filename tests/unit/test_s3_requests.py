@@ -248,7 +248,7 @@ def test_a_file_is_fetched(memory: Memory, storage: Storage, tmp_path: Path) -> 
 
 @pytest.fixture
 def filled(storage: Storage) -> Storage:
-    for key in ("m/b/2", "m/a/1", "m/a/3", "m/c/4", "m/file", "n/5"):
+    for key in ("m/b/2", "m/a/1", "m/a/3", "m/c/4", "m/file", "n/X/5"):
         storage.put(key, key.encode() * int(key[-1] == "3") or b"x", replacing=None)
     return storage
 
@@ -266,11 +266,12 @@ def test_folders_are_those_directly_below(memory: Memory, filled: Storage) -> No
     assert filled.folders("m/") == ["a", "b", "c"]
     asked = {"Bucket": BUCKET, "Prefix": "some/prefix/m/", "Delimiter": "/"}
     assert memory.calls("list_objects_v2") == [asked]
+    assert filled.folders("n/") == ["X"]
 
 
 def test_what_is_deleted_is_gone_and_the_rest_is_not(memory: Memory, filled: Storage) -> None:
     filled.delete([f"m/{key}" for key in ("a/1", "a/3", "b/2", "c/4", "absent")])
-    assert sorted(memory.objects) == ["some/prefix/m/file", "some/prefix/n/5"]
+    assert sorted(memory.objects) == ["some/prefix/m/file", "some/prefix/n/X/5"]
 
 
 def test_uploads_that_were_left_are_aborted_if_they_are_old_enough(

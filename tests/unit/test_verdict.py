@@ -190,7 +190,7 @@ def test_services_that_cannot_be_counted_together_are_named(
     one, other, none = (tmp_path / name for name in ("one", "other", "none"))
     one.write_text(PAGE)
     other.write_text(PAGE.replace('"two"', '"three"'))
-    none.write_text("Requests2XX 1.0\n")
+    none.write_text(PAGE.replace("_info", "_other"))
     with pytest.raises(UnavailableError) as caught:
         verdict.read([one.as_uri(), other.as_uri()])
     assert str(caught.value) == (
