@@ -84,7 +84,8 @@ def test_curl_gets_an_answer_to_what_the_documentation_tells_to_type(
     here = [word.replace("http://localhost:8080", service.address) for word in words]
     done = subprocess.run(here, cwd=tmp_path, check=True, capture_output=True)
     if "-o" in words:
-        assert Image.open(tmp_path / words[words.index("-o") + 1]).format == "PNG"
+        with Image.open(tmp_path / words[words.index("-o") + 1]) as picture:
+            assert picture.format == "PNG"
     else:
         assert json.loads(done.stdout)["label"] == predictions(exported, 1)[0]
 
