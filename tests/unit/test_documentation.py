@@ -91,7 +91,7 @@ def python(*arguments: str) -> None:
 def make(*arguments: str) -> None:
     """Has a target whose commands can be typed, too: ARGS ends up in one of them."""
     # Without what `make test ARGS=…` hands down.
-    command = ["env", "--unset=MAKEFLAGS", "make", *arguments, "--dry-run"]
+    command = ["env", "--unset=MAKEFLAGS", "--unset=ARGS", "make", *arguments, "--dry-run"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for line in said.splitlines():
         if "/python -m jobs " in line:
