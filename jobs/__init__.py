@@ -4,8 +4,13 @@
 >>> run(load_config("quickstart", ["optim.epochs=2"]))
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# With it, OpenVINO and NNCF report to Intel what is exported, by Google Analytics and unasked; both
+# do without it.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from jobs.config import Config

@@ -8,7 +8,7 @@ import resource
 import shutil
 import sysconfig
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -135,14 +135,17 @@ def memory_for(what: str) -> Iterator[None]:
 
 
 def keep_compiled(folder: Path) -> None:
-    """Where compiled code is kept for the next run, unless the environment says where.
+    """Where compiled code is kept for the next run, unless the environment says where, or nothing
+    can be written there: then PyTorch's temporary folder stays.
 
     PyTorch names it after all that it depends on: its own version, CUDA's, Triton's, the GPU's.
     Importing its compiler sets the variable, too: to a temporary folder.
     """
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if given is None or given == default_cache_dir():
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+        with suppress(OSError):  # where PyTorch's compiler is imported, it makes this folder
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _unfit_for_code() -> str | None:

@@ -1,12 +1,15 @@
 """A device takes batches of its size, and freed memory stays with the process."""
 
+import os
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from jobs import config, devices
 
@@ -62,3 +65,15 @@ def test_what_is_left_of_an_earlier_network_is_not_measured_with_the_next() -> N
     assert left() is not None
     devices.Device(torch.device("cpu"), torch.float32).start_measuring()
     assert left() is None
+
+
+def test_compiled_code_is_kept_where_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the root is read-only, importing PyTorch's compiler would end the job."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+    (file := tmp_path / "file").touch()
+    devices.keep_compiled(file / "compiled")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == default_cache_dir()
+    devices.keep_compiled(tmp_path / "cache" / "compiled")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "compiled")

@@ -524,3 +524,12 @@ def test_the_compiled_network_of_a_gpu_agrees_with_the_programs_own_answers(
     with np.load(exported.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
         expected = softmax(arrays["logits"][:5])
     np.testing.assert_allclose(softmax(logits), expected, atol=0.05)
+
+
+def test_nobody_is_told_what_is_exported() -> None:
+    """OpenVINO's converter and NNCF have taken what they take where there is no telemetry."""
+    from nncf.telemetry import wrapper
+    from openvino.tools.ovc import convert_impl, telemetry_stub
+
+    assert convert_impl.tm is telemetry_stub
+    assert isinstance(wrapper.telemetry, wrapper.NNCFTelemetryStub)
