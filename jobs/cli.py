@@ -326,7 +326,7 @@ def verdict(
 
     found = verdicts.verdict(verdicts.read(metrics), tolerance)
     _say(str(found), as_json, **found.as_json())
-    raise typer.Exit({"promote": 0, "stop": 4, "keep looking": 5}[found.advice.value])
+    raise typer.Exit(verdicts.EXIT_CODES[found.advice])
 
 
 @app.command()

@@ -8,7 +8,7 @@ import resource
 import shutil
 import sysconfig
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from jobs import distributed
 from jobs.config import Evaluation, Runtime, Variant
 from jobs.errors import ConfigurationError, first_line
 from serving.processes import cores
+from serving.progress import log
 
 # Training images from which compiling one graph for a GPU is worth its minute or so: an estimate,
 # not yet measured. On a CPU it is not (see docs/performance.md).
@@ -143,9 +144,12 @@ def keep_compiled(folder: Path) -> None:
     """
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if given is None or given == default_cache_dir():
-        with suppress(OSError):  # where PyTorch's compiler is imported, it makes this folder
+        try:  # where PyTorch's compiler is imported, it makes this folder
             folder.mkdir(parents=True, exist_ok=True)
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+        except OSError as error:
+            log(f"compiled code is not kept for the next run: {error}")
+            return
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _unfit_for_code() -> str | None:

@@ -66,7 +66,8 @@ class Keys:
         self.given = _digests(settings.api_keys.split(","))
         self.in_file: list[bytes] = []
         self.required = bool(self.given) or self.file is not None
-        self.given += _digests([self.own])
+        [self.own_digest] = _digests([self.own])
+        self.given.append(self.own_digest)
         self.limit = Limit(settings.key_requests_per_minute)
         try:
             self._refresh()
@@ -79,7 +80,7 @@ class Keys:
         if key is None:
             refusal = failure("unauthorized", "a valid key is needed: Authorization: Bearer …")
             return 401, refusal, {"WWW-Authenticate": "Bearer"}
-        seconds = 0.0 if key in _digests([self.own]) else self.limit.seconds_to_wait(key)
+        seconds = 0.0 if key == self.own_digest else self.limit.seconds_to_wait(key)
         if seconds > 0:
             refusal = failure("rate_limited", "this key has asked too often; try again")
             return 429, refusal, {"Retry-After": str(math.ceil(seconds))}

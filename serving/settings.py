@@ -5,10 +5,10 @@ Unknown names are refused in both. `SERVING_CONFIG` names the file; its keys are
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving import processes
 
@@ -79,12 +79,6 @@ class Settings(BaseModel):
     state_dir: Path | None = None
     """The one directory that is written to; a temporary one when absent."""
 
-    @model_validator(mode="after")
-    def _shadows_need_asgi(self) -> Self:
-        if self.shadow_uri is not None and self.engine != "asgi":
-            raise ValueError("a shadow needs SERVING_ENGINE=asgi")
-        return self
-
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Raises:
@@ -102,7 +96,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         return Settings.model_validate({**below, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "shadow_uri"
+        name = str(first["loc"][0])
         where = name if name in below and name not in given else PREFIX + name.upper()
         raise SettingsError(f"{where}: {first['msg']}") from None
 

@@ -7,6 +7,7 @@ answer. `python -m jobs verdict` reads the counts.
 
 import http.client
 import json
+import logging
 import queue
 import random
 import threading
@@ -23,6 +24,7 @@ WAITING = 16  # requests; further ones are not compared
 SECONDS = 60.0  # for an answer
 PAUSE = 1.0  # between looks at a shadow that has not answered yet
 NO_ANSWER = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
+logger = logging.getLogger(__name__)
 
 
 class Guess(NamedTuple):
@@ -96,13 +98,18 @@ class Mirror:
 
     def _work(self) -> None:
         self._wait()
+        fails = False
         while True:
             sent = self.queue.get()
             try:
                 self._compare(sent)
                 self.requests.labels("answered").inc()
-            except NO_ANSWER:
+                fails = False
+            except NO_ANSWER as error:
                 self.requests.labels("failed").inc()
+                if not fails:  # a line each time that it begins, not one a request
+                    logger.warning("the shadow gave no answer: %r", error)
+                fails = True
 
     def _wait(self) -> None:
         """Until the shadow listens for the first time: loading is no failure."""

@@ -62,6 +62,8 @@ class Supervisor:
 
     def _start(self, state: Path) -> None:
         settings = self.settings
+        if settings.shadow_uri is not None and settings.engine != "asgi":
+            raise SettingsError("SERVING_SHADOW_URI: a shadow needs SERVING_ENGINE=asgi")
         target = state / "model.mar"
         self.model = located(settings.model_uri, settings.model_sha256, target, settings.public_key)
         if settings.abstain and not self.model.description.held_out:

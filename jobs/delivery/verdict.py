@@ -33,6 +33,9 @@ class Advice(Enum):
     STOP = "stop"
 
 
+EXIT_CODES = {Advice.PROMOTE: 0, Advice.STOP: 4, Advice.KEEP_LOOKING: 5}
+
+
 @dataclass(frozen=True)
 class Seen:
     """What services have counted, all replicas together."""

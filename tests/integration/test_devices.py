@@ -68,12 +68,13 @@ def test_what_is_left_of_an_earlier_network_is_not_measured_with_the_next() -> N
 
 
 def test_compiled_code_is_kept_where_it_can_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where the root is read-only, importing PyTorch's compiler would end the job."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
     (file := tmp_path / "file").touch()
     devices.keep_compiled(file / "compiled")
+    assert "compiled code is not kept for the next run: " in capsys.readouterr().err
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == default_cache_dir()
     devices.keep_compiled(tmp_path / "cache" / "compiled")
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "compiled")
