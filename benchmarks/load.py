@@ -3,16 +3,18 @@
 import http.client
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from threading import Thread
+from threading import Thread, local
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 WARM_SECONDS = 1.0
 TIMEOUT = 120.0
+IN_FLIGHT = 200  # requests at a rate, at most
 spawn = multiprocessing.get_context("spawn")
 
 
@@ -33,17 +35,12 @@ def send(
     answers: list[Answer] = []
 
     def client(number: int) -> None:
-        parts = urlsplit(url)
-        link = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=TIMEOUT)
-        with closing(link):
+        with closing(connect(url)) as link:
             while (start := time.monotonic()) < closes:
                 number += 1
-                body = bodies[number % len(bodies)]
-                link.request("POST", parts.path, body, {"Content-Type": kind})
-                response = link.getresponse()
-                response.read()
+                status = exchange(link, url, kind, bodies[number % len(bodies)])
                 end = time.monotonic()
-                answers.append(Answer(response.status, end - start, opens <= end <= closes))
+                answers.append(Answer(status, end - start, opens <= end <= closes))
 
     threads = [Thread(target=client, args=(number,)) for number in range(clients)]
     for thread in threads:
@@ -53,12 +50,46 @@ def send(
     return answers
 
 
-def run_apart(
-    url: str, kind: str, bodies: Sequence[bytes], clients: int, seconds: float
+def send_at_rate(
+    url: str, kind: str, bodies: Sequence[bytes], rate: float, seconds: float
 ) -> list[Answer]:
-    """:func:`send` in a process that imports nothing heavy."""
+    """So many requests a second, whatever becomes of them: each is sent when its time has come, on
+    a connection that is kept and free, and its answer's time is counted from then."""
+    opens = time.monotonic() + WARM_SECONDS
+    answers: list[Answer] = []
+    kept = local()
+
+    def request(number: int, due: float) -> None:
+        if not hasattr(kept, "link"):
+            kept.link = connect(url)
+        status = exchange(kept.link, url, kind, bodies[number % len(bodies)])
+        answers.append(Answer(status, time.monotonic() - due, due >= opens))
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for number in range(int(rate * (WARM_SECONDS + seconds))):
+            due = opens - WARM_SECONDS + number / rate
+            time.sleep(max(0.0, due - time.monotonic()))
+            pool.submit(request, number, due)
+    return answers
+
+
+def connect(url: str) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    return http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=TIMEOUT)
+
+
+def exchange(link: http.client.HTTPConnection, url: str, kind: str, body: bytes) -> int:
+    """The status of the answer, which has been read."""
+    link.request("POST", urlsplit(url).path, body, {"Content-Type": kind})
+    response = link.getresponse()
+    response.read()
+    return response.status
+
+
+def run_apart(of: Callable[..., list[Answer]], *arguments: object) -> list[Answer]:
+    """One of these in a process that imports nothing heavy."""
     with spawn.Pool(1) as pool:
-        return pool.apply(send, (url, kind, bodies, clients, seconds))
+        return pool.apply(of, arguments)
 
 
 def run_raw(

@@ -3,10 +3,11 @@
     python -m benchmarks.overload                      (some 3 minutes; makes an archive first)
     python -m benchmarks.overload --archive runs/RUN_ID/model/NAME.mar --engine asgi
 
-One client that waits for each answer is the measure. Clients that keep all workers busy are once
-the load, then five and twenty times as many, each of which sends again at once, whatever it was
-told. That is done with the default queue and with short ones: a queue is how long accepted
-requests wait. Recovery is the time from the end of the load to the first answer within twice the
+One client that waits for each answer is the measure. Clients that keep all workers busy say how
+many requests a second the service can answer. Then five and twenty times as many arrive each
+second, whatever becomes of the earlier ones. That is done with the default queue and with short
+ones: a queue is how long accepted requests wait. The clients share the machine with the service.
+Recovery is the time from the last answer to the end of the first one that takes at most twice the
 median of before.
 """
 
@@ -26,7 +27,7 @@ from benchmarks.serving import photographs
 from serving.processes import cores
 
 BATCH = 2  # requests that a worker takes at once, by default
-FACTORS = (1, 5, 20)
+FACTORS = (5, 20)
 HEADS = ("load", "answered", "p99 ms", "of one client's", "refused", "p99 ms", "recovery s")
 
 
@@ -38,27 +39,32 @@ def quantiles(answers: list[load.Answer], status: int) -> dict[str, Any]:
 
 
 def seconds_to_recover(server: contenders.Server, picture: bytes, usual_ms: float) -> float:
-    end = time.monotonic()
+    over = time.monotonic()
     while True:
         start = time.monotonic()
         try:
             server.label(picture)
         except OSError:  # still refused
             continue
-        if (time.monotonic() - start) * 1000 < 2 * usual_ms:
-            return start - end
+        if ((end := time.monotonic()) - start) * 1000 < 2 * usual_ms:
+            return end - over
 
 
 def measure(server: contenders.Server, pictures: list[bytes], seconds: float) -> dict[str, Any]:
-    url, kind = server.contender.url, server.contender.kind
-    alone = quantiles(load.run_apart(url, kind, pictures, 1, seconds), 200)
-    found: dict[str, Any] = {"1 client": {"accepted": alone}}
+    given = (server.contender.url, server.contender.kind, pictures)
+    clients = cores() * BATCH
+    alone = quantiles(load.run_apart(load.send, *given, 1, seconds), 200)
+    busy = quantiles(load.run_apart(load.send, *given, clients, seconds), 200)
+    capacity = busy["n"] / seconds
+    found: dict[str, Any] = {
+        "1 client": {"accepted": alone},
+        f"{clients} clients": {"accepted": busy, "p99_ratio": busy["p99_ms"] / alone["p99_ms"]},
+    }
     for factor in FACTORS:
-        clients = factor * cores() * BATCH
-        answers = load.run_apart(url, kind, pictures, clients, seconds)
+        answers = load.run_apart(load.send_at_rate, *given, factor * capacity, seconds)
         recovery = seconds_to_recover(server, pictures[0], alone["p50_ms"])
         accepted, refused = quantiles(answers, 200), quantiles(answers, 503)
-        found[f"{clients} clients"] = {
+        found[f"{factor} × {capacity:.0f}/s"] = {
             "accepted": accepted,
             "refused": refused,
             "others": sum(a.status not in (200, 503) for a in answers),
@@ -72,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--archive", type=Path)
     parser.add_argument("--engine", choices=("torchserve", "asgi"), default="torchserve")
-    parser.add_argument("--queues", type=int, nargs="+", default=[100, 8, 4])
+    parser.add_argument("--queues", type=int, nargs="+", default=[100, 4, 2])
     parser.add_argument("--seconds", type=float, default=8, help="Of each load.")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     options = parser.parse_args()

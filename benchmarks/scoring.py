@@ -90,7 +90,7 @@ def serving(archive: Path, folder: Path, picture: bytes) -> Iterator[contenders.
 
 
 def posted(service: contenders.Contender, pictures: list[bytes], seconds: float) -> float:
-    answers = load.run_apart(service.url, service.kind, pictures, CLIENTS, seconds)
+    answers = load.run_apart(load.send, service.url, service.kind, pictures, CLIENTS, seconds)
     return sum(answer.counts and answer.status == 200 for answer in answers) / seconds
 
 

@@ -176,7 +176,7 @@ def ask(server: Server, pictures: Sequence[bytes], clients: int, seconds: float)
     contender = server.contender
     bodies = [contender.body(picture) for picture in pictures]
     before, start = seconds_used(server), time.monotonic()
-    answers = load.run_apart(contender.url, contender.kind, bodies, clients, seconds)
+    answers = load.run_apart(load.send, contender.url, contender.kind, bodies, clients, seconds)
     wall, after = time.monotonic() - start, seconds_used(server)
     cost, cost_of_clients, busy = (b - a for a, b in zip(before, after, strict=True))
     good = [answer.seconds * 1000 for answer in answers if answer.counts and answer.status == 200]
