@@ -3,7 +3,7 @@
 #   docker build --target serve     -t inception-transfer-serve .      the service, CPU
 #   docker build --target serve-gpu -t inception-transfer-serve-gpu .  the service, CUDA
 #   docker build --target score-ray -t inception-transfer-score-ray .  bulk scoring on Ray, CPU
-# README.md has the arguments, docs/operations.md the sizes.
+# docs/operations.md has the arguments and the sizes.
 #
 # Debian 12 has the Python 3.11 and the Java 17 that everything here is tested with, and keeps them
 # patched. CUDA comes with PyTorch's wheels, of exactly the versions they were built for, so a CUDA

@@ -81,7 +81,7 @@ def run(
         typer.Option(
             min=0,
             metavar="INDEX",
-            help="Train one variant with one seed of the list of all, counted from 0; other "
+            help="Train part number INDEX, counted from 0, of all pairs of variant and seed; other "
             "processes do the others, and the one that finds all of them done does the rest.",
         ),
     ] = None,

@@ -77,7 +77,8 @@ class S3(Section):
     profile: str | None = None
     """A section of the files in `~/.aws`, whose credentials then go before the environment's."""
     path_style: bool = False
-    """`host/bucket/key` instead of `bucket.host/key`, which most other servers want."""
+    """Write `host/bucket/key`, as most servers other than Amazon's want it, and not
+    `bucket.host/key`."""
     attempts: Count = 5
     """Tries of each request, with growing pauses."""
     connect_timeout: Annotated[float, Field(gt=0)] = 15.0
@@ -269,8 +270,8 @@ class Runtime(Section):
     """Every variant is trained once for each; the comparison gives mean and spread."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints, of which each epoch's end has one, too. 0: only at the ends of
-    epochs, and not within 20 seconds of the one before. The last epoch's end has one where a
-    minute of training would be lost without."""
+    epochs, and not within 20 seconds of the one before. After the last epoch one is written only
+    if more than a minute of training would be lost."""
     price_per_hour: Annotated[float, Field(gt=0)] | None = None
     """Of all that trains one variant together, in any currency: the report then says what each
     training cost."""
@@ -302,6 +303,9 @@ class Export(Section):
     """Training images that int8 quantisation takes its ranges from, at most."""
     max_accuracy_drop: Annotated[float, Field(ge=0)] = 0.3
     """Percentage points that int8 may lose against the reference and still be shipped."""
+    samples: bool | None = None
+    """Whether the service's page offers some of the held-out pictures to try, to anybody who
+    reaches it. When absent: only where the source is a published data set."""
 
 
 class Promotion(Section):

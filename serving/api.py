@@ -29,7 +29,8 @@ CHUNK = 1 << 16
 NO_HEADERS: Mapping[str, str] = {}
 OPENAPI = Path(__file__).parent / "gateway" / "openapi.yaml"
 
-Answer = tuple[int, dict[str, Any]]
+Answer = tuple[int, dict[str, Any] | bytes]
+"""Status, and JSON or a PNG file."""
 
 
 class Limit:
@@ -124,17 +125,21 @@ def routes(
         body = {**extra, "ready": problem is None}
         return (200, body) if problem is None else (503, {**body, "reason": problem})
 
-    about = {"name": NAME, "version": version(NAME), "extensions": []}
-    description = openapi(model)
-    v2 = f"/v2/models/{model.name}"
+    def found(answer: dict[str, Any] | bytes) -> Callable[[], Answer]:
+        return lambda: (200, answer)
+
+    v1, v2 = f"/v1/models/{model.name}", f"/v2/models/{model.name}"
+    samples = [one.picture for one in model.golden[: model.description.samples]]
     answers: dict[str, Callable[[], Answer]] = {
-        "/livez": lambda: (200, {"live": True}),
+        "/livez": found({"live": True}),
         "/readyz": readiness,
-        "/openapi.json": lambda: (200, description),
-        "/v1/models": lambda: (200, {"models": [model.name]}),
-        f"/v1/models/{model.name}": lambda: readiness(name=model.name),
-        "/v2": lambda: (200, about),
-        "/v2/health/live": lambda: (200, {"live": True}),
+        "/openapi.json": found(openapi(model)),
+        "/v1/models": found({"models": [model.name]}),
+        v1: lambda: readiness(name=model.name),
+        f"{v1}/card": found(model.description.model_dump(mode="json")),
+        **{f"{v1}/samples/{number}": found(png) for number, png in enumerate(samples)},
+        "/v2": found({"name": NAME, "version": version(NAME), "extensions": []}),
+        "/v2/health/live": found({"live": True}),
         "/v2/health/ready": readiness,
         v2: lambda: (200, _v2_metadata(model, engine, form())),
         f"{v2}/ready": lambda: readiness(name=model.name),
@@ -145,16 +150,12 @@ def routes(
 
 def _v2_metadata(model: Model, engine: str, form: str | None) -> dict[str, Any]:
     familiarity = {"name": "familiarity", "datatype": "FP64", "shape": [-1]}
-    test = model.description.test
-    measured = {"images", "accuracy", "accuracy_low", "accuracy_high"}
     return {
         "name": model.name,
         "versions": [model.version],
         "platform": f"pytorch_{engine}",
         "form": form,
         "forms": model.description.forms,
-        "trained_images": model.description.data.images.train,
-        "test": test.model_dump(include=measured) if test else None,
         "map_size": model.description.map_size,
         "inputs": [{"name": "pictures", "datatype": "BYTES", "shape": [-1]}],
         "outputs": [
@@ -202,11 +203,15 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
                 self._send(413, {})
 
         def _send(
-            self, status: int, answer: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS
+            self,
+            status: int,
+            answer: dict[str, Any] | bytes,
+            headers: Mapping[str, str] = NO_HEADERS,
         ) -> None:
-            body = json.dumps(answer).encode()
+            png = isinstance(answer, bytes)
+            body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "image/png" if png else "application/json")
             self.send_header("Content-Length", str(len(body)))
             for name, value in headers.items():
                 self.send_header(name, value)

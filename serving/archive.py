@@ -164,6 +164,17 @@ class Calibration(Record):
     """… divided by the temperature, as they are served."""
 
 
+class Compared(Record):
+    """A variant that the job trained on the same data."""
+
+    variant: str
+    accuracy: Interval | None
+    """On the test set, by the trained network; the mean over seeds. None where its loss became
+    non-finite."""
+    seconds: float | None
+    """Of training."""
+
+
 class Description(Record):
     """What an archive says of itself."""
 
@@ -178,6 +189,12 @@ class Description(Record):
     data: Data
     selected_on: str
     """The split that chose the variant, its seed and its epoch."""
+    compared: tuple[Compared, ...] = ()
+    """All variants it was chosen among, itself too."""
+    sentences: tuple[str, ...] = ()
+    """What the comparison of these says."""
+    samples: int = 0
+    """How many golden pictures the service shows to anybody, to try it with."""
     forms: tuple[Form, ...]
     """Those in the archive; a CPU runs the first, a GPU the program."""
     temperature: float = 1.0

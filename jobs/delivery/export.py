@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 import serving
 from jobs.config import Export
+from jobs.data import sources
 from jobs.data.dataset import Dataset, load
 from jobs.data.images import Images
 from jobs.delivery import forms, trust
 from jobs.delivery.parity import ExportError, Logits, asked, asked_all, compare, predict
 from jobs.errors import ConfigurationError, UnavailableError
+from jobs.results import Diverged, Summary
 from jobs.runs import RunFolder, now, read_arrays, write_arrays
 from jobs.seeds import generator
 from jobs.statistics import paired_difference
@@ -36,17 +38,20 @@ from serving.archive import (
     TOLERANCES,
     Calibration,
     Check,
+    Compared,
     Data,
     Description,
     Form,
+    Interval,
 )
 from serving.files import write
 from serving.images import to_png
 from serving.messages import softmax
-from serving.progress import log
+from serving.progress import duration, log
 from serving.runtimes import Outputs, Predict
 
 GOLDEN_IMAGES = 32
+SAMPLES = 10  # golden pictures to try the service with
 DIFFERENT = 0.001  # a p-value below which rounding is no explanation
 # Of `serving`, what the handler and the check need.
 MODULES = (
@@ -84,6 +89,8 @@ def export(folder: RunFolder, settings: Export) -> Path:
         weights=result.weights,
         data=Data.model_validate(dataset.description.model_dump()),
         selected_on=result.selected_on,
+        compared=tuple(_compared(one) for one in result.variants.values()),
+        sentences=result.sentences,
         forms=("int8", "float", "program"),
     )
     network = forms.served(
@@ -103,7 +110,9 @@ def export(folder: RunFolder, settings: Export) -> Path:
         if len(dataset.validation):
             temperature = trust.fit_temperature(reference, judged.labels.numpy())
             description = description.model_copy(update={"temperature": temperature})
-        _write_golden(judged, reference / description.temperature, stage)
+        golden = _write_golden(judged, reference / description.temperature, stage)
+        samples = min(golden, SAMPLES) if _may_show(settings, config.data.source) else 0
+        description = description.model_copy(update={"samples": samples})
         packed = _pack(stage, Path(work), description)
         trained = read_arrays(variant.path / PREDICTIONS)["logits"]
         with archive.unpacked(packed) as unpacked:
@@ -122,13 +131,27 @@ def export(folder: RunFolder, settings: Export) -> Path:
     return target
 
 
+def _compared(variant: Summary | Diverged) -> Compared:
+    if isinstance(variant, Diverged):
+        return Compared(variant=variant.variant, accuracy=None, seconds=None)
+    low, high = variant.accuracy_low, variant.accuracy_high
+    accuracy = Interval(value=variant.accuracy_mean, low=low, high=high)
+    return Compared(variant=variant.variant, accuracy=accuracy, seconds=variant.seconds)
+
+
 def missing_packages() -> list[str]:
     """What export needs and this environment lacks: packages of the extra `export`."""
     return [n for n in ("openvino", "nncf", "model_archiver") if not importlib.util.find_spec(n)]
 
 
-def _write_golden(judged: Images, reference: Logits, stage: Path) -> None:
-    """Stores the most confident images, by class in rotation, and their predictions."""
+def _may_show(settings: Export, source: str) -> bool:
+    """Whether pictures of the data set may be shown to whoever reaches the service."""
+    published: bool = getattr(sources.find(source), "PUBLISHED", False)
+    return published if settings.samples is None else settings.samples
+
+
+def _write_golden(judged: Images, reference: Logits, stage: Path) -> int:
+    """Stores the most confident images, by class in rotation, and their predictions; how many."""
     probabilities = softmax(reference)
     chosen = surest(probabilities)[:GOLDEN_IMAGES]
     (stage / archive.GOLDEN).mkdir()
@@ -136,6 +159,7 @@ def _write_golden(judged: Images, reference: Logits, stage: Path) -> None:
         (stage / archive.golden_file(index)).write_bytes(to_png(image))
     rows = probabilities[chosen].astype(float).round(6).tolist()
     (stage / archive.PROBABILITIES).write_text(json.dumps(rows))
+    return len(rows)
 
 
 def surest(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -394,4 +418,4 @@ def _model_card(description: Description, input_size: int) -> str:
         lstrip_blocks=True,
     )
     card = templates.get_template("model_card.md")
-    return card.render(model=description, input_size=input_size) + "\n"
+    return card.render(model=description, input_size=input_size, duration=duration) + "\n"

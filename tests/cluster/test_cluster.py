@@ -33,6 +33,7 @@ from jobs.data.sources import digits
 from jobs.delivery.registry import Registry
 from jobs.delivery.storage import Storage
 from jobs.runs import RunFolder
+from serving.client import Client, ClientError
 from serving.files import digest_of
 from serving.images import to_png
 
@@ -48,6 +49,7 @@ SERVER = f"http://{STORAGE}:8333"
 KEYS = {"aws_access_key_id": "local", "aws_secret_access_key": "not-a-secret"}
 BUCKET = "pictures"  # another one than that of the results
 MINUTES = 60
+CRASHES = 3
 HOSTS = [{"ip": STORAGE, "hostnames": ["storage"]}]  # there is no DNS
 MODEL = "inception_v3_digits"  # the overlay runs the quickstart
 # Of the quickstart's variants the quickest by itself: a second version within a minute. It is
@@ -202,14 +204,14 @@ def start(cluster: Cluster, name: str, *arguments: str) -> None:
 class Load:
     """Clients that ask for predictions all the time; every answer is counted."""
 
-    def __init__(self, body: bytes, clients: int = 3) -> None:
-        self.statuses: Counter[int] = Counter()
+    def __init__(self, ask: Callable[[], object], clients: int = 3) -> None:
+        self.answers: Counter[object] = Counter()
         self.leaving = threading.Event()
-        self.threads = [threading.Thread(target=self._ask, args=(body,)) for _ in range(clients)]
+        self.threads = [threading.Thread(target=self._ask, args=(ask,)) for _ in range(clients)]
 
-    def _ask(self, body: bytes) -> None:
+    def _ask(self, ask: Callable[[], object]) -> None:
         while not self.leaving.is_set():
-            self.statuses[get(f"{URL}/predictions/{MODEL}", body)[0]] += 1
+            self.answers[ask()] += 1
             time.sleep(0.1)
 
     def __enter__(self) -> "Load":
@@ -223,14 +225,25 @@ class Load:
             thread.join()
 
 
+def status_of(picture: bytes) -> int:
+    return get(f"{URL}/predictions/{MODEL}", picture)[0]
+
+
+def version_of(client: Client, picture: bytes) -> str:
+    try:
+        return client.predict(picture).model.version
+    except ClientError as error:
+        return str(error)
+
+
 def under_load(picture: bytes, change: Callable[[], object], version: str, cluster: Cluster) -> int:
     """Makes a change under load and waits until the version answers; returns how many did."""
-    with Load(picture) as load:
+    with Load(partial(status_of, picture)) as load:
         change()
         wait(version, lambda: served() == version and ready(cluster), 4 * MINUTES)
         time.sleep(12)  # pods of before drain
-    assert set(load.statuses) == {200}, load.statuses
-    return load.statuses[200]
+    assert set(load.answers) == {200}, load.answers
+    return load.answers[200]
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +342,8 @@ def with_component(name: str) -> Path:
 def test_a_canary_takes_its_share_and_costs_no_answer(
     cluster: Cluster, first: RunFolder, second: tuple[str, int], runs: Path
 ) -> None:
-    """… as it fails to start, goes up, serves, and goes down."""
+    """… as it fails to start, goes up, serves, crashes three times, and goes down. Who was talking
+    to it when it crashed finds the connection cut, and the client asks again."""
     other = second[0] if served() == first.run_id else first.run_id
     parts = list(adapted(runs, with_component("canary")))
     canary = [part for part in parts if part["metadata"]["name"] == "inference-canary"]
@@ -338,12 +352,19 @@ def test_a_canary_takes_its_share_and_costs_no_answer(
         uri = f"MODEL_URI=s3://models/inception-transfer/models/{MODEL}/{version}/"
         cluster.kubectl("set", "env", "deployment/inference-canary", "--containers=model", uri)
 
-    def failed() -> bool:
+    def containers(kind: str) -> list[dict[str, Any]]:
         own = [
             p for p in pods(cluster, "inference") if p["metadata"]["labels"]["track"] == "canary"
         ]
-        steps = [s for p in own for s in p["status"].get("initContainerStatuses", [])]
-        return any(step["restartCount"] > 0 for step in steps)
+        return [step for pod in own for step in pod["status"].get(kind, [])]
+
+    def failed() -> bool:
+        return any(step["restartCount"] > 0 for step in containers("initContainerStatuses"))
+
+    def crash() -> None:
+        [running] = containers("containerStatuses")
+        task = running["containerID"].removeprefix("containerd://")
+        cluster.ctr("tasks", "kill", "--signal=SIGKILL", task)
 
     def available() -> int:
         status = cluster.get("deployment/inference-canary")["status"]
@@ -355,7 +376,8 @@ def test_a_canary_takes_its_share_and_costs_no_answer(
         seen[served()] += 1
         return seen[other] >= 5
 
-    with Load(pictures(first, 1)[0]) as load:
+    picture = pictures(first, 1)[0]
+    with Load(partial(status_of, picture)) as load:
         cluster.apply(canary)
         set_version("no-such-version")
         wait("the canary to fail", failed, 3 * MINUTES)
@@ -363,10 +385,20 @@ def test_a_canary_takes_its_share_and_costs_no_answer(
         set_version(other)
         wait("the canary", lambda: available() == 1, 4 * MINUTES)
         wait("its answers", look, 2 * MINUTES)
+    with Client(URL, model=MODEL) as client, Load(partial(version_of, client, picture)) as patient:
+        for _ in range(CRASHES):
+            crash()
+            wait("the crash", lambda: available() == 0, MINUTES)
+            wait("its return", lambda: available() == 1, 4 * MINUTES)
+            wait("its answer", lambda: served() == other, MINUTES)
+    [running] = containers("containerStatuses")
+    assert running["restartCount"] >= CRASHES
+    with Load(partial(status_of, picture)) as leaving:
         cluster.kubectl("scale", "deployment/inference-canary", "--replicas=0")
         wait("its end", lambda: available() == 0, MINUTES)
         time.sleep(12)  # its pod drains
-    assert set(load.statuses) == {200}, load.statuses
+    assert set(load.answers) == set(leaving.answers) == {200}, (load.answers, leaving.answers)
+    assert set(patient.answers) == {served(), other}, patient.answers
     assert len(seen) == 2, "the others went on to serve"
     assert ready(cluster)
 

@@ -25,6 +25,7 @@ from jobs.data.dataset import load
 from jobs.delivery import export, forms, parity
 from jobs.delivery.parity import ExportError, asked, compare
 from jobs.errors import UnavailableError
+from jobs.results import Diverged
 from jobs.runs import RunFolder
 from serving import Predictor, archive, runtimes
 from serving.archive import FILES, TOLERANCES, Check, Form, ModelError, Version
@@ -98,6 +99,43 @@ def test_the_card_of_small_pictures_says_that_larger_ones_are_shrunk(exported: R
     described = description.model_copy(update={"data": small})
     card = export._model_card(described, input_size=75)
     assert "**A larger picture is shrunk first**, to the 32×24 pixels" in card
+
+
+def test_the_card_tells_what_it_was_chosen_among(exported: RunFolder) -> None:
+    description = archive.open_model(exported.path / "model" / f"{MODEL}.mar").description
+    accuracy = archive.Interval(value=0.5, low=0.25, high=0.875)
+    among = (
+        archive.Compared(variant="frozen", accuracy=accuracy, seconds=100.0),
+        archive.Compared(variant="scratch", accuracy=None, seconds=None),
+    )
+    told = {"compared": among, "sentences": ("frozen wins",)}
+    card = export._model_card(description.model_copy(update=told), input_size=75)
+    assert "| frozen, chosen | 50.00 % (25.00 to 87.50, 95 %) | 2 min |\n" in card
+    assert "| scratch | none: its loss became non-finite | |\n" in card
+    assert "\n- frozen wins\n" in card
+
+
+@pytest.mark.parametrize(
+    ("source", "samples", "shown"),
+    [
+        ("cifar10", None, True),
+        ("digits", None, True),
+        ("cifar10", False, False),
+        ("folder", None, False),
+        ("folder", True, True),
+    ],
+)
+def test_ones_own_pictures_are_shown_only_if_one_says_so(
+    source: str, samples: bool | None, shown: bool
+) -> None:
+    assert export._may_show(Export(samples=samples), source) is shown
+
+
+def test_a_diverged_variant_is_among_the_compared() -> None:
+    diverged = Diverged(variant="scratch", seed=0, reason="its loss is nan")
+    assert export._compared(diverged) == archive.Compared(
+        variant="scratch", accuracy=None, seconds=None
+    )
 
 
 # A notebook's way in

@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from PIL import Image
 from service import Service, exchange, get, run_all
 
 from jobs.runs import RunFolder
+from serving.archive import open_model
 
 PREDICT = f"/predictions/{MODEL}"
 
@@ -139,8 +141,27 @@ def test_kserves_descriptions(service: Service, exported: RunFolder) -> None:
     described = answer(f"/v2/models/{MODEL}")
     assert described["versions"] == [exported.run_id]
     assert described["inputs"][0]["datatype"] == "BYTES"
-    assert described["test"]["images"] == 100 and described["form"] in described["forms"]
+    assert described["form"] in described["forms"]
     assert get(f"{service.address}/v2/models/another")[0] == 404
+
+
+def test_the_card_is_the_archives_description_and_there_are_samples(
+    service: Service, exported: RunFolder
+) -> None:
+    status, card = get(f"{service.address}/v1/models/{MODEL}/card")
+    model = open_model(exported.path / "model" / f"{MODEL}.mar")
+    assert (status, card) == (200, model.description.model_dump(mode="json"))
+    [only] = card["compared"]
+    assert only["variant"] == card["variant"] == "frozen" and card["sentences"]
+    assert only["accuracy"]["value"] == exported.comparison().done["frozen"].test.accuracy
+    assert card["samples"] == 10 < len(model.golden)
+    samples = f"{service.address}/v1/models/{MODEL}/samples"
+    for number, golden in enumerate(model.golden[: card["samples"]]):
+        with urlopen(f"{samples}/{number}") as response:
+            assert response.headers["Content-Type"] == "image/png"
+            assert response.read() == golden.picture
+    for other in ("10", "-1", "0/", "../../card", "%2e%2e/00", ""):
+        assert get(f"{samples}/{other}")[0] == 404
 
 
 def test_a_request_id_comes_back_and_one_is_made_where_none_is_fit(

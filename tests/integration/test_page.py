@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import MODEL, pictures, predictions
-from playwright.sync_api import FilePayload, Locator, Page, expect, sync_playwright
+from playwright.sync_api import FilePayload, Locator, Page, Route, expect, sync_playwright
 from service import Service
 
 from jobs.runs import RunFolder
+from serving.archive import open_model
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
@@ -101,9 +102,15 @@ def test_it_shows_what_the_service_says(
     expect(cards.nth(1).locator(".meta")).to_have_text(about)
     test = exported.comparison().done["frozen"].test
     facts = page.locator("#facts")
+    expect(facts).to_be_hidden()
+    page.get_by_role("link", name="Model card").click()
+    expect(cards.first).to_be_hidden()
+    expect(facts).to_be_visible()
     expect(facts).to_contain_text(exported.run_id)
     expect(facts).to_contain_text(f"of {test.images} test pictures (95 % interval")
     expect(facts).to_contain_text("floating-point numbers (in use), the trained network")
+    page.go_back()
+    expect(facts).to_be_hidden()
     curl = f"curl -T picture.jpg {service.address}/predictions/{MODEL}"
     expect(page.locator("#curl")).to_have_text(curl)
     program = page.locator("#python").inner_text()
@@ -118,6 +125,54 @@ def test_it_shows_what_the_service_says(
     assert not errors and all(url.startswith(ours) for url in asked), (errors, asked)
     page.get_by_role("button", name="Clear").click()
     expect(cards).to_have_count(0)
+
+
+@ONE_ENGINE
+def test_a_sample_is_a_click_away(page: Page, service: Service, archive: Path) -> None:
+    model = open_model(archive)
+    page.goto(service.address)
+    samples = page.locator("#samples button")
+    expect(samples).to_have_count(model.description.samples)
+    images = samples.locator("img")
+    assert images.evaluate_all("all => all.every((one) => one.naturalWidth > 0)")
+    samples.nth(2).click()
+    sure = model.golden[2].probabilities
+    label = model.classes[sure.index(max(sure))]
+    expect(page.locator(".result .label")).to_have_text(label)
+    expect(page.locator(".result .name")).to_have_text("sample 3")
+
+
+@ONE_ENGINE
+def test_the_card_tells_the_choice_and_the_classes(page: Page, service: Service) -> None:
+    """As a service says of a model that was chosen among three, and of no pictures to show."""
+
+    def among_three(route: Route) -> None:
+        card = route.fetch().json()
+        accuracy = {"value": 0.5, "low": 0.25, "high": 0.875}
+        other = {"variant": "<b>other</b>", "accuracy": accuracy, "seconds": 100.0}
+        broken = {"variant": "broken", "accuracy": None, "seconds": None}
+        card["compared"] = [*card["compared"], other, broken]
+        card["test"]["per_class"] = [0.75, None, *[1.0] * 7, 0.5]
+        route.fulfill(json={**card, "sentences": ["frozen wins"], "samples": 0})
+
+    page.route("**/card", among_three)
+    page.goto(service.address + "#model-card")
+    variants = page.locator("#variants li")
+    expect(variants).to_have_count(3)
+    expect(variants.first).to_have_class("chosen")
+    expect(variants.nth(1)).to_have_text("<b>other</b>50.0 %25.0 % to 87.5 %, 2 min")
+    whisker = (
+        variants.nth(1).locator(".whisker").evaluate("one => [one.style.left, one.style.width]")
+    )
+    assert whisker == ["25%", "62.5%"]
+    expect(variants.nth(2)).to_have_text("brokennoneits loss was no number")
+    expect(page.locator("#sentences li")).to_have_text(["frozen wins"])
+    shares = page.locator("#classes li > span:last-child")
+    expect(shares).to_have_text(["50.0 %", "75.0 %", *["100.0 %"] * 7])
+    page.get_by_role("link", name="Pictures").click()
+    expect(page.locator("#drop")).to_be_visible()
+    expect(page.locator("#samples")).to_be_hidden()
+    page.unroute("**/card")
 
 
 @ONE_ENGINE
@@ -155,7 +210,9 @@ def test_it_fits_a_phone_and_takes_pictures_there(
         phone.get_by_text("Take a picture").click()
     chooser.value.set_files(png(pictures(exported, 1)[0], "a-long-name" * 9 + ".png"))
     expect(phone.locator(".label")).to_have_text(predictions(exported, 1))
-    expect(phone.locator("#facts")).to_contain_text(exported.run_id)
+    assert width_of(phone) == WIDTH
+    phone.get_by_role("link", name="Model card").tap()
+    expect(phone.locator("#facts")).to_be_visible()
     assert width_of(phone) == WIDTH
     page.goto(service.address)
     expect(page.get_by_text("Take a picture")).to_be_hidden()  # there is a mouse

@@ -3,7 +3,8 @@
 It has `load(settings)`, which gives a :class:`Source`, and `check(settings)`, which says whether
 that would work on this machine. If the data may change while a run trains, it also has
 `remember(source, digest)` and `recalled(settings, digest)`, with which a run that is resumed gets
-what it began with. No other code refers to it.
+what it began with. `PUBLISHED = True` says that anybody may see its pictures. No other code refers
+to it.
 """
 
 import importlib

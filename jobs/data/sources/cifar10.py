@@ -10,6 +10,7 @@ from jobs.data.sources import Source
 from jobs.errors import UnavailableError
 from jobs.network import reachable
 
+PUBLISHED = True
 ARCHIVE = "cifar-10-python.tar.gz"
 
 

@@ -21,6 +21,7 @@ from jobs import config
 from jobs.data.images import Images, stratified
 from jobs.data.sources import Source
 
+PUBLISHED = True
 SIDE = 8  # pixels of a picture
 BLOCK = 4  # points of the grid in a pixel, across and down
 FONT_SIZE = 64

@@ -18,6 +18,7 @@ from jobs import config
 from jobs.data.images import Images
 from jobs.data.sources import Source
 
+PUBLISHED = True
 Grid = NDArray[np.float32]
 HUES = ("red", "yellow", "green", "blue", "violet")
 
