@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak mutants lint format reference site lock sbom audit clean clean-images
+.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak coverage mutants lint format reference site lock sbom audit clean clean-images
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ chaos: $(VENV)/.test ## kill a job at 50 random moments, fill its disk 12 times 
 
 soak: $(VENV)/.test ## half an hour of good, bad and slow clients: does the service's memory grow?
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+coverage: $(VENV)/.test ## which lines and branches do the quick tests, and the processes they start, never run?
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -n 2 -m "not slow and not containers and not cluster" $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # Every mutant is a fork, and OpenMP's threads do not survive one.
 mutants: $(VENV)/.mutants ## change the code in 3,000 ways: which changes does no test notice? (ARGS="'serving.trust.*'")

@@ -23,8 +23,8 @@ Written by `make reference` from the code, and compared with it by a test.
 
 ## Configuration
 
-A YAML file with these sections, or `--set section.key=value`. What is left out has its default; only
-`variants` must be given.
+A YAML file with these sections, or `--set section.key=value`. What is left out has its default;
+only `variants` must be given.
 """
 
 HTTP = """## HTTP

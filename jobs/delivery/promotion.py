@@ -241,7 +241,9 @@ def _slow(promoted: Candidate, allowed_ms: float) -> str | None:
 def _pointed_to(registry: Registry, channel: str) -> Channel:
     current = registry.channel(channel)
     if current is None:
-        raise UnavailableError(f"{registry.name}: {channel} has never pointed to a version")
+        others = ", ".join(registry.models())
+        hint = f"; models that are there: {others} (export.name says which)" if others else ""
+        raise UnavailableError(f"{registry.name}: {channel} has never pointed to a version{hint}")
     return current
 
 

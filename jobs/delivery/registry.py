@@ -69,6 +69,10 @@ class Registry:
     def uri(self, version: str) -> str:
         return f"{self.storage.uri}/{self.root}/{version}/"
 
+    def models(self) -> list[str]:
+        """The names of all models in this storage."""
+        return self.storage.folders(f"{MODELS}/")
+
     def channel(self, channel: str) -> Channel | None:
         """The channel's current pointer; None if it was never set.
 

@@ -359,6 +359,18 @@ def test_a_rollback_goes_back_and_is_remembered_as_one(
     assert current and not current.pointer.history[0].rolled_back
 
 
+def test_a_name_that_no_model_has_is_answered_with_those_that_are_there(
+    registry: Registry, tmp_path: Path
+) -> None:
+    promote(exported_run(tmp_path / "one", right=150), gate())
+    settings = gate()
+    other = settings.model_copy(update={"export": settings.export.model_copy(update={"name": "n"})})
+    with pytest.raises(UnavailableError, match=r"^n: production has never pointed to a version; "):
+        rollback(other)
+    with pytest.raises(UnavailableError, match=r"there: m \(export\.name says which\)$"):
+        fetch(other, None, tmp_path)
+
+
 def test_an_archive_is_fetched_of_what_serves_or_of_a_version(
     registry: Registry, tmp_path: Path
 ) -> None:

@@ -156,7 +156,8 @@ def test_the_card_tells_the_choice_and_the_classes(page: Page, service: Service)
         route.fulfill(json={**card, "sentences": ["frozen wins"], "samples": 0})
 
     page.route("**/card", among_three)
-    page.goto(service.address + "#model-card")
+    page.goto("about:blank")  # or only the fragment would change
+    page.goto(service.address + "/#model-card")
     variants = page.locator("#variants li")
     expect(variants).to_have_count(3)
     expect(variants.first).to_have_class("chosen")
