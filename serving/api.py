@@ -75,14 +75,20 @@ class Keys:
         except (OSError, ValueError) as error:
             raise SettingsError(f"SERVING_API_KEYS_FILE: {error}") from None
 
-    def answer(self, header: str) -> tuple[int, dict[str, Any], dict[str, str]]:
-        """Whether a request with this Authorization header may pass: status, body and headers."""
+    def answer(
+        self, header: str, *, counts: bool = True
+    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """Whether a request with this Authorization header may pass: status, body and headers.
+
+        Args:
+            counts: whether it is one of those that are limited.
+        """
         key = self.accept(header)
         if key is None:
             refusal = failure("unauthorized", "a valid key is needed: Authorization: Bearer …")
             return 401, refusal, {"WWW-Authenticate": "Bearer"}
-        seconds = 0.0 if key == self.own_digest else self.limit.seconds_to_wait(key)
-        if seconds > 0:
+        limited = counts and key != self.own_digest
+        if limited and (seconds := self.limit.seconds_to_wait(key)) > 0:
             refusal = failure("rate_limited", "this key has asked too often; try again")
             return 429, refusal, {"Retry-After": str(math.ceil(seconds))}
         return 200, {}, {}
@@ -185,8 +191,9 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            if path == "/auth":
-                self._send(*keys.answer(self.headers.get("Authorization", "")))
+            if path in ("/auth", "/auth/free"):
+                key = self.headers.get("Authorization", "")
+                self._send(*keys.answer(key, counts=path == "/auth"))
             elif path in answers:
                 self._send(*answers[path]())
             else:

@@ -293,7 +293,7 @@ def with_key(service: Service, file: bytes, authorization: str | None) -> int:
     return status
 
 
-def test_predictions_want_one_of_the_keys_and_nothing_else_does(
+def test_predictions_card_and_samples_want_one_of_the_keys_and_nothing_else_does(
     locked: Service, keys: Path, exported: RunFolder
 ) -> None:
     file = pictures(exported, 1)[0]
@@ -310,6 +310,8 @@ def test_predictions_want_one_of_the_keys_and_nothing_else_does(
         f"/explanations/{MODEL}",
     ):
         assert get(locked.address + path, b"{}", "application/json")[0] == 401
+    for path in (f"/v1/models/{MODEL}/card", f"/v1/models/{MODEL}/samples/0"):
+        assert get(locked.address + path)[0] == 401
     assert "first-key" not in locked.log.read_text()
 
 
@@ -324,6 +326,8 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(
     _, received, answer = answers[statuses.index(429)]
     assert answer["error"]["code"] == "rate_limited" and 1 <= int(received["Retry-After"]) <= 3
     assert with_key(locked, file, "Bearer third-key") == 200, "the other keys have their own"
+    card = f"{locked.address}/v1/models/{MODEL}/card"
+    assert [exchange(card, None, headers)[0] for _ in range(25)] == [200] * 25, "none is limited"
 
 
 def test_keys_change_without_a_restart(locked: Service, keys: Path, exported: RunFolder) -> None:

@@ -258,6 +258,7 @@ def test_it_asks_for_a_key_where_the_service_wants_one(
     label, key = page.locator(".label"), page.locator("#key")
     page.goto(locked.address)
     expect(key).to_be_hidden()
+    expect(page.locator("#card-news")).to_contain_text("wants an access key. You can give one")
     page.set_input_files("#files", picture)
     expect(label).to_have_text("The service wants an access key.")
     key.fill("wrong")
@@ -266,6 +267,8 @@ def test_it_asks_for_a_key_where_the_service_wants_one(
     key.fill("third-key")
     key.press("Enter")
     expect(label).to_have_text(predictions(exported, 1))
+    expect(page.locator("#facts")).to_contain_text(exported.run_id)
+    expect(page.locator("#samples button").first).to_be_visible()
     said = said_by(
         page.locator("#python").inner_text(), tmp_path, picture["buffer"], KEY="third-key"
     )
