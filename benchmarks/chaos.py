@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,13 +176,25 @@ def compare(trial: Trial, expected: dict[str, Any]) -> None:
     promotion.fetch(trial.run.config(), None, trial.folder)  # its digest is checked
 
 
-def run_in_peace(folder: Path, store: ObjectStore) -> tuple[Trial, float]:
-    trial, start = Trial(folder, store), time.monotonic()
+@contextmanager
+def trial_in(folder: Path) -> Iterator[Trial]:
+    """A job and an S3 server of its own; what both stored is gone afterwards."""
+    store = ObjectStore(folder / "s3", KEYS, "chaos")
+    store.start()
+    try:
+        yield Trial(folder / "job", store)
+    finally:
+        store.kill()
+        shutil.rmtree(folder)
+
+
+def run_in_peace(trial: Trial) -> float:
+    start = time.monotonic()
     _, error = (process := trial.start()).communicate(timeout=LONGEST)
     if process.returncode != 0:
         sys.exit(f"the job in peace ended with {process.returncode}: {error[-2000:]}")
     trial.look()
-    return trial, time.monotonic() - start
+    return time.monotonic() - start
 
 
 def kill_at_random(
@@ -246,27 +259,22 @@ def main() -> None:
     lost: list[str] = []
     jobs = 0
     with tempfile.TemporaryDirectory() as work:
-        store = ObjectStore(Path(work) / "s3", KEYS, "chaos")
-        store.start()
-        try:
-            first, seconds = run_in_peace(Path(work) / "peace", store)
-            lost, expected = first.lost, outcome(first.run)
-            size = sum(p.stat().st_size for p in first.folder.rglob("*") if p.is_file()) // MIB
+        with trial_in(Path(work) / "peace") as trial:
+            seconds = run_in_peace(trial)
+            lost, expected = trial.lost, outcome(trial.run)
+            size = sum(p.stat().st_size for p in trial.folder.rglob("*") if p.is_file()) // MIB
             print(f"in peace: {seconds:.0f} s, {size} MiB", file=sys.stderr)
-            while sum(kills.values()) < options.kills:
-                trial = Trial(Path(work) / f"killed-{jobs}", store)
+        while sum(kills.values()) < options.kills:
+            with trial_in(Path(work) / f"killed-{jobs}") as trial:
                 kill_at_random(trial, seconds, rng, kills, options.kills)
                 compare(trial, expected)
-                lost, jobs = [*lost, *trial.lost], jobs + 1
-            for number in range(options.disks):
-                trial = Trial(Path(work) / f"full-{number}", store)
-                mib = round(size * (number + 0.5) / options.disks) + 1
-                with small_disk(trial.folder, mib):
-                    fill_the_disk(trial, mib, full)
-                    compare(trial, expected)
-                lost = [*lost, *trial.lost]
-        finally:
-            store.kill()
+            lost, jobs = [*lost, *trial.lost], jobs + 1
+        for number in range(options.disks):
+            mib = round(size * (number + 0.5) / options.disks) + 1
+            with trial_in(Path(work) / f"full-{number}") as trial, small_disk(trial.folder, mib):
+                fill_the_disk(trial, mib, full)
+                compare(trial, expected)
+            lost = [*lost, *trial.lost]
     record.show(("killed in", "times"), list(kills.items()))
     record.show(("disk full in", "times"), list(full.items()))
     print(f"{sum(kills.values())} kills of {jobs} jobs, {sum(full.values())} full disks")
