@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,12 +77,6 @@ def pages(db: sqlite3.Connection, query: str) -> Iterator[list[tuple[Any, ...]]]
     while rows := db.execute(f"{query} ORDER BY 1 LIMIT {PAGE}", (last,)).fetchall():
         yield rows
         last = rows[-1][0]
-
-
-def in_pages(items: Iterable[A]) -> Iterator[list[A]]:
-    items = iter(items)
-    while page := list(islice(items, PAGE)):
-        yield page
 
 
 def mapped(
