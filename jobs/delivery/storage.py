@@ -20,13 +20,11 @@ from urllib.parse import urlsplit
 from jobs import config, interruption
 from jobs.errors import ConfigurationError, UnavailableError
 from serving import s3
+from serving.progress import Advance
 
 PART = 16 * 2**20  # bytes of a file that is sent in parts; S3 takes 10,000 of them
 THREADS = 4  # of one client, each with a part or an object
 CONFLICT_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds; 409 means that two wrote at the same moment
-
-Advance = Callable[[float], None]
-"""Called with the number of MiB transferred since the last call."""
 
 
 class Conflict(Exception):  # noqa: N818 - an outcome that every caller has an answer to
@@ -49,7 +47,7 @@ class Entry:
 
 
 class Storage:
-    """A bucket and a prefix in it; keys are relative to the prefix.
+    """A bucket and a prefix in it; keys are relative to the prefix. Progress is in MiB.
 
     Every method raises :class:`UnavailableError` when storage cannot be reached, or not with
     these credentials; the message says what to do.
