@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -77,28 +77,13 @@ class Storage:
 
     def get(self, key: str) -> Object | None:
         """A small object, None where there is none."""
-        from botocore.exceptions import ClientError
-
         with self._explained():
-            try:
-                answer = self.client.get_object(**self._where(key))
-            except ClientError as error:
-                if s3.status(error) == 404 and s3.code(error) != "NoSuchBucket":
-                    return None
-                raise
-            return Object(answer["Body"].read(), answer["ETag"])
+            answer = s3.found(lambda: self.client.get_object(**self._where(key)))
+            return Object(answer["Body"].read(), answer["ETag"]) if answer else None
 
     def head(self, key: str) -> Mapping[str, Any] | None:
-        from botocore.exceptions import ClientError
-
         with self._explained():
-            try:
-                answer: Mapping[str, Any] = self.client.head_object(**self._where(key))
-            except ClientError as error:
-                if s3.status(error) == 404:
-                    return None
-                raise
-            return answer
+            return s3.found(lambda: self.client.head_object(**self._where(key)))
 
     def digest(self, key: str) -> str | None:
         """The SHA-256 that an object was uploaded with; None where there is none."""
@@ -244,10 +229,8 @@ class Storage:
         """Takes parts back if storage can be reached; the next publish does it otherwise."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        try:
+        with suppress(BotoCoreError, ClientError):
             self.client.abort_multipart_upload(**where)
-        except (BotoCoreError, ClientError):
-            return
 
     def _checksum(self, body: bytes) -> dict[str, str]:
         """What the server compares the body with."""
@@ -274,10 +257,8 @@ class Storage:
     def _relative(self, key: str) -> str:
         return key.removeprefix(f"{self.prefix}/") if self.prefix else key
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        with s3.explained(self.uri, UnavailableError):
-            yield
+    def _explained(self) -> AbstractContextManager[None]:
+        return s3.explained(self.uri, UnavailableError)
 
 
 def _client(settings: config.Storage) -> Any:
