@@ -176,11 +176,11 @@ def _get(address: str) -> bytes:
     """
     bucket, _, key = address.removeprefix(S3).partition("/")
     with s3.explained(address, SourceError):
-        try:
-            content: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
-        except _client().exceptions.NoSuchKey:
-            raise FileNotFoundError("vanished") from None
-        return content
+        answer = s3.found(lambda: _client().get_object(Bucket=bucket, Key=key))
+        if answer is not None:
+            content: bytes = answer["Body"].read()
+            return content
+    raise FileNotFoundError("vanished")
 
 
 @cache
