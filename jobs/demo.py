@@ -8,10 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,8 @@ def run(out: Path, changes: Sequence[str] = ()) -> None:
     }
     store = ObjectStore(folder / "s3", keys, BUCKET)
     os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    with interruption.graceful(), _stopped_at_the_end(store):
+    with interruption.graceful(), ExitStack() as at_the_end:
+        at_the_end.callback(store.kill)
         log(f"1/4  an S3 server, its data in {folder / 's3'}")
         store.start()
         _use(store)
@@ -136,7 +136,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_file: Path
     deadline = time.monotonic() + SECONDS_TO_LOAD
     while True:
         interruption.check()
-        with suppress(urllib.error.URLError, OSError):
+        with suppress(OSError):
             urllib.request.urlopen(f"{url}/readyz", timeout=5).close()
             return
         if process.poll() is not None or time.monotonic() > deadline:
@@ -179,15 +179,6 @@ def _stay(process: subprocess.Popen[bytes]) -> None:
         interruption.check()
         time.sleep(0.1)
     raise UnavailableError("the service has ended by itself")
-
-
-@contextmanager
-def _stopped_at_the_end(store: "ObjectStore") -> Iterator[None]:
-    """Stops the server whatever happens in the block."""
-    try:
-        yield
-    finally:
-        store.kill()
 
 
 def _is_free(port: int) -> bool:
