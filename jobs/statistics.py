@@ -157,14 +157,8 @@ def best_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> 
     """
     if len(labels) < MIN_FOR_TEMPERATURE:
         return 1.0
-    low, high = math.exp(-3), math.exp(3)
-    for _ in range(40):  # bisection: the loss is convex in 1/temperature
-        middle = math.sqrt(low * high)
-        if _is_too_hot(middle, logits, labels):
-            high = middle
-        else:
-            low = middle
-    best = math.sqrt(low * high)
+    # The loss is convex in 1/temperature.
+    best = math.exp(_last(lambda x: not _is_too_hot(math.exp(x), logits, labels), -3, 3))
     gain = mean_loss(logits, labels) - mean_loss(logits / best, labels)
     return best if 2 * len(labels) * gain >= SIGNIFICANT else 1.0
 
