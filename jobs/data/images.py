@@ -118,11 +118,6 @@ class Images:
         found = b"".join(sha256(image.tobytes()).digest() for part in parts for image in part)
         return np.frombuffer(found, np.uint8).reshape(-1, 32)
 
-    @property
-    def resident(self) -> bool:
-        """Whether the pixels are where the labels are."""
-        return self.pixels.device == self.labels.device
-
     def raw(self, batch: Tensor) -> Tensor:
         """uint8 [B, 3, H, W], as stored, on the device of the labels."""
         rows = self.rows[batch.to(self.rows.device)]
@@ -132,7 +127,7 @@ class Images:
         self, parts: Sequence[Tensor], draws: Draws | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs float32 [B, 3, S, S] and labels int64 [B], one part at a time."""
-        if self.resident:
+        if self.pixels.device == self.labels.device:
             pictures: Iterable[Tensor] = map(self.raw, parts)
         else:
             rows = [self.rows[part.cpu()] for part in parts]
