@@ -160,12 +160,8 @@ class Storage:
         with self._explained(), ThreadPoolExecutor(THREADS) as threads:
             list(threads.map(delete, keys))
 
-    def abort_uploads(self, prefix: str, before: datetime | None = None) -> int:
-        """Removes the parts that a killed publisher left behind, or only those begun before.
-
-        Returns:
-            How many uploads were aborted.
-        """
+    def abort_uploads(self, prefix: str, before: datetime | None = None) -> None:
+        """Removes the parts that a killed publisher left behind, or only those begun before."""
         with self._explained():
             left = [
                 upload
@@ -176,7 +172,6 @@ class Storage:
             for upload in left:
                 where = {"Bucket": self.bucket, "Key": upload["Key"]}
                 self.client.abort_multipart_upload(**where, UploadId=upload["UploadId"])
-            return len(left)
 
     def _put(self, key: str, body: bytes, digest: str, condition: Mapping[str, str]) -> str:
         options = {"Metadata": {"sha256": digest}, **self._encryption(), **condition}
