@@ -20,7 +20,7 @@ from jobs.errors import ConfigurationError, Interrupted, UnavailableError
 from jobs.runs import RunFolder
 from serving import s3
 from serving.archive import channel_key
-from serving.processes import free_ports, script
+from serving.processes import free_ports, script, spawn
 from serving.progress import log
 
 SECONDS_TO_START = 60  # for the S3 server
@@ -111,13 +111,7 @@ def _service(model_uri: str, log_file: Path) -> Iterator[tuple[str, subprocess.P
         "SERVING_ENDPOINT_SECONDS": "0",  # no load balancer has to learn of its end
     }
     with log_file.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serving"],
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env={**os.environ, **settings},
-        )
+        process = spawn([sys.executable, "-m", "serving"], Path.cwd(), settings, output)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_ready(url, process, log_file)
@@ -233,14 +227,8 @@ class ObjectStore:
             *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # else two servers fight for one port
         ]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C must not reach it; it is stopped last
-                env={**os.environ, "WEED_S3_SSE_KEY": "0" * 64},
-            )
+            # In a session of its own: Ctrl-C must not reach it; it is stopped last.
+            self.process = spawn(command, self.folder, {"WEED_S3_SSE_KEY": "0" * 64}, log)
         self._wait()
 
     def kill(self) -> None:
