@@ -140,21 +140,19 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_file: Path
 
 def _pictures(settings: config.Config, run_folder: RunFolder, target: Path) -> list[Path]:
     """The first test pictures, each with its label in its name."""
-    import torch
-    from PIL import Image
-
     from jobs.data.dataset import load
+    from serving.images import to_png
 
     classes = run_folder.facts().classes
     target.mkdir(exist_ok=True)
     files = sorted(target.glob("*.png"))
     if files:
         return files
-    test = load(settings.data).test
+    dataset = load(settings.data)
     for index in range(PICTURES):
-        picture = test.raw(torch.tensor([index]))[0].permute(1, 2, 0).numpy()
-        file = target / f"{index}-{classes[int(test.labels[index])].replace(' ', '-')}.png"
-        Image.fromarray(picture).save(file)
+        label = classes[int(dataset.test.labels[index])].replace(" ", "-")
+        file = target / f"{index}-{label}.png"
+        file.write_bytes(to_png(dataset.raw(index).numpy()))
         files.append(file)
     return files
 
