@@ -125,15 +125,14 @@ def _publish(config: Config, folder: RunFolder) -> None:
             log(f"not published: {error}; `publish {folder.path}` sends it later")
 
 
-def report_again(folder: RunFolder) -> Comparison:
+def report_again(folder: RunFolder) -> None:
     """Draws the report of a run whose variants have results, and lists it in the manifest."""
     config = folder.config()
     with folder.open(config):
-        result = comparison.compare(folder, config)
+        comparison.compare(folder, config)
         page.write_report(folder)
         if folder.finished:
             folder.write_manifest()
-        return result
 
 
 def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]:
