@@ -317,7 +317,7 @@ def verdict(
     from jobs.delivery import verdict as verdicts
 
     found = verdicts.verdict(verdicts.read(metrics), tolerance)
-    _say(str(found), as_json, **found.as_json())
+    _say(str(found), as_json, **found.model_dump(mode="json"))
     raise typer.Exit(verdicts.EXIT_CODES[found.advice])
 
 
