@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jobs.errors import JobError, NotPromoted
+from jobs.interruption import graceful
+
 if TYPE_CHECKING:
     from jobs.config import Config
     from jobs.runs import RunFolder
@@ -112,7 +115,6 @@ def run(
     if first_of_all:
         log(f"{folder.path}: loading the job")
     from jobs import distributed, parts, pipeline
-    from jobs.interruption import graceful
 
     with distributed.joined() as first, graceful():
         if part is None:
@@ -139,8 +141,6 @@ def train(
     if variant not in names:
         raise typer.BadParameter(f"the configuration has {', '.join(names)}, not {variant}")
     from jobs import distributed, pipeline
-    from jobs.errors import JobError
-    from jobs.interruption import graceful
     from jobs.results import Diverged
 
     with distributed.joined() as first, graceful():
@@ -162,7 +162,6 @@ def gather(
     """Fetch what `run --part` left in S3; exit 3, and names, if parts are missing."""
     resolved, folder = _open(config, settings, run_id, out)
     from jobs import parts
-    from jobs.interruption import graceful
 
     with graceful():
         parts.gather(resolved, folder)
@@ -198,11 +197,8 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Look for doubles, leaks and wrong labels in the data, before anything is trained on it."""
-    from jobs import config as configuration
-
-    resolved = configuration.load(config, settings or ())
+    resolved = _load(config, settings)
     from jobs import inspection
-    from jobs.interruption import graceful
 
     with graceful():
         counts = inspection.inspect(resolved, out)
@@ -246,7 +242,6 @@ def export(
     """Pack a finished run's winner as a TorchServe archive, checked against the job."""
     resolved, folder = _existing(run_folder, settings)
     from jobs.delivery import export as exporting
-    from jobs.interruption import graceful
 
     with graceful():
         print(exporting.export(folder, resolved.export))
@@ -262,7 +257,6 @@ def publish(
     resolved, folder = _existing(run_folder, settings)
     from jobs.delivery import publishing
     from jobs.delivery.storage import Storage
-    from jobs.interruption import graceful
 
     with graceful():
         sent = publishing.publish(Storage(resolved.storage), folder)
@@ -288,7 +282,6 @@ def deliver(
 ) -> None:
     """Export and promote the newest run, if it was trained with export.enabled=false: once, and
     without a GPU."""
-    from jobs.errors import NotPromoted
     from jobs.runs import DELIVERED, undelivered
     from serving.progress import log
 
@@ -299,7 +292,6 @@ def deliver(
     resolved = folder.config()
     if folder.archive(resolved.export.name) not in folder.manifest()["files"]:
         from jobs.delivery import export as exporting
-        from jobs.interruption import graceful
 
         with graceful():
             exporting.export(folder, resolved.export)
@@ -325,7 +317,7 @@ def verdict(
     from jobs.delivery import verdict as verdicts
 
     found = verdicts.verdict(verdicts.read(metrics), tolerance)
-    _say(str(found), as_json, **found.as_json())
+    _say(str(found), as_json, **found.model_dump(mode="json"))
     raise typer.Exit(verdicts.EXIT_CODES[found.advice])
 
 
@@ -338,10 +330,9 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Make production serve the previous version, or a version of your choice."""
-    from jobs import config as configuration
     from jobs.delivery import promotion
 
-    uri = promotion.rollback(configuration.load(config, settings or ()), version)
+    uri = promotion.rollback(_load(config, settings), version)
     _say(uri, as_json, uri=uri)
     _deploy(deployment, uri, "rollback")
 
@@ -351,12 +342,11 @@ def models(
     config: ConfigOption = "default", settings: SetOption = None, as_json: JsonOption = False
 ) -> None:
     """List the versions of a model in S3, and which of them serves."""
-    from jobs import config as configuration
     from jobs import table
     from jobs.delivery.registry import Registry
     from jobs.delivery.storage import Storage
 
-    resolved = configuration.load(config, settings or ())
+    resolved = _load(config, settings)
     registry = Registry(Storage(resolved.storage), resolved.export.name)
     versions, channels = registry.whole(), registry.channels()
     if as_json:
@@ -377,12 +367,10 @@ def fetch(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to put it in.")] = Path(),
 ) -> None:
     """Download a version's archive, by default the one that serves, and check its digest."""
-    from jobs import config as configuration
     from jobs.delivery import promotion
-    from jobs.interruption import graceful
 
     with graceful():
-        print(promotion.fetch(configuration.load(config, settings or ()), version, out))
+        print(promotion.fetch(_load(config, settings), version, out))
 
 
 @app.command()
@@ -401,13 +389,11 @@ def prune(
     """Delete old runs and versions from S3; never one that a channel points to or remembers."""
     if days is None and keep is None:
         raise typer.BadParameter("a rule is needed: --older-than DAYS, --keep COUNT, or both")
-    from jobs import config as configuration
     from jobs import table
     from jobs.delivery import pruning
     from jobs.delivery.storage import Storage
-    from jobs.interruption import graceful
 
-    storage = Storage(configuration.load(config, settings or ()).storage)
+    storage = Storage(_load(config, settings).storage)
     with graceful():
         gone = pruning.prune(storage, days=days, keep=keep or 0, dry_run=dry_run)
     if as_json:
@@ -431,10 +417,9 @@ def demo(
 @app.command()
 def doctor(config: ConfigOption = "default", settings: SetOption = None) -> None:
     """Check this machine, and whether it can reach what a configuration needs."""
-    from jobs import config as configuration
     from jobs import doctor as checks
 
-    checks.examine(configuration.load(config, settings or ()))
+    checks.examine(_load(config, settings))
 
 
 def _check_part(config: "Config", part: int | None, of: int | None) -> None:
@@ -491,7 +476,6 @@ def _promote(
     config: "Config", folder: "RunFolder", deployment: str | None, as_json: bool = False
 ) -> None:
     from jobs.delivery import promotion
-    from jobs.interruption import graceful
 
     with graceful():
         uri = promotion.promote(folder, config)
@@ -506,13 +490,18 @@ def _deploy(deployment: str | None, uri: str, command: str) -> None:
         patch(deployment, uri, f"{command} {uri}")
 
 
+def _load(config: str, settings: list[str] | None) -> "Config":
+    from jobs import config as configuration
+
+    return configuration.load(config, settings or ())
+
+
 def _open(
     config: str, settings: list[str] | None, run_id: str | None, out: Path
 ) -> "tuple[Config, RunFolder]":
-    from jobs import config as configuration
     from jobs.runs import RunFolder
 
-    resolved = configuration.load(config, settings or ())
+    resolved = _load(config, settings)
     if run_id is None:
         run_id = f"{Path(config).stem}-{resolved.digest}"
     if "/" in run_id or run_id.startswith("."):

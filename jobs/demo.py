@@ -8,10 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from jobs.errors import ConfigurationError, Interrupted, UnavailableError
 from jobs.runs import RunFolder
 from serving import s3
 from serving.archive import channel_key
-from serving.processes import free_ports, script
+from serving.processes import free_ports, script, spawn
 from serving.progress import log
 
 SECONDS_TO_START = 60  # for the S3 server
@@ -53,7 +52,8 @@ def run(out: Path, changes: Sequence[str] = ()) -> None:
     }
     store = ObjectStore(folder / "s3", keys, BUCKET)
     os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    with interruption.graceful(), _stopped_at_the_end(store):
+    with interruption.graceful(), ExitStack() as at_the_end:
+        at_the_end.callback(store.kill)
         log(f"1/4  an S3 server, its data in {folder / 's3'}")
         store.start()
         _use(store)
@@ -111,13 +111,7 @@ def _service(model_uri: str, log_file: Path) -> Iterator[tuple[str, subprocess.P
         "SERVING_ENDPOINT_SECONDS": "0",  # no load balancer has to learn of its end
     }
     with log_file.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serving"],
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env={**os.environ, **settings},
-        )
+        process = spawn([sys.executable, "-m", "serving"], Path.cwd(), settings, output)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_ready(url, process, log_file)
@@ -136,7 +130,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_file: Path
     deadline = time.monotonic() + SECONDS_TO_LOAD
     while True:
         interruption.check()
-        with suppress(urllib.error.URLError, OSError):
+        with suppress(OSError):
             urllib.request.urlopen(f"{url}/readyz", timeout=5).close()
             return
         if process.poll() is not None or time.monotonic() > deadline:
@@ -146,21 +140,19 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_file: Path
 
 def _pictures(settings: config.Config, run_folder: RunFolder, target: Path) -> list[Path]:
     """The first test pictures, each with its label in its name."""
-    import torch
-    from PIL import Image
-
     from jobs.data.dataset import load
+    from serving.images import to_png
 
     classes = run_folder.facts().classes
     target.mkdir(exist_ok=True)
     files = sorted(target.glob("*.png"))
     if files:
         return files
-    test = load(settings.data).test
+    dataset = load(settings.data)
     for index in range(PICTURES):
-        picture = test.raw(torch.tensor([index]))[0].permute(1, 2, 0).numpy()
-        file = target / f"{index}-{classes[int(test.labels[index])].replace(' ', '-')}.png"
-        Image.fromarray(picture).save(file)
+        label = classes[int(dataset.test.labels[index])].replace(" ", "-")
+        file = target / f"{index}-{label}.png"
+        file.write_bytes(to_png(dataset.raw(index).numpy()))
         files.append(file)
     return files
 
@@ -179,15 +171,6 @@ def _stay(process: subprocess.Popen[bytes]) -> None:
         interruption.check()
         time.sleep(0.1)
     raise UnavailableError("the service has ended by itself")
-
-
-@contextmanager
-def _stopped_at_the_end(store: "ObjectStore") -> Iterator[None]:
-    """Stops the server whatever happens in the block."""
-    try:
-        yield
-    finally:
-        store.kill()
 
 
 def _is_free(port: int) -> bool:
@@ -242,14 +225,8 @@ class ObjectStore:
             *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # else two servers fight for one port
         ]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C must not reach it; it is stopped last
-                env={**os.environ, "WEED_S3_SSE_KEY": "0" * 64},
-            )
+            # In a session of its own: Ctrl-C must not reach it; it is stopped last.
+            self.process = spawn(command, self.folder, {"WEED_S3_SSE_KEY": "0" * 64}, log)
         self._wait()
 
     def kill(self) -> None:

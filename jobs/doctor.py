@@ -36,10 +36,8 @@ def examine(config: Config) -> None:
     table = Table(box=None, show_header=False)
     for finding in findings:
         table.add_row("ok" if finding.ok else "NO", finding.subject, finding.detail)
-    console = Console(highlight=False)
-    console.print(table)
-    bad = [finding.subject for finding in findings if not finding.ok]
-    if bad:
+    Console(highlight=False).print(table)
+    if bad := [finding.subject for finding in findings if not finding.ok]:
         raise UnavailableError(f"this configuration cannot run here yet: {', '.join(bad)}")
 
 

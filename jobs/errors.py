@@ -1,8 +1,4 @@
-"""What can end a job early, and the exit code each kind has.
-
-0 done · 1 unexpected · 2 configuration or usage · 3 data, weights or storage not reachable ·
-4 not good enough to serve · 5 not settled yet · 75 interrupted, state saved, run again to resume.
-"""
+"""What can end a job early, and the exit code each kind has; jobs/cli.py lists them all."""
 
 
 class JobError(Exception):

@@ -1,6 +1,5 @@
 """Reachability of URLs."""
 
-import urllib.error
 import urllib.request
 
 TIMEOUT = 10  # seconds for each host
@@ -12,5 +11,5 @@ def reachable(url: str) -> tuple[bool, str]:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT):
             return True, f"{url} answers"
-    except (urllib.error.URLError, OSError) as error:
+    except OSError as error:
         return False, f"{url} does not answer: {error}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import Inception3
 
 from jobs import devices, distributed, environment, errors, table, watching
@@ -125,15 +125,14 @@ def _publish(config: Config, folder: RunFolder) -> None:
             log(f"not published: {error}; `publish {folder.path}` sends it later")
 
 
-def report_again(folder: RunFolder) -> Comparison:
+def report_again(folder: RunFolder) -> None:
     """Draws the report of a run whose variants have results, and lists it in the manifest."""
     config = folder.config()
     with folder.open(config):
-        result = comparison.compare(folder, config)
+        comparison.compare(folder, config)
         page.write_report(folder)
         if folder.finished:
             folder.write_manifest()
-        return result
 
 
 def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]:
@@ -346,8 +345,9 @@ class Job:
 
         whole.load_state_dict(_best(folder))  # and so the head, which is a part of it
         if "validation" in scored:
-            self._predict(trainer, network, "validation", scored["validation"], folder)
+            self._predict(trainer, "validation", scored["validation"], folder)
         test = scored.get("test") or self._examples(variant, whole, dataset.test)
+        logits = self._predict(trainer, "test", test, folder)
         after = models.first_kernels(whole)
         distributed.once(_write_kernels, folder, before, after)
         return Done(
@@ -361,7 +361,7 @@ class Job:
             selection_accuracy=trainer.best_accuracy,
             seconds=trainer.seconds,
             images_per_second=variant.optim.epochs * len(train) / trainer.seconds,
-            test=self._test(trainer, network, whole, test, folder),
+            test=distributed.once(self._record, trainer, whole, logits, folder),
             peak_memory_bytes=self.device.peak_memory(),
         )
 
@@ -421,49 +421,24 @@ class Job:
         evaluation, every = self.config.evaluation, self.config.runtime.checkpoint_every
         fit(trainer, train, scored, evaluation, folder, every)
 
-    def _test(
-        self,
-        trainer: Trainer,
-        network: nn.Module,
-        whole: Inception3,
-        test: Examples,
-        folder: VariantFolder,
-    ) -> Scores:
-        """Scores the weights that were kept on the test set.
-
-        Args:
-            network: what takes `test`'s inputs: `whole`, or its head.
-        """
-        logits = self._predict(trainer, network, "test", test, folder)
-        labels = test.labels.cpu()
-        return distributed.once(self._record, trainer, whole, logits, labels, folder)
-
     def _predict(
-        self,
-        trainer: Trainer,
-        network: nn.Module,
-        split: str,
-        examples: Examples,
-        folder: VariantFolder,
+        self, trainer: Trainer, split: str, examples: Examples, folder: VariantFolder
     ) -> Tensor:
         """Logits of a split by the weights that were kept, which are stored, too."""
         with task(f"{trainer.variant.name}, {split}", len(examples)) as advance:
             batch_size = self.device.scored_at_once(self.config.evaluation)
-            logits = predict(network, examples, batch_size, self.device.autocast, advance)
+            autocast = self.device.autocast
+            logits = predict(trainer.network, examples, batch_size, autocast, advance)
         arrays = {"logits": logits.numpy(), "labels": examples.labels.cpu().numpy()}
         file = folder.path / f"{split}_predictions.npz"
         distributed.once(write_arrays, file, arrays)
         return logits
 
     def _record(
-        self,
-        trainer: Trainer,
-        whole: Inception3,
-        logits: Tensor,
-        labels: Tensor,
-        folder: VariantFolder,
+        self, trainer: Trainer, whole: Inception3, logits: Tensor, folder: VariantFolder
     ) -> Scores:
-        name = trainer.variant.name
+        """Scores the weights that were kept on the test set, whose logits they gave."""
+        name, labels = trainer.variant.name, self.dataset.test.labels.cpu()
         wrong, right = surest(logits, labels)
         answers = (self.dataset.test, logits, labels)
         write_arrays(folder.path / "mistakes.npz", examples(*answers, wrong[:MISTAKES]))

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist, fmean, stdev
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from jobs.results import Difference
 from serving.archive import Interval
@@ -57,13 +58,13 @@ def sign_test(a: int, b: int) -> float:
     return min(1.0, p_value)
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
+def wilson(right: ArrayLike, total: ArrayLike) -> tuple[Any, Any]:
+    """The 95 % interval of a share (Wilson 1927), float64; of arrays, that of each."""
     z = NormalDist().inv_cdf(0.975)
-    share, spread = right / total, z**2 / total
-    reach = math.sqrt(share * (1 - share) * spread + spread**2 / 4)
+    share, spread = np.divide(right, total), np.divide(z**2, total)
+    reach = np.sqrt(share * (1 - share) * spread + spread**2 / 4)
     low, high = ((share + spread / 2 + sign * reach) / (1 + spread) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
+    return np.maximum(0.0, low), np.minimum(1.0, high)
 
 
 def share_at_any_time(count: int, total: int) -> tuple[float, float]:
@@ -156,14 +157,8 @@ def best_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> 
     """
     if len(labels) < MIN_FOR_TEMPERATURE:
         return 1.0
-    low, high = math.exp(-3), math.exp(3)
-    for _ in range(40):  # bisection: the loss is convex in 1/temperature
-        middle = math.sqrt(low * high)
-        if _is_too_hot(middle, logits, labels):
-            high = middle
-        else:
-            low = middle
-    best = math.sqrt(low * high)
+    # The loss is convex in 1/temperature.
+    best = math.exp(_last(lambda x: not _is_too_hot(math.exp(x), logits, labels), -3, 3))
     gain = mean_loss(logits, labels) - mean_loss(logits / best, labels)
     return best if 2 * len(labels) * gain >= SIGNIFICANT else 1.0
 

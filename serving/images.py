@@ -35,7 +35,7 @@ class ImageError(ValueError):
     """The bytes are not a picture that this service or job reads; the message says why."""
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(data: bytes) -> Image.Image:
     """Decodes JPEG, PNG or WebP to an upright 8-bit RGB picture.
 
     EXIF rotation is applied, transparency laid over white, an animation gives its first frame,
@@ -43,11 +43,11 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     profile that the file has, which :func:`in_srgb` converts.
 
     Raises:
-        ImageError: empty, not a picture, another format, damaged, or more than `max_pixels`.
+        ImageError: empty, not a picture, another format, damaged, or more than `MAX_PIXELS`.
     """
     if not data:
         raise ImageError("empty")
-    with opened(io.BytesIO(data), max_pixels) as picture:
+    with opened(io.BytesIO(data)) as picture:
         picture.load()
         upright = _to_rgb(_upright(picture))
         upright.info = {"icc_profile": picture.info.get("icc_profile")}
@@ -55,7 +55,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 @contextmanager
-def opened(file: BinaryIO | str, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def opened(file: BinaryIO | str) -> Iterator[Image.Image]:
     """A picture of which the header is read; the block may read the rest.
 
     Raises:
@@ -63,13 +63,13 @@ def opened(file: BinaryIO | str, max_pixels: int = MAX_PIXELS) -> Iterator[Image
     """
     try:
         with Image.open(file, formats=FORMATS) as picture:
-            if picture.width * picture.height > max_pixels:
-                raise ImageError(f"{picture.width}×{picture.height} is over {max_pixels:,} pixels")
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ImageError(f"{picture.width}×{picture.height} is over {MAX_PIXELS:,} pixels")
             yield picture
     except UnidentifiedImageError:
         raise ImageError(f"not a picture in one of {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"over {max_pixels:,} pixels") from None
+        raise ImageError(f"over {MAX_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, ImageError):
             raise

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 INTERACTIVE = False if os.environ.get("CI") else None  # None: as it looks
 console = Console(stderr=True, highlight=False, force_interactive=INTERACTIVE)
 above: list[RenderableType] = []  # what is drawn over the bar
+Advance = Callable[[float], None]  # called with what is done since the last call
 SECONDS_BETWEEN_LINES = 8
 SHARE_THAT_TELLS = 0.05  # of a task; before it is done, the rate may be that of a slow start
 _last_line = [0.0]  # when one was printed
@@ -41,19 +42,13 @@ def note(message: Callable[[], str]) -> None:
         log(message())
 
 
-@contextmanager
-def task(label: str, total: float, unit: str = "images") -> Iterator[Callable[[float], None]]:
+def task(label: str, total: float, unit: str = "images") -> AbstractContextManager[Advance]:
     """Shows the progress towards `total`; the block calls the yielded function with increments."""
-    if console.is_interactive:
-        with _bar(label, total, unit) as advance:
-            yield advance
-    else:
-        with _lines(label, total, unit) as advance:
-            yield advance
+    return (_bar if console.is_interactive else _lines)(label, total, unit)
 
 
 @contextmanager
-def _bar(label: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
+def _bar(label: str, total: float, unit: str) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -80,7 +75,7 @@ class _Progress(Progress):
 
 
 @contextmanager
-def _lines(label: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
+def _lines(label: str, total: float, unit: str) -> Iterator[Advance]:
     """A line every few seconds, whether there is progress or not: silence looks like a hang."""
     start = time.perf_counter()
     done = 0.0

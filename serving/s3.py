@@ -4,11 +4,12 @@ Credentials come from boto3's default chain, and so do endpoint and region that 
 boto3 is imported on first use, as that takes half a second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+Answer = TypeVar("Answer")
 CONNECTIONS = 32  # of one client that are kept; more threads would open others again and again
 DENIED = "access denied; check the credentials and what they may do in this bucket"
 REGION = "the bucket is in another region; set its `region`"
@@ -102,6 +103,18 @@ def explained(uri: str, kind: type[Exception]) -> Iterator[None]:
         raise kind(f"{uri}: {ADVICE.get(code(error), str(error))}") from None
     except (BotoCoreError, Boto3Error, OSError) as error:
         raise kind(f"{uri}: {' '.join(str(error).split())}") from None
+
+
+def found(ask: Callable[[], Answer]) -> Answer | None:
+    """What a client answers when it is asked for an object; None where there is none."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return ask()
+    except ClientError as error:
+        if status(error) == 404 and code(error) != "NoSuchBucket":
+            return None
+        raise
 
 
 def code(error: Any) -> str:

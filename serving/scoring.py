@@ -14,9 +14,9 @@ import json
 import os
 import tarfile
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from serving import s3
+from serving.ahead import mapped
 from serving.files import replacing, write
 from serving.images import SUFFIXES, ImageError, decode, to_pixels
 from serving.messages import Request
@@ -175,11 +176,11 @@ def _get(address: str) -> bytes:
     """
     bucket, _, key = address.removeprefix(S3).partition("/")
     with s3.explained(address, SourceError):
-        try:
-            content: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
-        except _client().exceptions.NoSuchKey:
-            raise FileNotFoundError("vanished") from None
-        return content
+        answer = s3.found(lambda: _client().get_object(Bucket=bucket, Key=key))
+        if answer is not None:
+            content: bytes = answer["Body"].read()
+            return content
+    raise FileNotFoundError("vanished")
 
 
 @cache
@@ -246,17 +247,10 @@ def collect(
 
 def in_order(items: Iterable[Item], predictor: Predictor, threads: int) -> Iterator[list[Row]]:
     """Rows of all items, a batch at a time; no more are read than the threads soon take."""
-    items, waiting = iter(items), deque[Future[list[Row]]]()
+    items = iter(items)
+    batches = iter(lambda: list(islice(items, BATCH)), [])
     with ThreadPoolExecutor(threads) as pool:
-        try:
-            while batch := list(islice(items, BATCH)):
-                waiting.append(pool.submit(answers, predictor, batch))
-                if len(waiting) > AHEAD * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from mapped(pool, partial(answers, predictor), batches, AHEAD * threads + 1)
 
 
 def answers(predictor: Predictor, items: Sequence[Item]) -> list[Row]:

@@ -44,14 +44,9 @@ class Sent(NamedTuple):
 
 
 class Mirror:
-    """Sends answered requests to a shadow, and counts."""
+    """Sends a share of the answered requests to a shadow, and counts."""
 
     def __init__(self, shadow: Shadow, share: float, registry: CollectorRegistry) -> None:
-        """
-        Args:
-            share: of the requests, which the shadow gets.
-            registry: where the counts go.
-        """
         self.port, self.share = shadow.port, share
         self.random = random.Random()
         self.queue: queue.Queue[Sent] = queue.Queue(WAITING)

@@ -24,6 +24,7 @@ from jobs.data import index
 from jobs.data.images import Images
 from jobs.data.listing import SPLITS, Picture
 from jobs.errors import UnavailableError
+from serving import ahead
 from serving.images import ImageError, decode, opened, to_pixels
 from serving.progress import task
 
@@ -234,7 +235,7 @@ def _decode(db: sqlite3.Connection, pool: ThreadPoolExecutor, path: Path, shape:
             notes.clear()
 
         for name, (digest, result) in _watched(
-            index.mapped(pool, read, entries, DECODING_AHEAD), total
+            ahead.mapped(pool, read, entries, DECODING_AHEAD), total
         ):
             if isinstance(result, ImageError):
                 notes.append((None, digest, str(result), name))

@@ -4,7 +4,6 @@ Images keep their stored size until a batch of them is on the device; there it i
 mirrored, scaled and normalised.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,10 +19,11 @@ from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from jobs import config
 from jobs.data.index import Held
 from jobs.seeds import generator
+from serving.ahead import mapped
 
 RESIDENT_SHARE = 0.4  # of the free device memory that pixels may take
 MOVED = 1000  # images at once, on their way to where they stay
-AHEAD = 2  # batches of other pixels that are on their way to the device
+AHEAD = 2  # batches of other pixels that are on their way to the device while one is used
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,6 @@ class Images:
         found = b"".join(sha256(image.tobytes()).digest() for part in parts for image in part)
         return np.frombuffer(found, np.uint8).reshape(-1, 32)
 
-    @property
-    def resident(self) -> bool:
-        """Whether the pixels are where the labels are."""
-        return self.pixels.device == self.labels.device
-
     def raw(self, batch: Tensor) -> Tensor:
         """uint8 [B, 3, H, W], as stored, on the device of the labels."""
         rows = self.rows[batch.to(self.rows.device)]
@@ -132,7 +127,7 @@ class Images:
         self, parts: Sequence[Tensor], draws: Draws | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs float32 [B, 3, S, S] and labels int64 [B], one part at a time."""
-        if self.resident:
+        if self.pixels.device == self.labels.device:
             pictures: Iterable[Tensor] = map(self.raw, parts)
         else:
             rows = [self.rows[part.cpu()] for part in parts]
@@ -183,11 +178,7 @@ def prefetched(pixels: Tensor, batches: Sequence[Tensor], device: torch.device) 
             return pictures, copying.record_event()
 
     with ThreadPoolExecutor(1) as thread:
-        loading = deque(thread.submit(load, rows) for rows in batches[:AHEAD])
-        for following in [*batches[AHEAD:], *[None] * len(loading)]:
-            pictures, copied = loading.popleft().result()
-            if following is not None:
-                loading.append(thread.submit(load, following))
+        for pictures, copied in mapped(thread, load, batches, AHEAD + 1):
             if copied is not None:
                 computing = torch.cuda.current_stream(device)
                 computing.wait_event(copied)

@@ -3,21 +3,15 @@
 import fcntl
 import os
 import sqlite3
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jobs import locks
 from jobs.errors import UnavailableError
 
 PAGE = 1000  # entries between two commits, and in memory at once
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 @contextmanager
@@ -78,26 +72,3 @@ def pages(db: sqlite3.Connection, query: str) -> Iterator[list[tuple[Any, ...]]]
     while rows := db.execute(f"{query} ORDER BY 1 LIMIT {PAGE}", (last,)).fetchall():
         yield rows
         last = rows[-1][0]
-
-
-def in_pages(items: Iterable[A]) -> Iterator[list[A]]:
-    items = iter(items)
-    while page := list(islice(items, PAGE)):
-        yield page
-
-
-def mapped(
-    pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], ahead: int
-) -> Iterator[B]:
-    """As `pool.map`, which would go through all items whether or not the results are taken."""
-    items, waiting = iter(items), deque[Future[B]]()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()

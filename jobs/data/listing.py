@@ -23,14 +23,6 @@ class Picture(NamedTuple):
     label: str
 
 
-class Listed(NamedTuple):
-    """A row of a manifest."""
-
-    path: str
-    split: str
-    label: str
-
-
 def in_folders(root: Path) -> Iterator[Picture]:
     """The files of `train/<class>/` and, if it is there, `test/<class>/`.
 
@@ -82,9 +74,9 @@ def version(stat: os.stat_result) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def rows(file: Path) -> Iterator[Listed]:
-    """The rows of a manifest: `path` or `url`, `label` and, if there is one, `split`, which is
-    `train` where it is empty.
+def rows(file: Path) -> Iterator[tuple[str, str, str]]:
+    """Path, split and label of a manifest's rows: `path` or `url`, `label` and, if there is one,
+    `split`, which is `train` where it is empty.
 
     Raises:
         UnavailableError: it cannot be read, or lacks a column or a value.
@@ -97,7 +89,7 @@ def rows(file: Path) -> Iterator[Listed]:
             raise UnavailableError(f"{file}: row {number} lacks path (or url) or label")
         if split not in SPLITS:
             raise UnavailableError(f"{file}: row {number}: the split {split} is not train or test")
-        yield Listed(str(path), str(split), str(label))
+        yield str(path), str(split), str(label)
 
 
 def _csv(file: Path) -> Iterator[dict[str, Any]]:

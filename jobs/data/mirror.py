@@ -19,6 +19,7 @@ from jobs.data import index, listing, shards
 from jobs.data.listing import SPLITS, Picture
 from jobs.data.origins import THREADS, Bucket, Entry, Folder
 from jobs.errors import JobError, UnavailableError
+from serving import ahead
 from serving.files import write
 from serving.progress import log, task
 
@@ -178,7 +179,7 @@ def _fetch(db: sqlite3.Connection, folder: Path, origin: Origin) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool, task("fetching", total, "files") as advance:
         try:
-            for entry in index.mapped(pool, fetch, entries, 2 * THREADS):
+            for entry in ahead.mapped(pool, fetch, entries, 2 * THREADS):
                 interruption.check()
                 advance(1)
                 if entry is not None:

@@ -82,20 +82,16 @@ class Bucket:
 
     def fetch(self, entry: Entry, target: Path) -> bool:
         """Writes an object to a file, whole or not at all; false if it has vanished."""
-        from botocore.exceptions import ClientError
-
         with s3.explained(self.name(entry.key), UnavailableError):
-            try:
-                if entry.size <= LARGE:
-                    write(target, self._read(entry.key))
-                else:
-                    with replacing(target) as part:
-                        self.client.download_file(self.bucket, entry.key, str(part))
-            except ClientError as error:
-                if s3.status(error) == 404 and s3.code(error) != "NoSuchBucket":
-                    return False
-                raise
-            return True
+            return s3.found(lambda: self._write(entry, target)) is not None
+
+    def _write(self, entry: Entry, target: Path) -> Path:
+        if entry.size <= LARGE:
+            write(target, self._read(entry.key))
+        else:
+            with replacing(target) as part:
+                self.client.download_file(self.bucket, entry.key, str(part))
+        return target
 
     def _read(self, key: str) -> bytes:
         """By a signed address, as boto3's own way takes twice the time. Once that has failed, be it

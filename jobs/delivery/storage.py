@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,13 +20,11 @@ from urllib.parse import urlsplit
 from jobs import config, interruption
 from jobs.errors import ConfigurationError, UnavailableError
 from serving import s3
+from serving.progress import Advance
 
 PART = 16 * 2**20  # bytes of a file that is sent in parts; S3 takes 10,000 of them
 THREADS = 4  # of one client, each with a part or an object
 CONFLICT_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds; 409 means that two wrote at the same moment
-
-Advance = Callable[[float], None]
-"""Called with the number of MiB transferred since the last call."""
 
 
 class Conflict(Exception):  # noqa: N818 - an outcome that every caller has an answer to
@@ -49,7 +47,7 @@ class Entry:
 
 
 class Storage:
-    """A bucket and a prefix in it; keys are relative to the prefix.
+    """A bucket and a prefix in it; keys are relative to the prefix. Progress is in MiB.
 
     Every method raises :class:`UnavailableError` when storage cannot be reached, or not with
     these credentials; the message says what to do.
@@ -79,28 +77,13 @@ class Storage:
 
     def get(self, key: str) -> Object | None:
         """A small object, None where there is none."""
-        from botocore.exceptions import ClientError
-
         with self._explained():
-            try:
-                answer = self.client.get_object(**self._where(key))
-            except ClientError as error:
-                if s3.status(error) == 404 and s3.code(error) != "NoSuchBucket":
-                    return None
-                raise
-            return Object(answer["Body"].read(), answer["ETag"])
+            answer = s3.found(lambda: self.client.get_object(**self._where(key)))
+            return Object(answer["Body"].read(), answer["ETag"]) if answer else None
 
     def head(self, key: str) -> Mapping[str, Any] | None:
-        from botocore.exceptions import ClientError
-
         with self._explained():
-            try:
-                answer: Mapping[str, Any] = self.client.head_object(**self._where(key))
-            except ClientError as error:
-                if s3.status(error) == 404:
-                    return None
-                raise
-            return answer
+            return s3.found(lambda: self.client.head_object(**self._where(key)))
 
     def digest(self, key: str) -> str | None:
         """The SHA-256 that an object was uploaded with; None where there is none."""
@@ -177,12 +160,8 @@ class Storage:
         with self._explained(), ThreadPoolExecutor(THREADS) as threads:
             list(threads.map(delete, keys))
 
-    def abort_uploads(self, prefix: str, before: datetime | None = None) -> int:
-        """Removes the parts that a killed publisher left behind, or only those begun before.
-
-        Returns:
-            How many uploads were aborted.
-        """
+    def abort_uploads(self, prefix: str, before: datetime | None = None) -> None:
+        """Removes the parts that a killed publisher left behind, or only those begun before."""
         with self._explained():
             left = [
                 upload
@@ -193,7 +172,6 @@ class Storage:
             for upload in left:
                 where = {"Bucket": self.bucket, "Key": upload["Key"]}
                 self.client.abort_multipart_upload(**where, UploadId=upload["UploadId"])
-            return len(left)
 
     def _put(self, key: str, body: bytes, digest: str, condition: Mapping[str, str]) -> str:
         options = {"Metadata": {"sha256": digest}, **self._encryption(), **condition}
@@ -246,10 +224,8 @@ class Storage:
         """Takes parts back if storage can be reached; the next publish does it otherwise."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        try:
+        with suppress(BotoCoreError, ClientError):
             self.client.abort_multipart_upload(**where)
-        except (BotoCoreError, ClientError):
-            return
 
     def _checksum(self, body: bytes) -> dict[str, str]:
         """What the server compares the body with."""
@@ -276,10 +252,8 @@ class Storage:
     def _relative(self, key: str) -> str:
         return key.removeprefix(f"{self.prefix}/") if self.prefix else key
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        with s3.explained(self.uri, UnavailableError):
-            yield
+    def _explained(self) -> AbstractContextManager[None]:
+        return s3.explained(self.uri, UnavailableError)
 
 
 def _client(settings: config.Storage) -> Any:

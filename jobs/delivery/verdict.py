@@ -10,14 +10,13 @@ import re
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from http.client import HTTPException
-from typing import Any
 
 from jobs.errors import UnavailableError
 from jobs.statistics import share_at_any_time
-from serving.archive import Interval
+from serving.archive import Interval, Record
 
 SECONDS = 10.0
 FAILURES = 0.01  # of the requests; more is no service
@@ -65,8 +64,9 @@ class Seen:
         return self.live_surer + self.shadow_surer
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Record):
+    """What `python -m jobs verdict --json` prints."""
+
     advice: Advice
     reason: str
     seen: Seen
@@ -76,15 +76,6 @@ class Verdict:
     """Share of those on which the shadow is surer."""
     failures: Interval
     """Share of the requests that the shadow did not answer."""
-
-    def as_json(self) -> dict[str, Any]:
-        intervals = {name: getattr(self, name) for name in ("differ", "surer", "failures")}
-        return {
-            "advice": self.advice.value,
-            "reason": self.reason,
-            "seen": asdict(self.seen),
-            **{name: one.model_dump() for name, one in intervals.items()},
-        }
 
     def __str__(self) -> str:
         seen = self.seen
@@ -132,7 +123,8 @@ def verdict(seen: Seen, tolerance: float) -> Verdict:
         advice, reason = Advice.PROMOTE, "the shadow is surer where they differ"
     else:
         advice, reason = Advice.KEEP_LOOKING, "which one is surer where they differ is not settled"
-    return Verdict(advice, reason, seen, differ, surer, failures)
+    intervals = {"differ": differ, "surer": surer, "failures": failures}
+    return Verdict(advice=advice, reason=reason, seen=seen, **intervals)
 
 
 def read(addresses: Iterable[str]) -> Seen:

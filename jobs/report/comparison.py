@@ -74,12 +74,7 @@ def _summary(folder: RunFolder, config: Config, variant: Variant) -> Summary | D
         return diverged[0]
     done = [r for r in finished if isinstance(r, Done)]
     accuracies = [r.test.accuracy for r in done]
-    several = len(accuracies) > 1
-    first = done[0].test
-    low, high = first.accuracy_low, first.accuracy_high
-    if several:
-        over_seeds = mean_over_seeds(accuracies, first.images)
-        low, high = max(0.0, over_seeds.low), min(1.0, over_seeds.high)
+    low, high = _interval(accuracies, done[0].test.images)
     selection = [r.selection_accuracy for r in done]
     of_first = {name: getattr(done[0], name) for name in Done.model_fields}
     return Summary(
@@ -89,9 +84,17 @@ def _summary(folder: RunFolder, config: Config, variant: Variant) -> Summary | D
         accuracy_mean=fmean(accuracies),
         accuracy_low=low,
         accuracy_high=high,
-        accuracy_spread=stdev(accuracies) if several else None,
+        accuracy_spread=stdev(accuracies) if len(accuracies) > 1 else None,
         seconds_to_accuracy=_seconds_to_accuracy(folder, config, variant),
     )
+
+
+def _interval(accuracies: Sequence[float], images: int) -> tuple[float, float]:
+    """Of the mean over seeds, each on so many images; of a single one, over these."""
+    if len(accuracies) == 1:
+        return wilson(round(accuracies[0] * images), images)
+    over_seeds = mean_over_seeds(accuracies, images)
+    return max(0.0, over_seeds.low), min(1.0, over_seeds.high)
 
 
 def _seconds_to_accuracy(folder: RunFolder, config: Config, variant: Variant) -> dict[str, float]:
@@ -171,15 +174,12 @@ def _without_leaks(folder: RunFolder, config: Config, facts: Facts, of: Summary)
     images = len(clean[0])
     if not images:
         return f"{of.variant}: every test image is trained on or chosen by as well"
-    mean = fmean(float(one.mean()) for one in clean)
-    if len(clean) > 1:
-        over_seeds = mean_over_seeds([float(one.mean()) for one in clean], images)
-        low, high = max(0.0, over_seeds.low), min(1.0, over_seeds.high)
-    else:
-        low, high = wilson(int(clean[0].sum()), images)
+    accuracies = [float(one.mean()) for one in clean]
+    low, high = _interval(accuracies, images)
     return (
-        f"{of.variant}: {mean:.2%} ({low:.1%} to {high:.1%}) without the {len(facts.leaked):,} "
-        f"test images that are also in training, {of.accuracy_mean:.2%} with them"
+        f"{of.variant}: {fmean(accuracies):.2%} ({low:.1%} to {high:.1%}) without the "
+        f"{len(facts.leaked):,} test images that are also in training, {of.accuracy_mean:.2%} with "
+        "them"
     )
 
 

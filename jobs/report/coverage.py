@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.runs import read_arrays
-from jobs.statistics import best_temperature
+from jobs.statistics import best_temperature, wilson
 from serving.messages import softmax
 
 TARGETS = (0.9, 0.95, 0.99)
 FEWEST = 20  # answers that an accuracy is drawn for
-Z = 1.96  # of 95 % intervals
 
 Floats = NDArray[np.float64]
 
@@ -55,16 +54,9 @@ class Answers:
         """The smallest probability from which on so large a share of the answers is right, or more,
         as far as so many tell."""
         counts, accuracy = self.curve()
-        enough = counts[lower_end(accuracy, counts) >= target]
+        low, _ = wilson(accuracy * counts, counts)
+        enough = counts[low >= target]
         return float(self.confidence[enough[-1] - 1]) if len(enough) else None
-
-
-def lower_end(shares: Floats, counts: NDArray[np.int64]) -> Floats:
-    """Of the 95 % intervals (Wilson 1927) of shares [M], each of so many, [M]."""
-    centre = shares + Z**2 / (2 * counts)
-    reach = Z * np.sqrt(shares * (1 - shares) / counts + (Z / (2 * counts)) ** 2)
-    low: Floats = (centre - reach) / (1 + Z**2 / counts)
-    return low
 
 
 @dataclass(frozen=True)
@@ -124,18 +116,16 @@ def cover(validation: Answers | None, test: Answers) -> Coverage:
 
 def _point(validation: Answers, test: Answers, target: float) -> Point | None:
     """None if no threshold is enough, or no test picture is that sure."""
-    from scipy.stats import binomtest
-
     threshold = validation.threshold(target)
     if threshold is None or not (answered := int((test.confidence >= threshold).sum())):
         return None
     right = int(test.right[:answered].sum())
-    interval = binomtest(right, answered).proportion_ci(0.95, method="wilson")
+    low, high = wilson(right, answered)
     return Point(
         target=target,
         threshold=threshold,
         answered=answered / len(test.right),
         right=right / answered,
-        low=float(interval.low),
-        high=float(interval.high),
+        low=low,
+        high=high,
     )

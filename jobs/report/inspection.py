@@ -4,7 +4,6 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -21,19 +20,6 @@ from jobs.report import html
 SHOWN = 60  # findings of a kind; findings.csv has the others
 SIDE = 96  # pixels of a picture on the page, at most
 SIZES = 8  # most frequent ones that are listed
-
-
-@dataclass(frozen=True)
-class Picture:
-    uri: str
-    path: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Card:
-    finding: Finding
-    pictures: list[Picture]
 
 
 def render(
@@ -77,18 +63,19 @@ def _classes(dataset: Dataset, small: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _cards(dataset: Dataset, findings: Iterable[Finding]) -> list[Card]:
+def _cards(dataset: Dataset, findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Each finding with the pictures that it is about."""
     places = {path: place for place, path in enumerate(dataset.paths)}
     labels = dataset.labels
 
-    def picture(path: str) -> Picture:
+    def picture(path: str) -> dict[str, str]:
         place = places[path]
         label = dataset.classes[int(labels[place])]
-        return Picture(_uri(dataset.raw(place).numpy()), path, label)
+        return {"uri": _uri(dataset.raw(place).numpy()), "path": path, "label": label}
 
     return [
-        Card(finding, [picture(p) for p in (finding.path, finding.other) if p in places])
-        for finding in findings
+        {"finding": f, "pictures": [picture(p) for p in (f.path, f.other) if p in places]}
+        for f in findings
     ]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from matplotlib.figure import Figure
 
-from jobs.config import Config
 from jobs.report import coverage, html, plots
 from jobs.report.coverage import Coverage
 from jobs.results import Comparison
@@ -82,10 +81,6 @@ def _money(seconds: float, price_per_hour: float) -> str:
     return f"{money:,.2f}" if money >= 1 else f"{money:.2g}"
 
 
-def _augmentations(config: Config) -> list[str]:
-    return [f"{variant.name}: {config.augmentation(variant)}" for variant in config.variants]
-
-
 def _page(
     folder: RunFolder,
     comparison: Comparison,
@@ -112,7 +107,7 @@ def _page(
         lecture_minutes=round(LECTURE_SECONDS / 60),
         architecture=read_json(folder.path / "architecture.json"),
         environments=read_json(folder.path / "environment.json"),
-        augmentations=_augmentations(config),
+        augmentations=[f"{v.name}: {config.augmentation(v)}" for v in config.variants],
         price=config.runtime.price_per_hour,
         duration=duration,
         money=_money,

@@ -250,9 +250,7 @@ def losses(
         return F.cross_entropy(adjusted, labels, label_smoothing=label_smoothing)
 
     loss = cross_entropy(logits)
-    aux_loss = torch.zeros_like(loss)
-    if aux_logits is not None:
-        aux_loss = cross_entropy(aux_logits)
+    aux_loss = torch.zeros_like(loss) if aux_logits is None else cross_entropy(aux_logits)
     return loss, aux_loss, (logits.argmax(1) == labels).sum().float()
 
 

@@ -107,6 +107,9 @@ def test_a_list_a_tar_file_and_s3_are_answered_as_a_folder_is(
     ]
     assert labels(str(tmp_path / "photos.tar"), "tar") == expected
     assert labels(f"s3://{BUCKET}/{prefix}/", "s3") == expected
+    gone = scoring.Item("gone.png", f"s3://{BUCKET}/{prefix}/gone.png")
+    [row] = scoring.answers(predictor, [gone])
+    assert row["error"] == "not readable: vanished"
     with pytest.raises(scoring.SourceError, match="there is no such bucket"):
         score(predictor, "s3://no-such-bucket/x", tmp_path / "none", threads=2)
 

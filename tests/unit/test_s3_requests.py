@@ -116,6 +116,7 @@ def test_what_is_not_there_is_none_and_another_error_is_told(
     refuse(refused(404, "NoSuchBucket"))
     with pytest.raises(UnavailableError, match="there is no such bucket"):
         storage.get("a/key")
+    refuse(refused(404, "404"))  # the answer to HEAD has no body that could say more
     assert storage.head("a/key") is None
 
 
@@ -284,9 +285,9 @@ def test_uploads_that_were_left_are_aborted_if_they_are_old_enough(
     for days, name in enumerate(("m/a", "m/b", "m/c", "n/d")):
         memory.create_multipart_upload(Bucket=BUCKET, Key=f"some/prefix/{name}")
         memory.uploads[f"upload {days + 1}"]["Initiated"] = now - timedelta(days=days)
-    assert storage.abort_uploads("m/", before=now - timedelta(days=1)) == 1
+    storage.abort_uploads("m/", before=now - timedelta(days=1))
     assert set(memory.uploads) == {"upload 1", "upload 2", "upload 4"}
-    assert storage.abort_uploads("m/") == 2
+    storage.abort_uploads("m/")
     assert set(memory.uploads) == {"upload 4"}
 
 

@@ -117,13 +117,13 @@ def test_a_verdict_is_told_in_words_and_as_json() -> None:
         "it was busy",
         "0.050 s an answer, the shadow 0.060 s",
     ]
-    given = found.as_json()
+    given = found.model_dump(mode="json")
     assert (given["advice"], given["reason"]) == ("stop", found.reason)
-    assert given["seen"]["agree"] == 4000 and given["seen"]["versions"] == ("one", "two")
+    assert given["seen"]["agree"] == 4000 and given["seen"]["versions"] == ["one", "two"]
     for name, count, total in (("differ", 200, 4200), ("surer", 40, 200), ("failures", 3, 4002)):
         low, high = share_at_any_time(count, total)
         assert given[name] == {"value": count / total, "low": low, "high": high}
-    nothing = verdict.verdict(replace(SEEN, agree=0, answered=0), 0.5).as_json()
+    nothing = verdict.verdict(replace(SEEN, agree=0, answered=0), 0.5).model_dump(mode="json")
     assert nothing["differ"] == {"value": 0.0, "low": 0.0, "high": 1.0}
 
 

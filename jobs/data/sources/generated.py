@@ -38,7 +38,6 @@ PATTERNS: dict[str, Callable[[Grid, Grid], Grid]] = {"stripes": _stripes, "dots"
 class Task:
     """Ten classes: each of five hues, turned by `hue_offset` of a circle, in each pattern."""
 
-    name: str
     hue_offset: float
 
     @property
@@ -75,8 +74,8 @@ def _rgb(hue: float, saturation: float, value: float) -> NDArray[np.float32]:
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), dtype=np.float32)
 
 
-SOURCE = Task("stripes and dots in the hues between", 0.1)
-TARGET = Task("stripes and dots in five hues", 0.0)
+SOURCE = Task(0.1)  # the hues between those of the target task
+TARGET = Task(0.0)
 
 
 def load(settings: config.Data) -> Source:
@@ -85,7 +84,7 @@ def load(settings: config.Data) -> Source:
     size, seed = settings.input_size, settings.seed
     train = Images.all(*TARGET.draw(train_count, size, seed=seed), settings)
     test = Images.all(*TARGET.draw(test_count, size, seed=seed + 1), settings)
-    return Source(train, test, TARGET.classes, f"generated ({TARGET.name})")
+    return Source(train, test, TARGET.classes, "generated (stripes and dots in five hues)")
 
 
 def check(settings: config.Data) -> tuple[bool, str]:
