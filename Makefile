@@ -43,7 +43,7 @@ test-cluster: $(VENV)/.test ## the manifests in a real Kubernetes (as test-image
 	tests/cluster/build.sh $(CLUSTER_DIR)
 	PYTHONPATH=tests/containers $(BIN)/python -m pytest -p no:randomly -m cluster tests/cluster $(ARGS)
 
-chaos: $(VENV)/.test ## kill a job at 50 random moments, fill its disk 12 times (root): is anything lost?
+chaos: $(VENV)/.test ## kill a job at 50 random moments, let its disk be full 12 times (root): is anything lost?
 	$(BIN)/python -m benchmarks.chaos --disks $(if $(filter 0,$(shell id -u)),12,0) $(ARGS)
 
 soak: $(VENV)/.test ## half an hour of good, bad and slow clients: does the service's memory grow?

@@ -7,8 +7,8 @@ A small job (two variants at 75 px, archive, S3, promotion) runs once in peace. 
 started, killed with SIGKILL after a random time, and started again, until it ends and another one
 begins. After every kill each file that has its final name is read. At every end the weights, the
 predictions, the metrics and the archive's answers are compared with the first run's, bit by bit,
-and S3 with the run folder. With `--disks`, and as root, the same job runs on file systems that are
-too small, each of which then grows. The process ends with 1 if anything was lost.
+and S3 with the run folder. With `--disks`, and as root, the same job runs on file systems that
+have no more room from some moment on, and then grow. The process ends with 1 if anything was lost.
 """
 
 import argparse
@@ -61,6 +61,7 @@ CONFIG: dict[str, Any] = {
 KEYS = {"aws_access_key_id": "chaos", "aws_secret_access_key": "only-for-this-benchmark"}
 LONGEST = 600.0  # seconds that a job may take
 MIB = 2**20
+ROOM = 4096  # MiB of a disk that is large enough
 
 
 @dataclass
@@ -219,9 +220,9 @@ def kill_at_random(
 
 
 @contextmanager
-def small_disk(folder: Path, mib: int) -> Iterator[None]:
+def own_disk(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}m", "tmpfs", str(folder)]
     subprocess.run(mount, check=True)
     try:
         yield
@@ -229,17 +230,30 @@ def small_disk(folder: Path, mib: int) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def fill_the_disk(trial: Trial, mib: int, full: Counter[str]) -> None:
-    """Runs the job where only so much fits, and then again where there is room."""
-    _, error = (process := trial.start()).communicate(timeout=LONGEST)
+def resize(folder: Path, mib: int) -> bool:
+    """False where more than that is used."""
+    command = ["mount", "-o", f"remount,size={mib}m", str(folder)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def fill_the_disk(trial: Trial, seconds: float, full: Counter[str]) -> None:
+    """Runs the job on a disk that has no more room after so many seconds, and then again where
+    there is."""
+    process = trial.start()
+    try:
+        _, error = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        while not resize(trial.folder, shutil.disk_usage(trial.folder).used // MIB + 1):
+            pass
+        _, error = process.communicate(timeout=LONGEST)
     last = error.strip().splitlines()[-1] if error.strip() else ""
-    full[phase := trial.phase()] += 1
-    print(f"{mib} MiB: {phase}, exit code {process.returncode}: {last}", file=sys.stderr)
-    if process.returncode != 3 or "No space left on device" not in last:
-        trial.lost.append(f"{mib} MiB, {phase}: exit code {process.returncode}: {error[-800:]}")
+    phase, code = trial.phase(), process.returncode
+    print(f"full after {seconds:.0f} s: {phase}, exit code {code}: {last}", file=sys.stderr)
+    full[phase if code else "nothing more was written"] += 1
+    if code not in (0, 3) or (code == 3 and "No space left on device" not in last):
+        trial.lost.append(f"full after {seconds:.0f} s: exit code {code}: {error[-800:]}")
     trial.look()
-    grow = ["mount", "-o", "remount,size=4096m", str(trial.folder)]
-    subprocess.run(grow, check=True)
+    resize(trial.folder, ROOM)
     _, error = (process := trial.start()).communicate(timeout=LONGEST)
     if process.returncode != 0:
         trial.lost.append(f"with room again: {process.returncode}: {error[-500:]}")
@@ -270,9 +284,8 @@ def main() -> None:
                 compare(trial, expected)
             lost, jobs = [*lost, *trial.lost], jobs + 1
         for number in range(options.disks):
-            mib = round(size * (number + 0.5) / options.disks) + 1
-            with trial_in(Path(work) / f"full-{number}") as trial, small_disk(trial.folder, mib):
-                fill_the_disk(trial, mib, full)
+            with trial_in(Path(work) / f"full-{number}") as trial, own_disk(trial.folder):
+                fill_the_disk(trial, seconds * (number + 0.5) / options.disks, full)
                 compare(trial, expected)
             lost = [*lost, *trial.lost]
     record.show(("killed in", "times"), list(kills.items()))

@@ -301,6 +301,7 @@ class Job:
         folder = distributed.once(self.folder.variant, variant.name, seed)
         result: Done | Diverged | None = distributed.once(folder.result)
         if result is None:
+            distributed.once(folder.tidy)
             if variant.head_of is not None:  # once, whichever part needs it first
                 self.train(self.config.variant(variant.head_of), seed)
             try:

@@ -33,7 +33,7 @@ from jobs import config, locks, results
 from jobs.config import Config
 from jobs.errors import ConfigurationError, UnavailableError, first_line
 from jobs.results import Comparison, Diverged, Done, Facts, Trained
-from serving.files import digest_of, replacing, write
+from serving.files import HALVES, digest_of, replacing, write
 
 MANIFEST = "manifest.json"
 DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
@@ -130,6 +130,11 @@ class VariantFolder:
             return None
         result: Done | Diverged = results.read(self.path / "result.json", results.Result)
         return result
+
+    def tidy(self) -> None:
+        """Removes what a killed process was writing; for who trains it now, and so alone."""
+        for half in self.path.glob(HALVES):
+            half.unlink()
 
     def save_result(self, result: Trained | Diverged) -> None:
         """Marks the variant as finished, and deletes its checkpoint if it is of no more use."""
@@ -339,7 +344,11 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def write_manifest(self) -> None:
-        """Lists every file with size and SHA-256, and so declares the run finished."""
+        """Lists every file with size and SHA-256, and so declares the run finished; what killed
+        processes were writing is removed before."""
+        with self.alone("writing"):
+            for half in self.path.rglob(HALVES):
+                half.unlink()
         files = sorted(path.relative_to(self.path) for path in self.path.rglob("*"))
         entries = {
             file.as_posix(): {

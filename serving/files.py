@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+HALVES = ".*.part"  # what a process was writing that was killed
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

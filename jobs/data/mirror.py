@@ -20,7 +20,7 @@ from jobs.data.listing import SPLITS, Picture
 from jobs.data.origins import THREADS, Bucket, Entry, Folder
 from jobs.errors import JobError, UnavailableError
 from serving import ahead
-from serving.files import write
+from serving.files import HALVES, write
 from serving.progress import log, task
 
 SCHEMA = """
@@ -49,8 +49,8 @@ def refreshed(settings: config.Data) -> Iterator[Iterator[Picture]]:
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = Path(settings.cache).expanduser() / f"mirror-{digest}"
     with index.opened(folder, SCHEMA) as db:
-        for left_behind in folder.glob("objects/*/.*.part"):
-            left_behind.unlink()
+        for half in folder.glob(f"objects/*/{HALVES}"):
+            half.unlink()
         _list(db, folder, origin)
         _compare(db)
         _remove(db, folder)

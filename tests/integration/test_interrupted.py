@@ -46,9 +46,12 @@ def test_killed_and_stopped_anywhere_the_same_command_ends_with_the_same_weights
     checkpoint = cut / "variants" / "scratch" / "last.ckpt"
     assert stop_when(checkpoint, start_job(*run), signal.SIGKILL) == -signal.SIGKILL
     assert checkpoint.is_file() and not (checkpoint.parent / "result.json").exists()
+    half = checkpoint.with_name(".last.ckpt.1.part")  # of a process that is gone
+    half.write_bytes(b"PK")
     checkpoint = cut / "variants" / "finetune" / "last.ckpt"
     assert stop_when(checkpoint, start_job(*run), signal.SIGTERM) == 75
     assert checkpoint.is_file() and not (cut / "manifest.json").exists()
+    assert not half.exists()
     last = called(*run)
     assert last.returncode == 0, last.stderr
     assert "resumes in epoch" in last.stderr

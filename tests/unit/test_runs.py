@@ -227,6 +227,29 @@ def test_machines_are_listed_in_the_order_of_their_starts(folder: RunFolder) -> 
 # The end
 
 
+def test_what_a_killed_process_was_writing_is_neither_listed_nor_kept(folder: RunFolder) -> None:
+    folder.add_environment({})
+    halves = [folder.path / name for name in ("report/.index.html.7.part", "variants/a/.b.9.part")]
+    for half in halves:
+        half.parent.mkdir(parents=True)
+        half.write_bytes(b"<!doct")
+    (other := folder.path / "report" / "a.part").touch()
+    folder.write_manifest()
+    assert not any(half.exists() for half in halves) and other.exists()
+    assert list(folder.manifest()["files"]) == ["config.yaml", "environment.json", "report/a.part"]
+
+
+def test_who_trains_a_variant_removes_what_was_being_written_of_it_alone(folder: RunFolder) -> None:
+    mine, other = folder.variant("frozen", 3), folder.variant("frozen", 5)
+    for one in (mine, other):  # the latter's folder is in the former's
+        one.path.mkdir(parents=True, exist_ok=True)
+        (one.path / ".last.ckpt.7.part").touch()
+    (mine.path / "last.ckpt").touch()
+    mine.tidy()
+    assert {path.name for path in mine.path.iterdir()} == {"last.ckpt", "seed-5"}
+    assert (other.path / ".last.ckpt.7.part").exists(), "another process may be at it"
+
+
 def test_a_manifest_lists_all_that_a_run_has_made(folder: RunFolder) -> None:
     with pytest.raises(UnavailableError, match=f"^{folder.path}: not a finished run; `run` resum"):
         folder.manifest()
