@@ -46,6 +46,9 @@ def test_balanced_accuracy_is_given_where_classes_differ_in_size() -> None:
     balanced = scores(logits_of([0] * 26), labels).balanced
     assert balanced is not None and balanced.value == pytest.approx(0.5)  # the third has none
     assert 0.4 < balanced.low < 0.5 < balanced.high < 0.65
+    labels = torch.tensor([0] * 16 + [1])
+    alone = scores(logits_of([0] * 17), labels).balanced
+    assert alone is not None and alone.value == pytest.approx(0.5), "a single picture is a class"
 
 
 def test_the_interval_is_wilsons() -> None:

@@ -367,7 +367,8 @@ def test_a_name_that_no_model_has_is_answered_with_those_that_are_there(
     other = settings.model_copy(update={"export": settings.export.model_copy(update={"name": "n"})})
     with pytest.raises(UnavailableError, match=r"^n: production has never pointed to a version; "):
         rollback(other)
-    with pytest.raises(UnavailableError, match=r"there: m \(export\.name says which\)$"):
+    registry.storage.put("models/o/one/version.json", b"{}", replacing=None)
+    with pytest.raises(UnavailableError, match=r"there: m, o \(export\.name says which\)$"):
         fetch(other, None, tmp_path)
 
 

@@ -200,6 +200,14 @@ def test_as_much_as_is_allowed_is_taken() -> None:
     assert extremes.pictures[0].dtype == np.uint8  # type: ignore[union-attr]
 
 
+def test_no_side_of_a_tensor_is_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.messages.MAX_PIXELS", 6)
+    for shape in ([1, 3, 1, 6], [1, 3, 6, 1]):
+        pixels = tensor(shape=shape, datatype="UINT8", data=[7] * 18)
+        request = parse({"body": json.dumps({"inputs": [pixels]}).encode()})
+        assert list(np.shape(request.pictures[0])) == shape[1:]
+
+
 def test_a_tensor_has_as_many_pixels_as_a_picture_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.messages.MAX_PIXELS", 6)
     for width, fits in ((2, True), (3, False)):
@@ -391,6 +399,13 @@ def test_pictures_of_one_request_are_answered_each_for_itself() -> None:
     assert (bare.familiarity, bare.strangeness, bare.maps) == (None, None, None)
 
 
+def test_each_pictures_set_has_its_own_likeliest_class() -> None:
+    two = Found(np.array([[0.05, 0.9, 0.05], [0.3, 0.3, 0.4]], np.float32), None)
+    body = json.dumps({"inputs": [tensor(shape=[2], data=[B64["b64"]] * 2)]}).encode()
+    last = answer(parse({"body": body}), two, CLASSES, MODEL, 0.8)["outputs"][-1]
+    assert last["data"] == [False, True, False, False, False, True]
+
+
 def test_without_familiarity_no_picture_is_strange() -> None:
     one = answer(
         parse({"body": FILE}, None, "0.9"), Found(FOUND.probabilities, None), CLASSES, MODEL
@@ -401,4 +416,6 @@ def test_without_familiarity_no_picture_is_strange() -> None:
 def test_probabilities_are_shares_of_exponentials_however_large() -> None:
     logits = np.log(np.array([[1, 3], [4, 1]], np.float32)) + np.float32(1000)
     assert softmax(logits) == pytest.approx(np.array([[0.25, 0.75], [0.8, 0.2]]), abs=1e-3)
+    far_apart = np.array([[1000, 1000], [-1000, -1000]], np.float32)
+    assert softmax(far_apart) == pytest.approx(np.full((2, 2), 0.5)), "each row by itself"
     assert failure("some", "text") == {"error": {"code": "some", "message": "text"}}

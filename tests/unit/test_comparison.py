@@ -169,6 +169,17 @@ def test_several_seeds_are_judged_by_their_spread(tmp_path: Path) -> None:
     )
 
 
+def test_two_seeds_are_several(tmp_path: Path) -> None:
+    two = {name: ones[:2] for name, ones in SEVERAL.items()}
+    result = compare(*run_of(tmp_path, two))
+    assert ", the mean of 2 seeds (" in result.sentences[0]
+    [best] = [p for p in result.pairs if {p.a, p.b} == {"finetune", "frozen"}]
+    assert best.only_a is None
+    expected = mean_over_seeds([0.75 - 0.975, 0.875 - 1.0], IMAGES)
+    assert abs(best.difference) == pytest.approx(-expected.difference)
+    assert best.p_value == pytest.approx(expected.p_value)
+
+
 def test_what_hardly_anyone_gets_right_has_no_interval_below_zero(tmp_path: Path) -> None:
     hard = {name: [One(0.5, ()), One(0.5, range(2))] for name in ALONE}
     folder, config = run_of(tmp_path, hard)

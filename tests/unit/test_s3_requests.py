@@ -218,12 +218,14 @@ def test_parts_are_taken_back_when_one_fails_and_the_first_error_is_told(
     assert not memory.uploads and not memory.objects
     assert len(sent) < 50, "the others were not begun"
 
-    def unreachable(**_: Any) -> None:
-        raise EndpointConnectionError(endpoint_url="x")
+    for error in (EndpointConnectionError(endpoint_url="x"), refused(500, "InternalError")):
 
-    monkeypatch.setattr(memory, "abort_multipart_upload", unreachable)
-    with pytest.raises(UnavailableError, match="access denied"):
-        storage.send(file, "a/key", "digest", lambda _: None)
+        def fails(error: Exception = error, **_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(memory, "abort_multipart_upload", fails)
+        with pytest.raises(UnavailableError, match="access denied"):
+            storage.send(file, "a/key", "digest", lambda _: None)
 
 
 @pytest.mark.usefixtures("small_parts")
