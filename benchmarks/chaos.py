@@ -253,7 +253,7 @@ def fill_the_disk(trial: Trial, seconds: float, full: Counter[str]) -> None:
     if code not in (0, 3) or (code == 3 and "No space left on device" not in last):
         trial.lost.append(f"full after {seconds:.0f} s: exit code {code}: {error[-800:]}")
     trial.look()
-    resize(trial.folder, ROOM)
+    assert resize(trial.folder, ROOM)
     _, error = (process := trial.start()).communicate(timeout=LONGEST)
     if process.returncode != 0:
         trial.lost.append(f"with room again: {process.returncode}: {error[-500:]}")

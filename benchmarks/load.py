@@ -4,7 +4,7 @@ import http.client
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -56,21 +56,21 @@ def send_at_rate(
     """So many requests a second, whatever becomes of them: each is sent when its time has come, on
     a connection that is kept and free, and its answer's time is counted from then."""
     opens = time.monotonic() + WARM_SECONDS
-    answers: list[Answer] = []
+    sent: list[Future[Answer]] = []
     kept = local()
 
-    def request(number: int, due: float) -> None:
+    def request(number: int, due: float) -> Answer:
         if not hasattr(kept, "link"):
             kept.link = connect(url)
         status = exchange(kept.link, url, kind, bodies[number % len(bodies)])
-        answers.append(Answer(status, time.monotonic() - due, due >= opens))
+        return Answer(status, time.monotonic() - due, due >= opens)
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         for number in range(int(rate * (WARM_SECONDS + seconds))):
             due = opens - WARM_SECONDS + number / rate
             time.sleep(max(0.0, due - time.monotonic()))
-            pool.submit(request, number, due)
-    return answers
+            sent.append(pool.submit(request, number, due))
+        return [answer.result() for answer in sent]  # or the error of one that got none
 
 
 def connect(url: str) -> http.client.HTTPConnection:

@@ -215,10 +215,11 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
             answer: dict[str, Any] | bytes,
             headers: Mapping[str, str] = NO_HEADERS,
         ) -> None:
-            png = isinstance(answer, bytes)
-            body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            kind, body = "image/png", answer
+            if not isinstance(body, bytes):
+                kind, body = "application/json", json.dumps(body).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "image/png" if png else "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             for name, value in headers.items():
                 self.send_header(name, value)

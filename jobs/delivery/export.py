@@ -110,8 +110,8 @@ def export(folder: RunFolder, settings: Export) -> Path:
         if len(dataset.validation):
             temperature = trust.fit_temperature(reference, judged.labels.numpy())
             description = description.model_copy(update={"temperature": temperature})
-        golden = _write_golden(judged, reference / description.temperature, stage)
-        samples = min(golden, SAMPLES) if _may_show(settings, config.data.source) else 0
+        _write_golden(judged, reference / description.temperature, stage)
+        samples = min(len(judged), SAMPLES) if _may_show(settings, config.data.source) else 0
         description = description.model_copy(update={"samples": samples})
         packed = _pack(stage, Path(work), description)
         trained = read_arrays(variant.path / PREDICTIONS)["logits"]
@@ -150,8 +150,8 @@ def _may_show(settings: Export, source: str) -> bool:
     return published if settings.samples is None else settings.samples
 
 
-def _write_golden(judged: Images, reference: Logits, stage: Path) -> int:
-    """Stores the most confident images, by class in rotation, and their predictions; how many."""
+def _write_golden(judged: Images, reference: Logits, stage: Path) -> None:
+    """Stores the most confident images, by class in rotation, and their predictions."""
     probabilities = softmax(reference)
     chosen = surest(probabilities)[:GOLDEN_IMAGES]
     (stage / archive.GOLDEN).mkdir()
@@ -159,7 +159,6 @@ def _write_golden(judged: Images, reference: Logits, stage: Path) -> int:
         (stage / archive.golden_file(index)).write_bytes(to_png(image))
     rows = probabilities[chosen].astype(float).round(6).tolist()
     (stage / archive.PROBABILITIES).write_text(json.dumps(rows))
-    return len(rows)
 
 
 def surest(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:

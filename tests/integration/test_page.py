@@ -142,7 +142,8 @@ def test_it_shows_what_the_service_says(
 
 @ONE_ENGINE
 def test_a_sample_is_a_click_away(page: Page, service: Service, archive: Path) -> None:
-    model = open_model(archive)
+    model, asked = open_model(archive), []
+    page.on("request", lambda request: asked.append(request.url))
     page.goto(service.address)
     samples = page.locator("#samples button")
     expect(samples).to_have_count(model.description.samples)
@@ -154,6 +155,9 @@ def test_a_sample_is_a_click_away(page: Page, service: Service, archive: Path) -
     expect(page.locator(".result .label")).to_have_text(label)
     expect(page.locator(".result .name")).to_have_text("sample 3")
     expect(page.get_by_role("button", name="Why?")).to_have_count(0)  # a map of one place
+    expect(samples.nth(2)).to_be_focused()
+    fetched = [url for url in asked if "/samples/" in url]
+    assert len(fetched) == model.description.samples, "once, and not with every prediction"
 
 
 @ONE_ENGINE

@@ -181,9 +181,9 @@ def test_the_interval_of_a_mean_over_seeds_holds_the_truth() -> None:
 
 def test_seeds_that_agree_are_still_no_surer_than_one_picture() -> None:
     """A uniform distribution as wide as a picture has the standard deviation 1/√12 of it."""
-    found = statistics.mean_over_seeds([0.8] * 4, 100)
     from scipy.stats import t as student
 
+    found = statistics.mean_over_seeds([0.8] * 4, 100)
     reach = student.ppf(0.975, 3) * 0.01 / 12**0.5 / 2
     assert (found.low, found.high) == pytest.approx((0.8 - reach, 0.8 + reach), abs=1e-12)
 
