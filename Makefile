@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak coverage mutants lint format reference site lock sbom audit clean clean-images
+.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak fuzz coverage mutants lint format reference site lock sbom audit clean clean-images
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ chaos: $(VENV)/.test ## kill a job at 50 random moments, let its disk be full 12
 
 soak: $(VENV)/.test ## half an hour of good, bad and slow clients: does the service's memory grow?
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+fuzz: $(VENV)/.test ## 10,000 requests with random errors, 1,000 silent connections, bombs: does the service bear them?
+	$(BIN)/python -m benchmarks.fuzz $(ARGS)
 
 coverage: $(VENV)/.test ## which lines and branches do the quick tests, and the processes they start, never run?
 	rm -rf build/coverage && mkdir -p build/coverage

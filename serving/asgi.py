@@ -25,7 +25,7 @@ import uvicorn
 import yaml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -128,7 +128,11 @@ class Engine:
 
     async def predict(self, request: Request) -> Response:
         """The handler's answer; 503 where too many requests wait."""
-        waiting, start = Waiting(await request.body(), request.headers), time.perf_counter()
+        try:
+            waiting = Waiting(await request.body(), request.headers)
+        except ClientDisconnect:  # nobody will read this
+            return Response(status_code=400)
+        start = time.perf_counter()
         try:
             self.queue.put_nowait(waiting)
             response = await asyncio.wrap_future(waiting.answer)

@@ -22,6 +22,8 @@ from serving.images import MAX_PIXELS
 
 TOP = 5
 MAX_PICTURES = 64  # in one request, so that none occupies the service for long
+MAX_MARKS = 100_000  # that open something in JSON: when read, each may take 100 bytes
+MAX_PARTS = 100  # of an upload
 
 
 class RequestError(ValueError):
@@ -140,7 +142,10 @@ def unwrapped(row: Mapping[str, Any], multipart: str | None) -> Mapping[str, Any
     if boundary is None:
         raise RequestError("multipart: its boundary is missing")
     delimiter = b"\r\n--" + (boundary[1] or boundary[2]).encode()
-    pieces = (b"\r\n" + row["body"]).split(delimiter)
+    body = b"\r\n" + row["body"]
+    if body.count(delimiter) > MAX_PARTS:
+        raise RequestError(f"multipart: over {MAX_PARTS} parts")
+    pieces = body.split(delimiter)
     if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
         raise RequestError("multipart: it is cut off")
     parts: dict[str, bytes] = {}
@@ -163,6 +168,8 @@ def _content(row: Mapping[str, Any]) -> bytes | Mapping[str, Any]:
         raise RequestError("one picture is needed; several go into JSON as instances")
     if body.lstrip()[:1] != b"{":  # which no picture starts with
         return bytes(body)
+    if sum(body.count(mark) for mark in (b"{", b"[", b'"')) > MAX_MARKS:
+        raise RequestError(f"JSON: over {MAX_MARKS:,} brackets, braces and quotes")
     try:
         content: dict[str, Any] = json.loads(body)
         return content

@@ -3,12 +3,13 @@
 import contextlib
 import math
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -56,6 +57,19 @@ def kill(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def held_memory(children: Iterable[subprocess.Popen[bytes]]) -> int:
+    """Bytes that children of `spawn` hold with all that they started; what several share counts
+    once (PSS)."""
+    sessions = {child.pid for child in children}
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.getsid(int(folder.name)) in sessions:
+                [line] = re.findall(r"^Pss: +(\d+)", (folder / "smaps_rollup").read_text(), re.M)
+                total += int(line) * 1024
+    return total
 
 
 def compiling(cache: Path | None, state: Path) -> dict[str, str]:

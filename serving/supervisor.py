@@ -3,7 +3,7 @@
 Ready means that the archive's golden picture, sent through the gateway, got its expected answer.
 On SIGTERM the service first reports that it is not ready, continues to answer while load balancers
 notice, lets the gateway finish what is in flight, and only then ends the engine. A child that
-dies ends the service with exit code 1.
+dies ends the service with exit code 1, and so, after a drain, does too much memory.
 """
 
 import json
@@ -43,11 +43,11 @@ class Supervisor:
         """Not one of them: the service goes on without it."""
 
     def run(self) -> int:
-        """Serves; returns 0 after a drain and 1 after a child's death.
+        """Serves; returns 0 after SIGTERM, and 1 where a child died or they held too much memory.
 
         Raises:
             ModelError: there is no model to serve.
-        SettingsError: it cannot do what it is set to.
+            SettingsError: it cannot do what it is set to.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stopping.set())
@@ -56,9 +56,11 @@ class Supervisor:
                 self._start(Path(state))
                 return self._watch()
             finally:
-                children = [*self.children.values(), *([self.shadow] if self.shadow else [])]
-                for child in reversed(children):
+                for child in reversed(self._running()):
                     processes.kill(child)
+
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        return [*self.children.values(), *([self.shadow] if self.shadow else [])]
 
     def _start(self, state: Path) -> None:
         settings = self.settings
@@ -145,6 +147,9 @@ class Supervisor:
                 log("shadow died", code=self.shadow.returncode)
                 self.shadow = None
             if time.monotonic() >= next_probe:
+                if self._is_too_large():
+                    self._drain()
+                    return 1
                 self._note(self.readiness.problem(ready=self.problem is None))
                 wait = WATCH_SECONDS if self.problem else INTERVAL_SECONDS
                 next_probe = time.monotonic() + wait
@@ -152,6 +157,14 @@ class Supervisor:
 
     def _dead(self) -> str | None:
         return next((n for n, c in self.children.items() if c.poll() is not None), None)
+
+    def _is_too_large(self) -> bool:
+        if (limit := self.settings.memory_mb) is None:
+            return False
+        if (used := processes.held_memory(self._running()) / 1e6) > limit:
+            log("too much memory", used_mb=round(used), limit_mb=limit)
+            return True
+        return False
 
     def _note_worker_error(self, error: str) -> None:
         self.worker_error = error

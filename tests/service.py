@@ -95,6 +95,25 @@ def load(service: Service, picture: bytes, label: str, clients: int) -> Iterator
             thread.join()
 
 
+LEAK = """
+import sys, threading, time
+kept = []
+def leak():
+    while True:
+        kept.append(bytearray(b"x") * {megabytes}_00_000)
+        time.sleep(0.1)
+if "serving.asgi" in sys.orig_argv:
+    threading.Thread(target=leak, daemon=True).start()
+"""
+
+
+def leaking(folder: Path, megabytes: int) -> dict[str, str]:
+    """An environment in which the engine `asgi` keeps so much more each second."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(LEAK.format(megabytes=megabytes))
+    return {"PYTHONPATH": str(folder)}
+
+
 def run_all(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.start()

@@ -49,6 +49,15 @@ def test_files_come_out_of_every_form(body: Any, form: Form, count: int) -> None
     assert request.form is form and list(request.pictures) == [FILE] * count
 
 
+def test_what_would_take_far_more_memory_than_it_has_bytes_is_not_read() -> None:
+    for bomb in (b"{}," * 100_000, b"[]," * 100_000, b'"",' * 50_001):
+        with pytest.raises(RequestError, match=r"^JSON: over 100,000 brackets, braces and quotes$"):
+            parse({"body": b'{"instances": [' + bomb + b"1]}"})
+    parts = b'--x\r\nContent-Disposition: form-data; name="data"\r\n\r\n\r\n' * 101 + b"--x--"
+    with pytest.raises(RequestError, match=r"^multipart: over 100 parts$"):
+        unwrapped({"body": parts}, "multipart/form-data; boundary=x")
+
+
 def test_a_multipart_upload_may_call_its_part_anything() -> None:
     assert list(parse({"photo": FILE}).pictures) == [FILE]
 

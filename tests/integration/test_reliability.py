@@ -10,21 +10,11 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from service import leaking
 
 from benchmarks import chaos, soak
 from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
-
-LEAKS = """
-import sys, threading, time
-kept = []
-def leak():
-    while True:
-        kept.append(bytearray(b"x") * 1_000_000)
-        time.sleep(0.1)
-if "serving.asgi" in sys.orig_argv:
-    threading.Thread(target=leak, daemon=True).start()
-"""
 
 
 def benchmark(
@@ -94,10 +84,19 @@ def test_good_bad_slow_and_silent_clients_get_what_is_theirs(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torchserve", "asgi"])
+def test_no_request_is_too_broken_too_large_or_too_slow(
+    archive: Path, tmp_path: Path, engine: str
+) -> None:
+    options = ("--archive", str(archive), "--engine", engine, "--n", "300", "--idle", "100")
+    code, figures, said = benchmark("fuzz", tmp_path, *options)
+    assert (code, figures["wrong"]) == (0, []), said
+    assert {"head: 400", "jpeg: 200", "webp: 400", "json: 400"} <= figures["answers"].keys()
+
+
+@pytest.mark.slow
 def test_a_leak_is_found(archive: Path, tmp_path: Path) -> None:
-    (tmp_path / "leak").mkdir()
-    (tmp_path / "leak" / "sitecustomize.py").write_text(LEAKS)
     options = ("--archive", str(archive), "--engine", "asgi", "--seconds", "20", "--growth", "40")
-    environment = {"PYTHONPATH": str(tmp_path / "leak")}
+    environment = leaking(tmp_path / "leak", megabytes=10)
     code, figures, _ = benchmark("soak", tmp_path, *options, **environment)
     assert code == 1 and figures["growth_mb"] > 40 and figures["unexpected"] == []

@@ -20,7 +20,7 @@ import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
 from readme import command_lines
-from service import Service, exchange, get, load, run_all, running, start
+from service import Service, exchange, get, leaking, load, run_all, running, start
 
 from jobs.runs import RunFolder
 from serving.archive import DESCRIPTION, ModelError, open_model, write_description
@@ -308,6 +308,27 @@ def test_sigterm_under_load_fails_no_request(
         assert service.process.wait(60) == 0
     assert statuses.total() > before
     assert set(statuses) == {200}, statuses
+
+
+def test_too_much_memory_ends_the_service_and_no_request(
+    archive: Path, exported: RunFolder, tmp_path: Path
+) -> None:
+    file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    environment = {"SERVING_ENGINE": "asgi", "SERVING_MEMORY_MB": "1500"}
+    environment |= leaking(tmp_path / "leak", megabytes=100)
+    service = start(archive, tmp_path / "state", **environment)
+    service.wait_until_ready()
+    with load(service, file, label, clients=4) as statuses:
+        while service.events()[-1]["event"] != "draining":
+            assert service.process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.7)  # within endpoint_seconds
+    assert service.process.wait(60) == 1
+    assert set(statuses) == {200}, statuses
+    reason, *rest = service.events()[-3:]
+    assert (reason["event"], reason["limit_mb"]) == ("too much memory", 1500)
+    assert 1500 < reason["used_mb"] < 2200, "it is looked at every 3 s"
+    assert [event["event"] for event in rest] == ["draining", "drained"]
 
 
 @pytest.mark.parametrize(
