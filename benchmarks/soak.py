@@ -4,10 +4,11 @@
     python -m benchmarks.soak --engine asgi --archive runs/RUN_ID/model/NAME.mar --seconds 120
 
 Good clients send photographs and want the label that they got first. Bad ones send what is no
-picture, a quarter of a gigapixel, and bodies that fuzz.py has changed, and want a status below 500. Slow ones take seconds to send a photograph and want its label. Silent ones send
-half a head and go away, or stay. Anybody may be told 503 with Retry-After. Every second the memory
-of all of the service's processes is added up. The process ends with 1 where an answer was none of
-these, or where memory grew by more than `--growth` MB from the end of the first quarter.
+picture, a quarter of a gigapixel, and bodies with random errors, and want a status below 500. Slow
+ones take seconds to send a photograph and want its label. Silent ones send half a head and go
+away, or stay. Anybody may be told 503 with Retry-After. Every second the memory of all of the
+service's processes is added up. The process ends with 1 where an answer was none of these, or
+where memory grew by more than `--growth` MB from the end of the first quarter.
 """
 
 import argparse
