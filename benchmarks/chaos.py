@@ -3,12 +3,13 @@ command as if nothing had happened.
 
     python -m benchmarks.chaos --kills 50        (some 20 minutes on 2 cores; `make chaos`)
 
-A small job (two variants at 75 px, archive, S3, promotion) runs once in peace. Then it is
-started, killed with SIGKILL after a random time, and started again, until it ends and another one
-begins. After every kill each file that has its final name is read. At every end the weights, the
-predictions, the metrics and the archive's answers are compared with the first run's, bit by bit,
-and S3 with the run folder. With `--disks`, and as root, the same job runs on file systems that
-have no more room from some moment on, and then grow. The process ends with 1 if anything was lost.
+A small job (a folder of photographs, two variants at 75 px, archive, S3, promotion) runs once in
+peace. Then it is started, killed with SIGKILL at a random moment of a random phase, and started
+again, until it ends and another one begins. After every kill each file that has its final name is
+read. At every end the weights, the predictions, the metrics and the archive's answers are compared
+with the first run's, bit by bit, and S3 with the run folder. With `--disks`, and as root, the same
+job runs on file systems that have no more room from some moment of each phase on, and then grow.
+The process ends with 1 if anything was lost.
 """
 
 import argparse
@@ -25,13 +26,16 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from benchmarks import record
 from jobs.config import Storage
@@ -41,13 +45,7 @@ from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
 
 CONFIG: dict[str, Any] = {
-    "data": {
-        "source": "generated",
-        "train_images": 80,
-        "test_images": 40,
-        "validation": 0.25,
-        "input_size": 75,
-    },
+    "data": {"source": "folder", "validation": 0.25, "input_size": 75},
     "weights": {"source": "random"},
     "optim": {"epochs": 2, "batch_size": 10, "aux_weight": 0.0, "average_decay": 0.5},
     "variants": [
@@ -59,7 +57,12 @@ CONFIG: dict[str, Any] = {
     "export": {"calibration_images": 20, "max_accuracy_drop": 100},
 }
 KEYS = {"aws_access_key_id": "chaos", "aws_secret_access_key": "only-for-this-benchmark"}
+PICTURES = {"train": 40, "test": 20}  # of each class, and large: to decode them takes a while
+SIZE = (1500, 1000)
 LONGEST = 600.0  # seconds that a job may take
+STARTING = "start"  # of which there is nothing to lose
+Times = dict[str, tuple[float, float]]
+"""From when to when each phase of the job in peace was, in seconds from its start."""
 MIB = 2**20
 ROOM = 4096  # MiB of a disk that is large enough
 
@@ -70,6 +73,7 @@ class Trial:
 
     folder: Path
     store: ObjectStore
+    pictures: Path
     lost: list[str] = field(default_factory=list)
 
     @property
@@ -87,7 +91,8 @@ class Trial:
         """Its processes are a group, which can be killed as a whole, like a container."""
         self.folder.mkdir(parents=True, exist_ok=True)
         storage = self.storage.model_dump(mode="json", exclude_unset=True)
-        data = {**CONFIG["data"], "cache": str(self.folder / "cache")}
+        places = {"root": str(self.pictures), "cache": str(self.folder / "cache")}
+        data = {**CONFIG["data"], **places}
         config = self.folder / "chaos.yaml"
         config.write_text(yaml.safe_dump({**CONFIG, "data": data, "storage": storage}))
         arguments = ("--config", str(config), "--out", str(self.folder), "--run-id", "r")
@@ -109,9 +114,9 @@ class Trial:
         results = len(list(self.run.path.glob("variants/*/result.json")))
         if results == len(CONFIG["variants"]):
             return "compare, report"
-        if (self.run.path / "architecture.json").exists():
+        if (self.run.path / "data.json").exists():
             return f"train, test {results + 1}"
-        return "load, cache"
+        return "load, cache" if (self.folder / "cache").exists() else STARTING
 
     def look(self) -> int:
         """Reads every file that has its final name, notes what cannot be read; how many."""
@@ -177,36 +182,55 @@ def compare(trial: Trial, expected: dict[str, Any]) -> None:
     promotion.fetch(trial.run.config(), None, trial.folder)  # its digest is checked
 
 
+def draw(folder: Path) -> None:
+    """Two classes that differ in their colour."""
+    for split, count in PICTURES.items():
+        for name, colour in (("amber", (200, 150, 40)), ("teal", (30, 140, 140))):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                noise = Image.effect_noise(SIZE, 40).convert("RGB")
+                noise.paste(colour, (0, 0, SIZE[0] // 2, SIZE[1] - 7 * number))
+                noise.save(folder / split / name / f"{number}.jpg")
+
+
 @contextmanager
-def trial_in(folder: Path) -> Iterator[Trial]:
+def trial_in(folder: Path, pictures: Path) -> Iterator[Trial]:
     """A job and an S3 server of its own; what both stored is gone afterwards."""
     store = ObjectStore(folder / "s3", KEYS, "chaos")
     store.start()
     try:
-        yield Trial(folder / "job", store)
+        yield Trial(folder / "job", store, pictures)
     finally:
         store.kill()
         shutil.rmtree(folder)
 
 
-def run_in_peace(trial: Trial) -> float:
+def run_in_peace(trial: Trial) -> Times:
+    times: Times = {}
     start = time.monotonic()
-    _, error = (process := trial.start()).communicate(timeout=LONGEST)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit((process := trial.start()).communicate)
+        while not ended.done():
+            now, phase = time.monotonic() - start, trial.phase()
+            times[phase] = (times.get(phase, (now, now))[0], now)
+            time.sleep(0.02)
     if process.returncode != 0:
-        sys.exit(f"the job in peace ended with {process.returncode}: {error[-2000:]}")
+        sys.exit(f"the job in peace ended with {process.returncode}: {ended.result()[1][-2000:]}")
     trial.look()
-    return time.monotonic() - start
+    del times[STARTING]
+    return times
 
 
 def kill_at_random(
-    trial: Trial, seconds: float, rng: random.Random, kills: Counter[str], wanted: int
+    trial: Trial, times: Times, rng: random.Random, kills: Counter[str], wanted: int
 ) -> None:
     """Starts the job, and kills it as long as kills are wanted, until it ends by itself."""
     while True:
         process = trial.start()
         try:
+            moment = rng.uniform(*rng.choice(list(times.values())))
             enough = sum(kills.values()) >= wanted
-            _, error = process.communicate(timeout=LONGEST if enough else rng.uniform(0, seconds))
+            _, error = process.communicate(timeout=LONGEST if enough else moment)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -273,26 +297,29 @@ def main() -> None:
     lost: list[str] = []
     jobs = 0
     with tempfile.TemporaryDirectory() as work:
-        with trial_in(Path(work) / "peace") as trial:
-            seconds = run_in_peace(trial)
+        draw(pictures := Path(work) / "pictures")
+        with trial_in(Path(work) / "peace", pictures) as trial:
+            times = run_in_peace(trial)
             lost, expected = trial.lost, outcome(trial.run)
-            size = sum(p.stat().st_size for p in trial.folder.rglob("*") if p.is_file()) // MIB
-            print(f"in peace: {seconds:.0f} s, {size} MiB", file=sys.stderr)
+            print(f"in peace: {times}", file=sys.stderr)
         while sum(kills.values()) < options.kills:
-            with trial_in(Path(work) / f"killed-{jobs}") as trial:
-                kill_at_random(trial, seconds, rng, kills, options.kills)
+            with trial_in(Path(work) / f"killed-{jobs}", pictures) as trial:
+                kill_at_random(trial, times, rng, kills, options.kills)
                 compare(trial, expected)
             lost, jobs = [*lost, *trial.lost], jobs + 1
-        for number in range(options.disks):
-            with trial_in(Path(work) / f"full-{number}") as trial, own_disk(trial.folder):
-                fill_the_disk(trial, seconds * (number + 0.5) / options.disks, full)
+        for number, (begin, end) in zip(range(options.disks), cycle(times.values()), strict=False):
+            with (
+                trial_in(Path(work) / f"full-{number}", pictures) as trial,
+                own_disk(trial.folder),
+            ):
+                fill_the_disk(trial, rng.uniform(begin, end), full)
                 compare(trial, expected)
             lost = [*lost, *trial.lost]
     record.show(("killed in", "times"), list(kills.items()))
     record.show(("disk full in", "times"), list(full.items()))
     print(f"{sum(kills.values())} kills of {jobs} jobs, {sum(full.values())} full disks")
     print("\n".join(lost) or "nothing was lost")
-    figures = {"kills": kills, "jobs": jobs, "full disks": full, "lost": lost, "seconds": seconds}
+    figures = {"kills": kills, "jobs": jobs, "full disks": full, "lost": lost, "phases": times}
     record.save("chaos", options.out, sum(kills.values()), figures)
     sys.exit(bool(lost))
 

@@ -39,7 +39,7 @@ def test_a_run_is_read_whole_and_every_difference_from_another_is_a_loss(
 ) -> None:
     """What `make chaos` asks after every kill; test_interrupted.py kills a job."""
     shutil.copytree(exported.path, tmp_path / "r")
-    trial = chaos.Trial(tmp_path, ObjectStore(tmp_path / "s3", chaos.KEYS, "none"))
+    trial = chaos.Trial(tmp_path, ObjectStore(tmp_path / "s3", chaos.KEYS, "none"), tmp_path)
     assert trial.look() > 20 and trial.lost == []
     before = chaos.outcome(exported)
     assert chaos.outcome(trial.run) == before
