@@ -300,8 +300,10 @@ class RunFolder:
         return comparison
 
     def add_environment(self, environment: dict[str, Any]) -> None:
-        """Adds the machine's description; one entry for each time the run was started."""
-        self.add_environments([{"time": now(), **environment}])
+        """Adds the machine's description; one entry for each time the run was started. A clock that
+        went back makes no later start the first, by whose day S3 knows the run."""
+        time = max([now(), *(one["time"] for one in self.environments())])
+        self.add_environments([{"time": time, **environment}])
 
     def add_environments(self, entries: list[dict[str, Any]]) -> None:
         with self.alone("writing"):

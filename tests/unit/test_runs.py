@@ -224,6 +224,17 @@ def test_machines_are_listed_in_the_order_of_their_starts(folder: RunFolder) -> 
     assert folder.started == "2026-01-01"
 
 
+def test_a_clock_that_goes_back_changes_neither_the_day_of_a_run_nor_its_first_start(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter(["2026-01-02T00:00:01", "2026-01-01T23:59:59", "2026-01-02T00:00:02"])
+    monkeypatch.setattr(runs, "now", lambda: next(times))
+    for device in ("a", "b", "c"):
+        folder.add_environment({"device": device})
+    assert [entry["device"] for entry in folder.environments()] == ["a", "b", "c"]
+    assert folder.started == folder.environments()[1]["time"] == "2026-01-02T00:00:01"
+
+
 # The end
 
 
