@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, pictures, predictions
+from conftest import MODEL, classes_of, pictures, predictions
 from playwright.sync_api import FilePayload, Locator, Page, Route, expect, sync_playwright
 from service import Service
 
@@ -192,6 +192,37 @@ def test_the_card_tells_the_choice_and_the_classes(page: Page, service: Service)
     expect(page.locator("#drop")).to_be_visible()
     expect(page.locator("#samples")).to_be_hidden()
     page.unroute("**/card")
+
+
+HOSTILE = """</script><img src=x onerror="window.hurt=1"><svg onload='window.hurt=2'>{{7*7}}"""
+
+
+@ONE_ENGINE
+def test_hostile_names_of_files_classes_and_variants_stay_text(
+    page: Page, service: Service, exported: RunFolder
+) -> None:
+    def rename(route: Route) -> None:
+        text = route.fetch().text().replace("frozen", "@").replace(MODEL, "@")
+        for name in sorted(classes_of(exported), key=len, reverse=True):
+            text = text.replace(f'"{name}"', '"@"')
+        route.fulfill(body=text.replace("@", HOSTILE.replace('"', '\\"')))
+
+    page.route("**/card", rename)
+    page.route("**/predictions/**", rename)
+    page.goto("about:blank")
+    page.goto(service.address + "/#model-card")
+    expect(page.locator("#variants li").first).to_contain_text(HOSTILE)
+    expect(page.locator("#classes li").first).to_contain_text(HOSTILE)
+    page.get_by_role("link", name="Pictures").click()
+    page.set_input_files("#files", [png(pictures(exported, 1)[0], HOSTILE)])
+    card = page.locator(".result")
+    expect(card.locator(".label")).to_have_text(HOSTILE)
+    expect(card.locator(".top li").first).to_contain_text(HOSTILE)
+    assert "onerror" in card.locator(".name").inner_text()
+    assert page.evaluate("window.hurt") is None
+    assert page.locator("main svg[onload], img[onerror]").count() == 0
+    page.unroute("**/card")
+    page.unroute("**/predictions/**")
 
 
 @ONE_ENGINE
