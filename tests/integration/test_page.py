@@ -2,22 +2,21 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import browser, needs_browser
 from conftest import MODEL, classes_of, pictures, predictions
-from playwright.sync_api import FilePayload, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 from service import Service
 
 from jobs.runs import RunFolder
 from serving.archive import open_model
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+pytestmark = needs_browser
 
 
 WIDTH = 390  # CSS pixels of a phone
@@ -27,12 +26,8 @@ ONE_ENGINE = pytest.mark.parametrize("service", ["asgi"], indirect=True)
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with browser() as chromium:
         yield chromium.new_page()
-        chromium.close()
 
 
 @pytest.fixture(params=["light", "dark"])
