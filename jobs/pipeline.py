@@ -31,7 +31,7 @@ from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
 from jobs.train import models, plan
 from jobs.train.evaluation import class_maps, predict, scores
 from jobs.train.features import Features, extract
-from jobs.train.kept import examples, pairs, surest
+from jobs.train.kept import pairs, small, surest
 from jobs.train.training import Trainer, fit
 from jobs.train.writing import Snapshot, each
 from serving.archive import Scores
@@ -39,8 +39,7 @@ from serving.files import write
 from serving.progress import above, console, log, task
 
 COARSE = 2  # from an input this many times as large as the images on, the log says so
-MISTAKES = 24  # pictures kept for the report
-EXPLAINED = 8  # … of mistakes and of right answers each, with their class maps
+WRONG, RIGHT = 24, 8  # answers whose pictures and class maps are kept for the report
 WORST = 12  # … pairs of doubles
 STAND_IN_VERSION = 1  # to be raised when its pictures or its training change
 
@@ -441,11 +440,10 @@ class Job:
         """Scores the weights that were kept on the test set, whose logits they gave."""
         name, labels = trainer.variant.name, self.dataset.test.labels.cpu()
         wrong, right = surest(logits, labels)
-        answers = (self.dataset.test, logits, labels)
-        write_arrays(folder.path / "mistakes.npz", examples(*answers, wrong[:MISTAKES]))
-        explained = torch.cat([wrong[:EXPLAINED], right[:EXPLAINED]])
-        maps = {"maps": self._maps(whole, explained, logits[explained].argmax(1))}
-        write_arrays(folder.path / "maps.npz", examples(*answers, explained) | maps)
+        rows = torch.cat([wrong[:WRONG], right[:RIGHT]])
+        pixels, maps = small(self.dataset.test.raw(rows)), self._maps(whole, rows, logits)
+        kept = {"rows": rows.numpy(), "pixels": pixels, "maps": maps}
+        write_arrays(folder.path / "examples.npz", kept)
         result = scores(logits, labels)
         row = {"variant": name, "seed": trainer.seed, "epoch": trainer.best_epoch, "split": "test"}
         row |= {"loss": result.loss, "accuracy": result.accuracy, "seconds": trainer.seconds}
@@ -453,12 +451,12 @@ class Job:
         log(f"{name}: {result.accuracy:.2%} of {len(labels):,} test images")
         return result
 
-    def _maps(self, whole: Inception3, rows: Tensor, classes: Tensor) -> Array:
-        """Class maps float32 [n, h, w] of some test images, each for one class, both int64 [n]."""
+    def _maps(self, whole: Inception3, rows: Tensor, logits: Tensor) -> Array:
+        """Class maps float32 [n, h, w] of some test images, each for its answer."""
         batch_size = self.device.scored_at_once(self.config.evaluation)
         images = self.dataset.test.take(rows)
         maps = class_maps(whole, images, batch_size, self.device.autocast)
-        return maps[torch.arange(len(rows)), classes].numpy()
+        return maps[torch.arange(len(rows)), logits[rows].argmax(1)].numpy()
 
 
 def _keep_stand_in(folder: VariantFolder, kept: Path) -> None:

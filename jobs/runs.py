@@ -4,7 +4,7 @@
       config.yaml environment.json data.json metrics.jsonl
       weights/stand-in/…                            where weights are trained on the spot
       variants/<name>/{last.ckpt, best.safetensors, validation_predictions.npz,
-                       test_predictions.npz, kernels.npz, mistakes.npz, maps.npz, result.json}
+                       test_predictions.npz, kernels.npz, examples.npz, result.json}
                                                     further seeds in variants/<name>/seed-<n>/
       comparison.json report/… manifest.json        the manifest last
 

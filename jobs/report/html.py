@@ -1,9 +1,14 @@
-"""The templates of the pages, which lie beside this file."""
+"""The templates of the pages, which lie beside this file, and pictures in pages."""
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+COARSE = 64  # from fewer pixels a side on, they are seen one by one
 
 
 def render(template: str, **values: Any) -> str:
@@ -11,3 +16,10 @@ def render(template: str, **values: Any) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     return templates.get_template(template).render(**values)
+
+
+def data_uri(picture: Image.Image) -> str:
+    """An address that holds the whole RGB picture; a coarse one keeps its pixels as they are."""
+    kind, file = "PNG" if max(picture.size) < COARSE else "JPEG", io.BytesIO()
+    picture.save(file, kind, quality=90, subsampling=0)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()

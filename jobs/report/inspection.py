@@ -1,7 +1,5 @@
 """The page of `python -m jobs inspect`: what there is, and what may be wrong with it."""
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -81,7 +79,6 @@ def _cards(dataset: Dataset, findings: Iterable[Finding]) -> list[dict[str, Any]
 
 def _uri(pixels: NDArray[np.uint8]) -> str:
     """A data URI of pixels uint8 [3, H, W]."""
-    picture, file = Image.fromarray(pixels.transpose(1, 2, 0)), io.BytesIO()
+    picture = Image.fromarray(pixels.transpose(1, 2, 0))
     picture.thumbnail((SIDE, SIDE))
-    picture.save(file, "JPEG", quality=90, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return html.data_uri(picture)

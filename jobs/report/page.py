@@ -2,15 +2,21 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from jobs.report import coverage, html, plots
 from jobs.report.coverage import Coverage
 from jobs.results import Comparison
 from jobs.runs import RunFolder, read_arrays, read_json
+from serving.explanations import overlay
 from serving.files import write
+from serving.messages import TOP, softmax
 from serving.progress import duration
 
 # Lecture 44 of IIT Kharagpur's deep-learning course: test accuracy after five epochs; all three
@@ -67,13 +73,34 @@ def _figures(
         path = folder.variant(name, first_seed).path
         yield f"{name}-curves", plots.curves(rows, {name: palette[name]})
         yield f"{name}-confusion", plots.confusion(variant.test.confusion, classes, name)
-        yield f"{name}-mistakes", plots.mistakes(read_arrays(path / "mistakes.npz"), classes)
-        explained = read_arrays(path / "maps.npz")
-        if explained["maps"][0].size > 1:  # of smaller inputs a map has one place, and says nothing
-            yield f"{name}-maps", plots.maps(explained, classes)
         arrays = read_arrays(path / "kernels.npz")
         for layer in LAYERS:
             yield f"{name}-{layer}", plots.kernels(arrays, layer)
+
+
+def _answers(variant: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each kept picture the likeliest classes, the true one among them, and what spoke for the
+    answer; none of a run from before there was such a file."""
+    if not (variant / "examples.npz").is_file():
+        return []
+    kept, test = (read_arrays(variant / f"{n}.npz") for n in ("examples", "test_predictions"))
+    found = []
+    for row, pixels, class_map in zip(kept["rows"], kept["pixels"], kept["maps"], strict=True):
+        logits, true = test["logits"][row], test["labels"][row]
+        probabilities, likeliest = softmax(logits[None])[0], np.argsort(-logits, kind="stable")
+        shown = dict.fromkeys([*likeliest[:TOP], true])  # once each, in this order
+        picture = Image.fromarray(pixels.transpose(1, 2, 0))
+        says_where = class_map.size > 1  # of smaller inputs it has one place
+        one = {
+            "row": row,
+            "right": likeliest[0] == true,
+            "true": classes[true],
+            "top": [(classes[i], probabilities[i], i == true) for i in shown],
+            "picture": html.data_uri(picture),
+            "lit": html.data_uri(overlay(picture, class_map)) if says_where else None,
+        }
+        found.append(one)
+    return found
 
 
 def _money(seconds: float, price_per_hour: float) -> str:
@@ -91,6 +118,7 @@ def _page(
     lecture = LECTURE if comparison.data.source == "CIFAR-10" else {}
     classes, config = comparison.data.classes, folder.config()
     drawn = plots.drawable(classes)
+    first_seed = config.runtime.seeds[0]
     return html.render(
         "page.html",
         comparison=comparison,
@@ -99,7 +127,9 @@ def _page(
         pictures=pictures,
         marks=marks,
         covered=covered,
+        answers={n: _answers(folder.variant(n, first_seed).path, classes) for n in comparison.done},
         layers=LAYERS,
+        coarse=max(comparison.data.image_size) < html.COARSE,
         palette=plots.colours(list(comparison.variants)),
         numbered={d: n for d, n in zip(drawn, classes, strict=True) if d != n},
         named=plots.NAMED,

@@ -9,17 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
-from PIL import Image
 
 from jobs.report.coverage import Coverage
 from jobs.results import Summary
 from jobs.runs import Row
-from serving.explanations import overlay
 
 Array = NDArray[Any]
 
 COLOURS = ("#3366cc", "#dc6a0f", "#2c8c4a", "#9a46b4", "#b8860b", "#008b9a")
-ACROSS = 8  # pictures in a row
 STYLES = {"train": ":", "validation": "-", "test": "--"}
 GREY = "#667"
 NAMED = 40  # classes, at most, that a plot has room to name
@@ -207,42 +204,6 @@ def _tiles(kernels_OIHW: Array) -> Array:
         grid = grid.transpose(0, 3, 1, 4, 2)
         return grid.reshape(outputs // across * (height + 1), across * (width + 1), 3)[:-1, :-1]
     return kernels_OIHW.transpose(0, 2, 1, 3).reshape(outputs * height, inputs * width)
-
-
-def mistakes(arrays: Mapping[str, Array], classes: Sequence[str]) -> Figure:
-    """The wrong answers given with most confidence, the worst first."""
-    count = len(arrays["labels"])
-    down = max(1, -(-count // ACROSS))
-    figure = Figure(figsize=(11, 1.75 * down), layout="constrained")
-    panels = figure.subplots(down, ACROSS, squeeze=False).flat
-    for i, panel in enumerate(panels):
-        panel.set_axis_off()
-        if i < count:
-            panel.imshow(arrays["pixels"][i].transpose(1, 2, 0))
-            panel.set_title(_answer(arrays, i, classes), fontsize=7)
-    return figure
-
-
-def _answer(arrays: Mapping[str, Array], i: int, classes: Sequence[str]) -> str:
-    true, predicted = classes[arrays["labels"][i]], classes[arrays["predicted"][i]]
-    return f"{predicted} {arrays['confidence'][i]:.0%}\nis {true}"
-
-
-def maps(arrays: Mapping[str, Array], classes: Sequence[str]) -> Figure:
-    """The surest wrong answers, and below them the surest right ones; below each picture, the same
-    lit where its class map is high."""
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    panels = figure.subplots(4, ACROSS, squeeze=False)
-    for panel in panels.flat:
-        panel.set_axis_off()
-    wrong = arrays["labels"] != arrays["predicted"]
-    for row, of_row in ((0, wrong), (2, ~wrong)):
-        for column, i in enumerate(np.flatnonzero(of_row).tolist()):
-            picture = Image.fromarray(arrays["pixels"][i].transpose(1, 2, 0))
-            panels[row, column].imshow(picture)
-            panels[row, column].set_title(_answer(arrays, i, classes), fontsize=7)
-            panels[row + 1, column].imshow(overlay(picture, arrays["maps"][i]))
-    return figure
 
 
 def doubles(arrays: Mapping[str, Array], classes: Sequence[str]) -> Figure:

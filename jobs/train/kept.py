@@ -11,9 +11,8 @@ from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 from jobs.data.dataset import Dataset
 from jobs.data.findings import Finding
-from jobs.data.images import Images
 
-SIDE = 96  # pixels, at most
+SIDE = 192  # pixels, at most
 
 Array = NDArray[Any]
 
@@ -31,33 +30,22 @@ def surest(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return order[wrong], order[~wrong]
 
 
-def examples(test: Images, logits: Tensor, labels: Tensor, rows: Tensor) -> dict[str, Array]:
-    """Some test images and what was made of them: `pixels` uint8 [n, 3, h, w], `labels`,
-    `predicted`, `confidence` [n]."""
-    confidence, predicted = logits[rows].softmax(1).max(1)
-    return {
-        "pixels": _small(test.raw(rows.to(test.labels.device))),
-        "labels": labels[rows].numpy(),
-        "predicted": predicted.numpy(),
-        "confidence": confidence.numpy(),
-    }
-
-
 def pairs(dataset: Dataset, worst: Sequence[Finding]) -> dict[str, Array]:
     """Pictures that are the same: `pixels` uint8 [2n, 3, h, w], `labels` [n, 2], `kinds`, `scores`
     [n]."""
     places = {path: place for place, path in enumerate(dataset.paths)}
     rows = torch.tensor([[places[f.path], places[f.other]] for f in worst])
     return {
-        "pixels": _small(torch.stack([dataset.raw(i) for i in rows.flatten().tolist()])),
+        "pixels": small(torch.stack([dataset.raw(i) for i in rows.flatten().tolist()])),
         "labels": dataset.labels[rows].numpy(),
         "kinds": np.array([finding.kind for finding in worst]),
         "scores": np.array([finding.score for finding in worst]),
     }
 
 
-def _small(pixels: Tensor) -> NDArray[np.uint8]:
+def small(pixels: Tensor) -> NDArray[np.uint8]:
+    """uint8 [n, 3, h, w] of any size, as it is or made smaller."""
     shown = pixels.float()
-    if len(shown) and max(shown.shape[-2:]) > SIDE:
+    if max(shown.shape[-2:]) > SIDE:
         shown = F.interpolate(shown, (SIDE, SIDE), mode="bilinear", antialias=True)
     return shown.round().to(torch.uint8).cpu().numpy()

@@ -130,7 +130,7 @@ def test_the_verb_finds_what_was_planted(faulty: Path, tmp_path: Path) -> None:
     page = (tmp_path / "out" / "index.html").read_text()
     for text in ("test/dog/00.png", "broken.jpg", f"{SIDE}×{SIDE}: ", "In training and in test: 1"):
         assert text in page
-    assert page.count("data:image/jpeg;base64,") >= 3 * 2 + 3  # pairs, and a mean of each class
+    assert page.count("data:image/png;base64,") >= 3 * 2 + 3  # pairs, and a mean of each class
     assert "http" not in page
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import browser, needs_browser
 from conftest import changed_at, copy_of, tiny_config
 from PIL import Image
+from playwright.sync_api import expect
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -22,6 +24,8 @@ from jobs.results import Done
 from jobs.runs import RunFolder, read_arrays, write_arrays
 from serving.files import digest_of, write
 from serving.messages import softmax
+
+MARKUP = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +39,7 @@ def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
         "validation_predictions.npz",
         "test_predictions.npz",
         "kernels.npz",
-        "mistakes.npz",
-        "maps.npz",
+        "examples.npz",
         "result.json",
     }
     kept = "config.yaml environment.json data.json architecture.json metrics.jsonl comparison.json"
@@ -45,7 +48,7 @@ def test_a_run_leaves_exactly_the_files_it_promises(run: RunFolder) -> None:
     for name in ("scratch", "finetune", "frozen"):
         for folder in (name, f"{name}/seed-1"):
             expected |= {f"variants/{folder}/{file}" for file in of_a_variant}
-        pictures = ("curves", "confusion", "mistakes", *page.LAYERS)
+        pictures = ("curves", "confusion", *page.LAYERS)
         expected |= {f"report/{name}-{picture}.png" for picture in pictures}
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert set(manifest["files"]) == expected
@@ -74,9 +77,15 @@ def test_the_page_needs_no_network_and_describes_its_pictures(run: RunFolder) ->
     text = (run.path / "report" / "index.html").read_text()
     page = Page()
     page.feed(text)
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert all(
+        link.startswith(("data:image/png;base64,", "data:image/jpeg;base64,"))
+        for link in page.links
+    )
     assert "script" not in page.tags and "url(" not in text
-    assert len(page.images) == len(list((run.path / "report").glob("*.png")))
+    variants = [run.variant(name, 0).path for name in run.comparison().done]
+    examples = sum(len(read_arrays(path / "examples.npz")["rows"]) for path in variants)
+    figures = len(list((run.path / "report").glob("*.png")))
+    assert len(page.images) == figures + 2 * examples, "of each a small one and a large one"
     assert all(image["alt"] for image in page.images)
     assert 'name="viewport"' in text
 
@@ -100,12 +109,16 @@ def test_the_page_says_what_the_comparison_says(run: RunFolder) -> None:
 
 @pytest.fixture(scope="module")
 def redrawn(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The report of a run with a price of 2,000 a second, and with class maps of 8×8 places."""
+    """The report of a run with a price of 2,000 a second, with class maps of 8×8 places, and with
+    names that would be markup."""
     folder = copy_of(run, tmp_path_factory.mktemp("redrawn"))
     raw = run.config().model_dump(mode="json")
     priced = config.validate({**raw, "runtime": {**raw["runtime"], "price_per_hour": 7.2e6}})
     write(folder.path / "config.yaml", priced.to_yaml())
-    file = folder.path / "variants" / "frozen" / "maps.npz"
+    facts = folder.facts()
+    update = {"classes": (MARKUP, *facts.classes[1:]), "skipped": (f"{MARKUP}.png: empty",)}
+    write(folder.path / "data.json", facts.model_copy(update=update).to_json())
+    file = folder.path / "variants" / "frozen" / "examples.npz"
     kept = read_arrays(file)
     larger = np.stack([np.eye(8, dtype=np.float32)] * len(kept["maps"]))
     write_arrays(file, {**kept, "maps": larger})
@@ -247,22 +260,89 @@ def test_the_report_is_drawn_again_the_same(run: RunFolder, tmp_path: Path) -> N
 def test_the_surest_answers_are_kept_with_the_maps_of_their_classes(run: RunFolder) -> None:
     for name in ("scratch", "frozen"):
         path = run.path / "variants" / name
-        kept, test = (read_arrays(path / f) for f in ("maps.npz", "test_predictions.npz"))
+        kept, test = (read_arrays(path / f) for f in ("examples.npz", "test_predictions.npz"))
         predicted, sure = test["logits"].argmax(1), softmax(test["logits"]).max(1)
         order = np.argsort(-sure, kind="stable")
         wrong = predicted[order] != test["labels"][order]
-        rows = np.concatenate([order[wrong][:8], order[~wrong][:8]])
-        np.testing.assert_allclose(kept["confidence"], sure[rows], rtol=1e-4)
+        rows = np.concatenate([order[wrong][:24], order[~wrong][:8]])
+        np.testing.assert_allclose(sure[kept["rows"]], sure[rows], rtol=1e-4)
+        assert set(kept["rows"]) == set(rows)
         assert kept["pixels"].shape[1:] == (3, 75, 75) and kept["maps"].shape[1:] == (1, 1)
-        bias = load_file(path / "best.safetensors")["fc.bias"].numpy()[kept["predicted"]]
-        logits = test["logits"][rows].max(1)
+        bias = load_file(path / "best.safetensors")["fc.bias"].numpy()[predicted[kept["rows"]]]
+        logits = test["logits"][kept["rows"]].max(1)
         np.testing.assert_allclose(kept["maps"].mean((1, 2)) + bias, logits, rtol=0.02, atol=0.02)
 
 
-def test_maps_with_more_than_one_place_are_drawn(redrawn: RunFolder) -> None:
-    drawn = [path.name for path in (redrawn.path / "report").glob("*-maps.png")]
-    assert drawn == ["frozen-maps.png"], "a map of 75 pixels has one place"
-    assert "lit is what spoke most" in (redrawn.path / "report" / "index.html").read_text()
+def test_maps_with_more_than_one_place_are_shown(run: RunFolder, redrawn: RunFolder) -> None:
+    pages = [(one.path / "report" / "index.html").read_text() for one in (run, redrawn)]
+    examples = read_arrays(run.variant("frozen", 0).path / "examples.npz")["rows"]
+    assert [page.count("lit where it spoke most for") for page in pages] == [0, len(examples)]
+
+
+def test_the_true_class_is_shown_however_unlikely_it_is(tmp_path: Path) -> None:
+    logits = np.zeros((3, 1000), np.float32)
+    logits[2] = np.linspace(8, 0, 1000)
+    labels = np.array([0, 0, 999])
+    write_arrays(tmp_path / "test_predictions.npz", {"logits": logits, "labels": labels})
+    pixels, maps = np.zeros((1, 3, 8, 8), np.uint8), np.zeros((1, 2, 2), np.float32)
+    kept = {"rows": np.array([2]), "pixels": pixels, "maps": maps}
+    write_arrays(tmp_path / "examples.npz", kept)
+    (answer,) = page._answers(tmp_path, [f"class {i}" for i in range(1000)])
+    assert [name for name, *_ in answer["top"]] == [f"class {i}" for i in (*range(5), 999)]
+    assert [own for *_, own in answer["top"]] == [False] * 5 + [True]
+    probabilities = [probability for _, probability, _ in answer["top"]]
+    np.testing.assert_allclose(probabilities, softmax(logits[2:])[0, [*range(5), 999]])
+    assert (answer["row"], answer["true"], answer["right"]) == (2, "class 999", False)
+
+
+def test_a_run_that_has_no_pictures_of_answers_is_reported_without(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    older = copy_of(run, tmp_path)
+    for file in older.path.rglob("examples.npz"):
+        file.unlink()
+    pipeline.report_again(older)
+    text = (older.path / "report" / "index.html").read_text()
+    assert "popover" not in text.partition("<body>")[2]
+    assert text.count("This run is older than this report") == 3
+
+
+@needs_browser
+def test_an_answer_opens_by_keyboard_and_names_are_no_markup(redrawn: RunFolder) -> None:
+    test = read_arrays(redrawn.variant("frozen", 0).path / "test_predictions.npz")
+    row = read_arrays(redrawn.variant("frozen", 0).path / "examples.npz")["rows"][0]
+    probabilities, true = softmax(test["logits"][[row]])[0], test["labels"][row]
+    odd: list[str] = []
+    with browser() as chromium:
+        shown = chromium.new_page()
+        shown.on("dialog", lambda dialog: odd.append(dialog.message))
+        shown.on("request", lambda request: odd.append(request.url[:40]))
+        shown.goto((redrawn.path / "report" / "index.html").absolute().as_uri())
+        variant = shown.locator("details", has=shown.locator("summary", has_text="frozen"))
+        variant.evaluate("details => { details.open = true; }")
+
+        button = variant.locator("[popovertarget]").first
+        button.focus()
+        shown.keyboard.press("Enter")
+        opened = variant.get_by_role("dialog", name=f"row {row} of the test set")
+        expect(opened).to_be_visible()
+        numbers = [f"{100 * p:.1f} %" for p in sorted(probabilities, reverse=True)[:5]]
+        told = opened.locator(".top li > span:last-child").all_inner_texts()
+        assert told[:5] == numbers
+        expect(opened.locator(".true")).to_contain_text(redrawn.facts().classes[true])
+        expect(opened.locator(".true")).to_contain_text(f"{100 * probabilities[true]:.1f} %")
+        lit = opened.locator("img").nth(1)
+        assert lit.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+        shown.keyboard.press("Escape")
+        expect(opened).to_be_hidden()
+        expect(button).to_be_focused()
+        shown.keyboard.press("Space")
+        expect(opened).to_be_visible()
+
+        assert shown.locator("script, [onerror]").count() == 0
+        text = shown.locator("main").evaluate("main => main.textContent")
+        assert f"{MARKUP}.png" in text and f"is {MARKUP}" in text
+    assert all(url.startswith(("file:", "data:")) for url in odd), odd
 
 
 def test_a_run_with_another_configuration_is_refused(run: RunFolder) -> None:
