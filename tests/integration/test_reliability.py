@@ -84,14 +84,23 @@ def test_good_bad_slow_and_silent_clients_get_what_is_theirs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["torchserve", "asgi"])
+@pytest.mark.parametrize(("engine", "idle"), [("torchserve", "0"), ("asgi", "100")])
 def test_no_request_is_too_broken_too_large_or_too_slow(
-    archive: Path, tmp_path: Path, engine: str
+    archive: Path, tmp_path: Path, engine: str, idle: str
 ) -> None:
-    options = ("--archive", str(archive), "--engine", engine, "--n", "300", "--idle", "100")
-    code, figures, said = benchmark("fuzz", tmp_path, *options)
+    options = ("--archive", str(archive), "--engine", engine, "--n", "300", "--idle", idle)
+    code, figures, said = benchmark("fuzz", tmp_path, *options, "--milliseconds", "5000")
     assert (code, figures["wrong"]) == (0, []), said
     assert {"head: 400", "jpeg: 200", "webp: 400", "json: 400"} <= figures["answers"].keys()
+
+
+@pytest.mark.slow
+def test_who_asks_again_notices_no_killed_engine(archive: Path, tmp_path: Path) -> None:
+    options = ("--archive", str(archive), "--engine", "asgi", "--times", "1", "--stops", "1")
+    code, figures, said = benchmark("recovery", tmp_path, *options)
+    assert code == 0, said
+    assert [figures[part]["times"] for part in ("engine", "gateway", "SIGTERM")] == [1, 1, 1]
+    assert figures["SIGTERM"]["in_flight"].keys() == {"200"}
 
 
 @pytest.mark.slow
