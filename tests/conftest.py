@@ -264,6 +264,7 @@ def locked(
     from service import running
 
     state = tmp_path_factory.mktemp("locked") / "state"
+    # pragma: allowlist nextline secret
     given = {"SERVING_API_KEYS_FILE": str(keys), "SERVING_API_KEYS": "third-key,often-key"}
     given["SERVING_KEY_REQUESTS_PER_MINUTE"] = "20"
     with running(archive, state, **given) as service:

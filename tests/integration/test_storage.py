@@ -173,6 +173,7 @@ def test_an_unfinished_run_is_not_published(settings: config.Storage, tmp_path: 
     ("changes", "environment", "complaint"),
     [
         ({"uri": "s3://no-such-bucket/x"}, {}, "there is no such bucket"),
+        # pragma: allowlist nextline secret
         ({}, {"AWS_SECRET_ACCESS_KEY": "wrong"}, "the secret key is not the access key's"),
         ({}, {"AWS_ACCESS_KEY_ID": "nobody"}, "the access key is not known there"),
         ({"endpoint_url": "http://127.0.0.1:9"}, {}, "Could not connect"),

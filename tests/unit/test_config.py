@@ -93,6 +93,7 @@ def test_what_cannot_be_carried_out_is_refused_with_the_path_of_the_key(
 
 
 def test_a_bucket_s_address_has_a_bucket() -> None:
+    # pragma: allowlist nextline secret
     for root in ("s3:bucket", "s3://", "s3:///prefix", "s3://key:secret@bucket/prefix"):
         with pytest.raises(ConfigurationError, match=r"^data: root: written s3") as caught:
             config.load("default", ["data.source=folder", f"data.root={root}"])
@@ -113,6 +114,7 @@ def test_who_is_shown_the_metrics_is_not_part_of_the_experiment() -> None:
 
 def test_a_password_in_an_address_of_mlflow_is_refused_and_not_repeated() -> None:
     with pytest.raises(ConfigurationError, match=r"^tracking: mlflow: credentials") as caught:
+        # pragma: allowlist nextline secret
         config.load("default", ["tracking.mlflow=https://me:secret@mlflow"])
     assert "secret" not in str(caught.value)
 
@@ -167,7 +169,9 @@ def test_the_report_says_how_each_variants_pictures_were_varied(
         "storage.access_key=XYZZY",
         "storage.aws_secret_access_key=XYZZY",
         "storage.session_token=XYZZY",
+        # pragma: allowlist nextline secret
         "storage.uri=s3://AKIA:XYZZY@bucket/prefix",
+        # pragma: allowlist nextline secret
         "storage.endpoint_url=https://AKIA:XYZZY@host",
         "data.s3.secret_key=XYZZY",
     ],
