@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak fuzz coverage mutants lint format reference site lock sbom audit clean clean-images
+.PHONY: help run demo check unit test test-all test-images test-cluster chaos soak fuzz coverage mutants lint format reference site lock sbom licences audit clean clean-images
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,16 +83,30 @@ site: $(VENV)/.run ## the documentation as a site, in build/site
 lock: $(VENV)/.run ## pin what the images install (TORCH_WHEELS=… where PyTorch's index is not reached)
 	PATH=$(abspath $(BIN)):$$PATH requirements/lock.sh
 
-LOCKS := train serve serve-gpu
+LOCKS := train serve serve-gpu score-ray
 
 sbom: $(VENV)/.run ## what each image installs, with versions and digests, as CycloneDX in build/
 	mkdir -p build
 	for lock in $(LOCKS); do $(BIN)/uv tool run --from 'cyclonedx-bom>=7,<8' cyclonedx-py requirements \
 	  requirements/$$lock.txt --output-file build/$$lock.cdx.json || exit 1; done
 
+# All but Ray's dashboard is in the environment, `serve`'s torch with CUDA.
+licences: $(VENV)/.test ## the licence of each Python package in each image, as CSV in build/
+	mkdir -p build
+	for lock in $(LOCKS); do \
+	  case $$lock in score-ray) tool="--with-requirements requirements/$$lock.txt pip-licenses" ;; \
+	    *) tool="pip-licenses --python $(BIN)/python" ;; esac; \
+	  $(BIN)/uv tool run --python $(BIN)/python --from 'pip-licenses>=5.5,<6' $$tool --format csv \
+	    --with-system --output-file build/$$lock.licences.csv \
+	    --packages $$(sed -n 's/^\([a-z0-9.-]*\)==.*/\1/p' requirements/$$lock.txt) || exit 1; done
+
+# Strict, as a package without an answer would count as one without vulnerabilities: a mirror may have
+# no advisories, and nobody has any for torch's `+cpu`.
 audit: $(VENV)/.run ## which of it has known vulnerabilities (asks pypi.org)
-	for lock in $(LOCKS); do $(BIN)/uv tool run 'pip-audit>=2.10,<3' --disable-pip --require-hashes \
-	  --requirement requirements/$$lock.txt || exit 1; done
+	mkdir -p build
+	for lock in $(LOCKS); do sed 's/+cpu / /' requirements/$$lock.txt > build/$$lock.audit.txt && \
+	  $(BIN)/uv tool run 'pip-audit>=2.10,<3' --strict --disable-pip --require-hashes \
+	  --requirement build/$$lock.audit.txt || exit 1; done
 
 clean: ## remove the environment, caches and built files; runs stay
 	rm -rf $(VENV) build dist mutants *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
