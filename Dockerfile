@@ -14,15 +14,20 @@ ARG BASE_IMAGE=debian:12.15-slim
 FROM ${BASE_IMAGE} AS base
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # tini is process 1: it passes SIGTERM on while Python still starts, and reaps what is orphaned.
+# Two builds have the same files, as docs/operations.md explains: what differs, logs above all, is
+# removed here and below, and bytecode is taken as it is, whatever the time of its source.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates python3 tini \
- && rm -rf /var/lib/apt/lists/*
+ && python3 -m compileall -qf --invalidation-mode unchecked-hash /usr/lib/python3* \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/*.log /var/log/apt
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 
-# Only /opt/venv goes from here into the images; pip stays behind.
+# Only /opt/venv goes from here into the images; pip stays behind. The bytecode that pip writes has the
+# moment of the installation in it. Some packages have files for other versions of Python, which do not
+# compile; pip says nothing of those either.
 FROM base AS pip
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -37,12 +42,14 @@ ENV PATH=/opt/installer/bin:$PATH \
 FROM pip AS train-packages
 RUN --mount=type=bind,source=requirements/train.txt,target=/tmp/requirements.txt \
     --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes --only-binary :all: --requirement /tmp/requirements.txt
+    pip install --no-compile --require-hashes --only-binary :all: --requirement /tmp/requirements.txt \
+ && (python -m compileall -qq --invalidation-mode unchecked-hash /opt/venv/lib || true)
 
 FROM pip AS serve-gpu-packages
 RUN --mount=type=bind,source=requirements/serve-gpu.txt,target=/tmp/requirements.txt \
     --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes --only-binary :all: --requirement /tmp/requirements.txt
+    pip install --no-compile --require-hashes --only-binary :all: --requirement /tmp/requirements.txt \
+ && (python -m compileall -qq --invalidation-mode unchecked-hash /opt/venv/lib || true)
 
 FROM pip AS serve-packages
 # PyTorch's own index has torch without CUDA; the hash in serve.txt is that wheel's. Its C++ headers
@@ -51,14 +58,16 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=bind,source=requirements/serve.txt,target=/tmp/requirements.txt \
     --mount=type=cache,target=/root/.cache/pip \
     pip install --extra-index-url "$TORCH_INDEX" \
-        --require-hashes --only-binary :all: --requirement /tmp/requirements.txt \
+        --no-compile --require-hashes --only-binary :all: --requirement /tmp/requirements.txt \
  && rm -r /opt/venv/lib/python3.11/site-packages/torch/include \
-        /opt/venv/lib/python3.11/site-packages/torch/test
+        /opt/venv/lib/python3.11/site-packages/torch/test \
+ && (python -m compileall -qq --invalidation-mode unchecked-hash /opt/venv/lib || true)
 
 FROM pip AS score-ray-packages
 RUN --mount=type=bind,source=requirements/score-ray.txt,target=/tmp/requirements.txt \
     --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes --only-binary :all: --requirement /tmp/requirements.txt
+    pip install --no-compile --require-hashes --only-binary :all: --requirement /tmp/requirements.txt \
+ && (python -m compileall -qq --invalidation-mode unchecked-hash /opt/venv/lib || true)
 
 # Our own code, so that the layer of its dependencies outlives its changes. The service gets its own
 # package and the distribution's description, and nothing of training.
@@ -69,18 +78,21 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY jobs jobs
 COPY serving serving
-RUN pip install --no-cache-dir --no-build-isolation --target /opt/job . \
+RUN pip install --no-cache-dir --no-compile --no-build-isolation --target /opt/job . \
  && mkdir /opt/service \
- && cp --recursive --preserve /opt/job/serving /opt/job/*.dist-info /opt/service
+ && cp --recursive --preserve /opt/job/serving /opt/job/*.dist-info /opt/service \
+ && python -m compileall -q --invalidation-mode unchecked-hash /opt/job /opt/service
 
 # What both services share; only the packages below differ.
 FROM base AS service
-# The alternatives of Debian's Java want the folder that slim images lack.
+# The alternatives of Debian's Java want the folder that slim images lack. Its list of authorities has
+# the time of the build in each entry; TorchServe calls nobody.
 # hadolint ignore=DL3008
 RUN mkdir -p /usr/share/man/man1 \
  && apt-get update \
  && apt-get install --yes --no-install-recommends openjdk-17-jre-headless \
- && rm -rf /var/lib/apt/lists/*
+ && rm /etc/ssl/certs/java/cacerts \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/*.log /var/log/apt
 ENV MODEL_URI=/models/model.mar \
     HOME=/tmp \
     PYTHONPATH=/opt/service
@@ -97,7 +109,7 @@ FROM service AS serve-gpu
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/*.log /var/log/apt
 COPY --from=serve-gpu-packages /opt/venv /opt/venv
 COPY --from=package /opt/service /opt/service
 # Read by NVIDIA's container runtime, which mounts the driver; TorchServe counts by nvidia-smi.
@@ -127,7 +139,7 @@ FROM base AS score-ray
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends wget \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/*.log /var/log/apt
 COPY --from=score-ray-packages /opt/venv /opt/venv
 COPY --from=package /opt/service /opt/service
 ENV HOME=/tmp \
@@ -148,7 +160,7 @@ FROM base AS train
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/*.log /var/log/apt
 COPY --from=train-packages /opt/venv /opt/venv
 COPY --from=package /opt/job /opt/job
 # Downloads and caches go under HOME; where that is not mounted, matplotlib's still need a place.

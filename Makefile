@@ -34,7 +34,7 @@ test: $(VENV)/.test ## all tests but the slow ones, in five minutes
 test-all: $(VENV)/.test ## those and the slow ones, a training at the real size among them: under half an hour
 	$(PYTEST) -m "not containers and not cluster" $(ARGS)
 
-test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 55 GB of disk, 30 of them kept, some 20 minutes)
+test-images: $(VENV)/.test ## the images, built and run (Debian 12, root, 55 GB of disk, 30 of them kept, some 25 minutes)
 	tests/containers/install.sh
 	$(BIN)/python -m pytest -m containers tests/containers $(ARGS)
 

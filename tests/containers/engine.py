@@ -5,6 +5,8 @@ Dockerfile's logic and everything above the base; not Docker Hub's base, and not
 """
 
 import ast
+import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -70,13 +72,15 @@ def prepare() -> None:
     archive.unlink()
 
 
-def build(target: str) -> str:
+def build(target: str, fresh: bool = False) -> str:
     """Builds one target of the Dockerfile; what has not changed comes from the layers' cache.
+
+    A `fresh` one is built from nothing, has one time for all files, and a name of its own.
 
     Returns:
         The image's name.
     """
-    name = f"localhost/inception-transfer-{target}:local"
+    name = f"localhost/inception-transfer-{target}:{'fresh' if fresh else 'local'}"
     commit = subprocess.run(
         ["git", "-C", ROOT, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
     )
@@ -85,6 +89,7 @@ def build(target: str) -> str:
     options += [f"--volume={mount}" for mount in _host_pip()]
     # Health checks are Docker's, not OCI's.
     options += ["--format=docker", "--layers", "--network=host", f"--target={target}"]
+    options += ["--no-cache", "--timestamp=0"] if fresh else []
     call("buildah", "bud", *options, "--tag", name, ROOT)
     return name
 
@@ -111,6 +116,30 @@ def _host_pip() -> list[str]:
     lines = [f"{key} = {' '.join(value.split())}" for key, value in options.items()]
     (WORK / "pip.conf").write_text("\n".join(["[global]", *lines, ""]))
     return [*mounts, f"{WORK / 'pip.conf'}:/etc/pip.conf:ro"]
+
+
+def files(image: str, *folders: str) -> dict[str, tuple[int, int, int, str]]:
+    """Mode, owner, group and content of everything in the folders of an image."""
+    root = Path(podman("image", "mount", image).stdout.strip())
+    found = {}
+    walks = (os.walk(root / folder) for folder in folders)
+    for parent, inner, names in itertools.chain.from_iterable(walks):
+        for path in (Path(parent, name) for name in inner + names):
+            content = ""
+            if path.is_symlink():
+                content = str(path.readlink())
+            elif path.is_file():
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+            status = path.lstat()
+            about = (status.st_mode, status.st_uid, status.st_gid, content)
+            found[str(path.relative_to(root))] = about
+    podman("image", "unmount", image)
+    return found
+
+
+def layers(image: str) -> str:
+    """The digests of an image's layers."""
+    return podman("image", "inspect", "--format={{.RootFS.Layers}}", image).stdout
 
 
 def size(image: str) -> float:
