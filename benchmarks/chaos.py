@@ -4,12 +4,13 @@ command as if nothing had happened.
     python -m benchmarks.chaos --kills 50        (some 20 minutes on 2 cores; `make chaos`)
 
 A small job (a folder of photographs, two variants at 75 px, archive, S3, promotion) runs once in
-peace. Then it is started, killed with SIGKILL at a random moment of a random phase, and started
-again, until it ends and another one begins. After every kill each file that has its final name is
-read. At every end the weights, the predictions, the metrics and the archive's answers are compared
-with the first run's, bit by bit, and S3 with the run folder. With `--disks`, and as root, the same
-job runs on file systems that have no more room from some moment of each phase on, and then grow.
-The process ends with 1 if anything was lost.
+peace. Then it is started, killed with SIGKILL at a random moment of its first phase, started again
+and killed in the next one, until it has been killed in all of them and may end; and another one
+begins. After every kill each file that has its final name is read. At every end the weights, the
+predictions, the metrics and the archive's answers are compared with the first run's, bit by bit,
+and S3 with the run folder. With `--disks`, and as root, the same job runs on file systems that
+have no more room from some moment of each phase on, and then grow. The process ends with 1 if
+anything was lost.
 """
 
 import argparse
@@ -26,8 +27,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -87,7 +87,11 @@ class Trial:
             uri=uri, endpoint_url=self.store.address, region="us-east-1", path_style=True
         )
 
-    def start(self) -> subprocess.Popen[str]:
+    @property
+    def said(self) -> str:
+        return (self.folder.parent / "said").read_text()
+
+    def start(self) -> subprocess.Popen[bytes]:
         """Its processes are a group, which can be killed as a whole, like a container."""
         self.folder.mkdir(parents=True, exist_ok=True)
         storage = self.storage.model_dump(mode="json", exclude_unset=True)
@@ -96,14 +100,26 @@ class Trial:
         config = self.folder / "chaos.yaml"
         config.write_text(yaml.safe_dump({**CONFIG, "data": data, "storage": storage}))
         arguments = ("--config", str(config), "--out", str(self.folder), "--run-id", "r")
-        return subprocess.Popen(
-            [sys.executable, "-m", "jobs", "run", "--promote", *arguments],
-            env={**os.environ, **{name.upper(): value for name, value in KEYS.items()}},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with (self.folder.parent / "said").open("wb") as said:
+            return subprocess.Popen(
+                [sys.executable, "-m", "jobs", "run", "--promote", *arguments],
+                env={**os.environ, **{name.upper(): value for name, value in KEYS.items()}},
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                start_new_session=True,
+            )
+
+    def reach(self, phase: str, times: Times, rng: random.Random) -> subprocess.Popen[bytes]:
+        """Started, and at a random moment of this phase; or it has ended."""
+        process, order = self.start(), list(times)
+        works = time.monotonic() + times[order[0]][0]  # until then it starts
+        later = order[order.index(phase) :]
+        while process.poll() is None and (time.monotonic() < works or self.phase() not in later):
+            time.sleep(0.02)
+        begin, end = times[phase]
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, end - begin))
+        return process
 
     def phase(self) -> str:
         """What it was about, by the files that are there."""
@@ -208,39 +224,29 @@ def trial_in(folder: Path, pictures: Path) -> Iterator[Trial]:
 def run_in_peace(trial: Trial) -> Times:
     times: Times = {}
     start = time.monotonic()
-    with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit((process := trial.start()).communicate)
-        while not ended.done():
-            now, phase = time.monotonic() - start, trial.phase()
-            times[phase] = (times.get(phase, (now, now))[0], now)
-            time.sleep(0.02)
+    process = trial.start()
+    while process.poll() is None:
+        now, phase = time.monotonic() - start, trial.phase()
+        times[phase] = (times.get(phase, (now, now))[0], now)
+        time.sleep(0.02)
     if process.returncode != 0:
-        sys.exit(f"the job in peace ended with {process.returncode}: {ended.result()[1][-2000:]}")
+        sys.exit(f"the job in peace ended with {process.returncode}: {trial.said[-2000:]}")
     trial.look()
     del times[STARTING]
     return times
 
 
-def kill_at_random(
-    trial: Trial, times: Times, rng: random.Random, kills: Counter[str], wanted: int
-) -> None:
-    """Starts the job, and kills it as long as kills are wanted, until it ends by itself."""
-    while True:
-        process = trial.start()
-        try:
-            moment = rng.uniform(*rng.choice(list(times.values())))
-            enough = sum(kills.values()) >= wanted
-            _, error = process.communicate(timeout=LONGEST if enough else moment)
-        except subprocess.TimeoutExpired:
+def kill_in_each_phase(trial: Trial, times: Times, rng: random.Random, kills: Counter[str]) -> None:
+    for phase in times:
+        process = trial.reach(phase, times, rng)
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills[phase := trial.phase()] += 1
+            process.wait()
+            kills[met := trial.phase()] += 1
             files = trial.look()
-            print(f"kill {sum(kills.values())}: in {phase}; {files} files read", file=sys.stderr)
-            continue
-        if process.returncode != 0:
-            trial.lost.append(f"ended with {process.returncode}: {error[-500:]}")
-        return
+            print(f"kill {sum(kills.values())}: in {met}; {files} files read", file=sys.stderr)
+    if (code := trial.start().wait(LONGEST)) != 0:
+        trial.lost.append(f"ended with {code}: {trial.said[-500:]}")
 
 
 @contextmanager
@@ -260,27 +266,24 @@ def resize(folder: Path, mib: int) -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
-def fill_the_disk(trial: Trial, seconds: float, full: Counter[str]) -> None:
-    """Runs the job on a disk that has no more room after so many seconds, and then again where
-    there is."""
-    process = trial.start()
-    try:
-        _, error = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        while not resize(trial.folder, shutil.disk_usage(trial.folder).used // MIB + 1):
-            pass
-        _, error = process.communicate(timeout=LONGEST)
-    last = error.strip().splitlines()[-1] if error.strip() else ""
-    phase, code = trial.phase(), process.returncode
-    print(f"full after {seconds:.0f} s: {phase}, exit code {code}: {last}", file=sys.stderr)
-    full[phase if code else "nothing more was written"] += 1
+def fill_the_disk(
+    trial: Trial, phase: str, times: Times, rng: random.Random, full: Counter[str]
+) -> None:
+    """Runs the job on a disk that has no more room from a moment of this phase on, and then again
+    where there is."""
+    process = trial.reach(phase, times, rng)
+    while not resize(trial.folder, shutil.disk_usage(trial.folder).used // MIB + 1):
+        pass
+    code, said = process.wait(LONGEST), trial.said.strip()
+    last = said.splitlines()[-1] if said else ""
+    print(f"full in {phase}: {trial.phase()}, exit code {code}: {last}", file=sys.stderr)
+    full[trial.phase() if code else "nothing more was written"] += 1
     if code not in (0, 3) or (code == 3 and "No space left on device" not in last):
-        trial.lost.append(f"full after {seconds:.0f} s: exit code {code}: {error[-800:]}")
+        trial.lost.append(f"full in {phase}: exit code {code}: {said[-800:]}")
     trial.look()
     assert resize(trial.folder, ROOM)
-    _, error = (process := trial.start()).communicate(timeout=LONGEST)
-    if process.returncode != 0:
-        trial.lost.append(f"with room again: {process.returncode}: {error[-500:]}")
+    if (code := trial.start().wait(LONGEST)) != 0:
+        trial.lost.append(f"with room again: {code}: {trial.said[-500:]}")
 
 
 def main() -> None:
@@ -304,15 +307,15 @@ def main() -> None:
             print(f"in peace: {times}", file=sys.stderr)
         while sum(kills.values()) < options.kills:
             with trial_in(Path(work) / f"killed-{jobs}", pictures) as trial:
-                kill_at_random(trial, times, rng, kills, options.kills)
+                kill_in_each_phase(trial, times, rng, kills)
                 compare(trial, expected)
             lost, jobs = [*lost, *trial.lost], jobs + 1
-        for number, (begin, end) in zip(range(options.disks), cycle(times.values()), strict=False):
+        for number, phase in zip(range(options.disks), cycle(times), strict=False):
             with (
                 trial_in(Path(work) / f"full-{number}", pictures) as trial,
                 own_disk(trial.folder),
             ):
-                fill_the_disk(trial, rng.uniform(begin, end), full)
+                fill_the_disk(trial, phase, times, rng, full)
                 compare(trial, expected)
             lost = [*lost, *trial.lost]
     record.show(("killed in", "times"), list(kills.items()))
