@@ -111,9 +111,10 @@ class Trial:
 
     def reach(self, phase: str, times: Times, rng: random.Random) -> subprocess.Popen[bytes]:
         """Started, and at a random moment of this phase; or it has ended."""
-        process, order = self.start(), list(times)
-        works = time.monotonic() + times[order[0]][0]  # until then it starts
+        order = list(times)
         later = order[order.index(phase) :]
+        starts = times[order[0]][0] if self.phase() in later else 0.0  # it goes on, once it works
+        process, works = self.start(), time.monotonic() + starts
         while process.poll() is None and (time.monotonic() < works or self.phase() not in later):
             time.sleep(0.02)
         begin, end = times[phase]
