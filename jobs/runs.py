@@ -33,7 +33,7 @@ from jobs import config, locks, results
 from jobs.config import Config
 from jobs.errors import ConfigurationError, UnavailableError, first_line
 from jobs.results import Comparison, Diverged, Done, Facts, Trained
-from serving.files import HALVES, digest_of, replacing, write
+from serving.files import HALVES, digest_of, naming, replacing, write
 
 MANIFEST = "manifest.json"
 DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
@@ -336,7 +336,8 @@ class RunFolder:
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Adds rows that are not there yet: an epoch done again after a crash adds nothing."""
         stamp = {"time": now(), "run_id": self.run_id}
-        with self.alone("writing"), (self.path / "metrics.jsonl").open("ab") as file:
+        path = self.path / "metrics.jsonl"
+        with self.alone("writing"), naming(path), path.open("ab") as file:
             known = {_key(row) for row in self.metrics()}
             fresh = [stamp | row for row in rows if _key(row) not in known]
             lines = [json.dumps({key: row.get(key) for key in COLUMNS}) + "\n" for row in fresh]

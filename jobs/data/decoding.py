@@ -25,6 +25,7 @@ from jobs.data.images import Images
 from jobs.data.listing import SPLITS, Picture
 from jobs.errors import UnavailableError
 from serving import ahead
+from serving.files import naming
 from serving.images import ImageError, decode, opened, to_pixels
 from serving.progress import task
 
@@ -220,7 +221,7 @@ def _decode(db: sqlite3.Connection, pool: ThreadPoolExecutor, path: Path, shape:
         return entry[0], _read(Path(os.fsdecode(entry[1])), shape)
 
     notes: list[tuple[int | None, bytes | None, str | None, str]] = []
-    with path.open("r+b") as file:
+    with naming(path), path.open("r+b") as file:
         file.truncate(rows * 3 * shape[0] * shape[1])
         file.seek(0, os.SEEK_END)
 

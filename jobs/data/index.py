@@ -1,5 +1,6 @@
 """A folder of the cache with an index in SQLite, held by one process at a time."""
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -30,6 +31,8 @@ def opened(folder: Path, schema: str) -> Iterator[sqlite3.Connection]:
                 db.executescript(schema)
                 yield db
         except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise UnavailableError(f"{file}: {os.strerror(errno.ENOSPC)}") from None
             raise UnavailableError(f"{file}: {error}; {folder} may be deleted") from None
 
 

@@ -1,6 +1,7 @@
 """Damaged files are named in one line, or made again where that costs nothing but time; and what
 else can end a job early."""
 
+import errno
 import random
 import sqlite3
 import zipfile
@@ -17,6 +18,7 @@ from conftest import tiny_config
 from drawings import make_photos
 
 from jobs import config, inspection, pipeline, runs
+from jobs.data import index
 from jobs.data.dataset import load
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.results import Diverged, Trained
@@ -25,6 +27,7 @@ from jobs.train import models, plan
 from jobs.train.training import Trainer
 from serving import archive as archives
 from serving.archive import ModelError
+from serving.files import replacing
 
 
 def cut(file: Path) -> None:
@@ -138,6 +141,22 @@ def photos(tmp_path: Path) -> config.Data:
     make_photos(tmp_path / "photos", train=6, test=2, size=(16, 16))
     root, cache = str(tmp_path / "photos"), str(tmp_path / "cache")
     return config.Data(source="folder", root=root, cache=cache, input_size=75, validation=0.2)
+
+
+@pytest.mark.parametrize("is_file", [True, False], ids=["a file", "an index"])
+def test_a_full_disk_says_of_which_file(tmp_path: Path, *, is_file: bool) -> None:
+    file = tmp_path / "index.sqlite"
+    if is_file:
+        with pytest.raises(OSError, match=f"No space left on device: '{file}'"), replacing(file):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert not list(tmp_path.iterdir())
+    else:
+        with (
+            pytest.raises(UnavailableError, match=f"^{file}: No space left on device$"),
+            index.opened(tmp_path, "CREATE TABLE t (x)") as db,
+        ):
+            db.execute("PRAGMA max_page_count = 2")
+            db.execute("INSERT INTO t VALUES (zeroblob(100000))")
 
 
 @pytest.mark.parametrize("damage", [cut, replace])
