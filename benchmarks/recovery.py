@@ -78,7 +78,8 @@ def send(url: str, picture: bytes) -> int:
 
 
 @contextmanager
-def loaded(url: str, picture: bytes, clients: int) -> Iterator[Load]:
+def loaded(url: str, picture: bytes, clients: int, *, patient: bool) -> Iterator[Load]:
+    """Clients that send until the block ends, one of which asks again if `patient`."""
     load, over = Load(), threading.Event()
 
     def client() -> None:
@@ -89,7 +90,7 @@ def loaded(url: str, picture: bytes, clients: int) -> Iterator[Load]:
             if status == CUT_OFF:
                 over.wait(0.05)  # nobody is there
 
-    def patient() -> None:
+    def ask_again() -> None:
         with Client(f"http://{urlsplit(url).netloc}", retries=30) as asking:
             while not over.is_set():
                 try:
@@ -98,7 +99,7 @@ def loaded(url: str, picture: bytes, clients: int) -> Iterator[Load]:
                     load.unanswered.append(str(error))
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
-    threads.append(threading.Thread(target=patient))
+    threads += [threading.Thread(target=ask_again)] * patient
     for thread in threads:
         thread.start()
     try:
@@ -120,7 +121,7 @@ class Found:
     wrong: list[str] = field(default_factory=list)
 
     def row(self, part: str) -> list[object]:
-        took = statistics.median(self.seconds), max(self.seconds)
+        took = (statistics.median(self.seconds), max(self.seconds)) if self.seconds else ("", "")
         flown = self.in_flight
         others = sum(flown.values()) - flown[200] - flown[503] - flown[CUT_OFF]
         return [part, self.times, flown[200], flown[503], flown[CUT_OFF], others, *took]
@@ -135,7 +136,7 @@ def kill(
 ) -> contenders.Server:
     """Kills it under load; the service that then runs."""
     contender = server.contender
-    with loaded(contender.url, picture, CLIENTS) as load:
+    with loaded(contender.url, picture, CLIENTS, patient=True) as load:
         time.sleep(random.uniform(1, 4))
         random.choice(processes(server, name)).kill()
         moment = time.monotonic()
@@ -152,22 +153,17 @@ def kill(
 
 def stop(server: contenders.Server, log: Path, picture: bytes, found: Found) -> contenders.Server:
     """The same with SIGTERM, which nothing that is in flight may notice."""
-    contender = server.contender
-    with loaded(contender.url, picture, MANY) as load:
+    with loaded(server.contender.url, picture, MANY, patient=False) as load:
         while len(load.answers) < 2 * MANY:
             time.sleep(0.05)
         server.process.terminate()
         moment = time.monotonic()
-        if (code := server.process.wait(LONGEST)) != 0:
-            found.wrong.append(f"SIGTERM: the service ended with {code}")
-        ended = time.monotonic()
-        server = contenders.Server(contender, log, picture)
-        while load.first_after(ended) is None and time.monotonic() < ended + LONGEST:
-            time.sleep(0.02)
-    note("SIGTERM", load, moment, found)
-    lost = [answer for answer in load.in_flight(moment) if answer.status != 200]
-    found.wrong += [f"SIGTERM: {answer.status} in flight" for answer in lost]
-    return server
+        code = server.process.wait(LONGEST)
+    found.times += 1
+    found.in_flight.update(answer.status for answer in load.in_flight(moment))
+    if code != 0 or found.in_flight.keys() != {200}:
+        found.wrong.append(f"SIGTERM: the service ended with {code}, {found.in_flight}")
+    return contenders.Server(server.contender, log, picture)
 
 
 def note(part: str, load: Load, moment: float, found: Found) -> None:
