@@ -210,6 +210,11 @@ def draw(folder: Path) -> None:
                 noise.save(folder / split / name / f"{number}.jpg")
 
 
+def told(trial: Trial) -> list[str]:
+    print("\n".join(trial.lost) or "nothing was lost", file=sys.stderr)
+    return trial.lost
+
+
 @contextmanager
 def trial_in(folder: Path, pictures: Path) -> Iterator[Trial]:
     """A job and an S3 server of its own; what both stored is gone afterwards."""
@@ -310,7 +315,7 @@ def main() -> None:
             with trial_in(Path(work) / f"killed-{jobs}", pictures) as trial:
                 kill_in_each_phase(trial, times, rng, kills)
                 compare(trial, expected)
-            lost, jobs = [*lost, *trial.lost], jobs + 1
+            lost, jobs = [*lost, *told(trial)], jobs + 1
         for number, phase in zip(range(options.disks), cycle(times), strict=False):
             with (
                 trial_in(Path(work) / f"full-{number}", pictures) as trial,
@@ -318,7 +323,7 @@ def main() -> None:
             ):
                 fill_the_disk(trial, phase, times, rng, full)
                 compare(trial, expected)
-            lost = [*lost, *trial.lost]
+            lost = [*lost, *told(trial)]
     record.show(("killed in", "times"), list(kills.items()))
     record.show(("disk full in", "times"), list(full.items()))
     print(f"{sum(kills.values())} kills of {jobs} jobs, {sum(full.values())} full disks")
