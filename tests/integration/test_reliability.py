@@ -93,15 +93,6 @@ def test_no_request_is_too_broken_or_too_large(archive: Path, tmp_path: Path, en
 
 
 @pytest.mark.slow
-def test_who_asks_again_notices_no_killed_engine(archive: Path, tmp_path: Path) -> None:
-    options = ("--archive", str(archive), "--engine", "asgi", "--times", "1", "--stops", "1")
-    code, figures, said = benchmark("recovery", tmp_path, *options)
-    assert code == 0, said
-    assert [figures[part]["times"] for part in ("engine", "gateway", "SIGTERM")] == [1, 1, 1]
-    assert figures["SIGTERM"]["in_flight"].keys() == {"200"}
-
-
-@pytest.mark.slow
 def test_a_leak_is_found(archive: Path, tmp_path: Path) -> None:
     options = ("--archive", str(archive), "--engine", "asgi", "--seconds", "20", "--growth", "40")
     environment = leaking(tmp_path / "leak", megabytes=10)
