@@ -1,7 +1,7 @@
 """Claim: a job that is killed at any moment, or whose disk is full at any moment, ends by the same
 command as if nothing had happened.
 
-    python -m benchmarks.chaos --kills 50        (some 20 minutes on 2 cores; `make chaos`)
+    python -m benchmarks.chaos --kills 50        (half an hour to an hour on 2 cores; `make chaos`)
 
 A small job (a folder of photographs, two variants at 75 px, archive, S3, promotion) runs once in
 peace. Then it is started, killed with SIGKILL at a random moment of its first phase, started again

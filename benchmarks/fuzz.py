@@ -30,7 +30,6 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,8 +258,8 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
 
 
-def png(width: int, height: int, *chunks: bytes, bits: int = 8) -> bytes:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
 
 
@@ -284,8 +283,14 @@ def bombs() -> dict[str, tuple[str, bytes]]:
             "image/png",
             png(100, 20, chunk(b"zTXt", text), chunk(b"IDAT", lines)),
         ),
-        "JSON, nested a million deep": ("application/json", b"[" * 1_000_000),
-        "JSON, a number of five million digits": ("application/json", b"9" * 5_000_000),
+        "JSON, nested a million deep": (
+            "application/json",
+            b'{"instances": ' + b"[" * 1_000_000,
+        ),
+        "JSON, a number of five million digits": (
+            "application/json",
+            b'{"instances": ' + b"9" * 5_000_000 + b"}",
+        ),
         "JSON, two million empty values": (
             "application/json",
             b'{"instances": [' + b"{}," * 2_000_000 + b"{}]}",
@@ -354,9 +359,7 @@ def main() -> None:
     found = Found()
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         archive = (options.archive or make_archive(Path(work))).resolve()
-        make: Callable[[Path, Path], contenders.Contender] = (
-            contenders.asgi if options.engine == "asgi" else contenders.service
-        )
+        make = contenders.asgi if options.engine == "asgi" else contenders.service
         (folder := Path(work) / "state").mkdir()
         server = contenders.Server(make(archive, folder), Path(work) / "log", photographs()[0])
         stack.callback(server.kill)

@@ -26,6 +26,7 @@ from benchmarks.archive import make_archive
 from benchmarks.serving import photographs
 from serving.processes import cores
 
+BATCH = 2  # requests that a worker takes at once, by default
 FACTORS = (5, 20)
 HEADS = ("load", "answered", "p99 ms", "of one client's", "refused", "p99 ms", "recovery s")
 
@@ -49,11 +50,9 @@ def seconds_to_recover(server: contenders.Server, picture: bytes, usual_ms: floa
             return end - over
 
 
-def measure(
-    server: contenders.Server, pictures: list[bytes], batch: int, seconds: float
-) -> dict[str, Any]:
+def measure(server: contenders.Server, pictures: list[bytes], seconds: float) -> dict[str, Any]:
     given = (server.contender.url, server.contender.kind, pictures)
-    clients = cores() * batch
+    clients = cores() * BATCH
     alone = quantiles(load.run_apart(load.send, *given, 1, seconds), 200)
     busy = quantiles(load.run_apart(load.send, *given, clients, seconds), 200)
     capacity = busy["n"] / seconds
@@ -80,7 +79,6 @@ def main() -> None:
     parser.add_argument("--archive", type=Path)
     parser.add_argument("--engine", choices=("torchserve", "asgi"), default="torchserve")
     parser.add_argument("--queues", type=int, nargs="+", default=[100, 4, 2])
-    parser.add_argument("--batch", type=int, default=2, help="SERVING_BATCH_SIZE.")
     parser.add_argument("--seconds", type=float, default=8, help="Of each load.")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     options = parser.parse_args()
@@ -92,18 +90,14 @@ def main() -> None:
         for queue in options.queues:
             (folder := Path(work) / f"queue-{queue}").mkdir()
             contender = make(archive, folder)
-            sizes = {"SERVING_QUEUE_SIZE": str(queue), "SERVING_BATCH_SIZE": str(options.batch)}
-            environment = {**contender.environment, **sizes}
+            environment = {**contender.environment, "SERVING_QUEUE_SIZE": str(queue)}
             with ExitStack() as stack:
                 contender = replace(contender, environment=environment)
                 server = contenders.Server(contender, folder / "log", pictures[0])
                 stack.callback(server.kill)
-                figures[f"queue of {queue}"] = found = measure(
-                    server, pictures, options.batch, options.seconds
-                )
+                figures[f"queue of {queue}"] = found = measure(server, pictures, options.seconds)
             record.show(HEADS, [(f"queue {queue}, {name}", *cells(f)) for name, f in found.items()])
-    name = f"overload-{options.engine}" + ("" if options.batch == 2 else f"-batch-{options.batch}")
-    record.save(name, options.out, len(figures), figures)
+    record.save(f"overload-{options.engine}", options.out, len(figures), figures)
 
 
 def cells(figures: dict[str, Any]) -> list[object]:

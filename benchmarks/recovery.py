@@ -41,6 +41,7 @@ PARTS = {
     "asgi": {"engine": "serving.asgi", "gateway": "caddy"},
 }
 CLIENTS, MANY = 8, 100
+RETRIES = 8  # over a minute: a service that does not come back must not keep the client for hours
 LONGEST = 120.0
 
 
@@ -91,7 +92,7 @@ def loaded(url: str, picture: bytes, clients: int, *, patient: bool) -> Iterator
                 over.wait(0.05)  # nobody is there
 
     def ask_again() -> None:
-        with Client(f"http://{urlsplit(url).netloc}", retries=30) as asking:
+        with Client(f"http://{urlsplit(url).netloc}", retries=RETRIES) as asking:
             while not over.is_set():
                 try:
                     asking.predict(picture)

@@ -67,8 +67,8 @@ def held_memory(children: Iterable[subprocess.Popen[bytes]]) -> int:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             if os.getsid(int(folder.name)) in sessions:
-                [line] = re.findall(r"^Pss: +(\d+)", (folder / "smaps_rollup").read_text(), re.M)
-                total += int(line) * 1024
+                found = re.findall(r"^Pss: +(\d+)", (folder / "smaps_rollup").read_text(), re.M)
+                total += sum(map(int, found)) * 1024  # of one that is just ending there is none
     return total
 
 

@@ -147,7 +147,7 @@ class Supervisor:
                 log("shadow died", code=self.shadow.returncode)
                 self.shadow = None
             if time.monotonic() >= next_probe:
-                if self._is_too_large():
+                if self.problem is None and self._is_too_large():
                     self._drain()
                     return 1
                 self._note(self.readiness.problem(ready=self.problem is None))
@@ -161,10 +161,10 @@ class Supervisor:
     def _is_too_large(self) -> bool:
         if (limit := self.settings.memory_mb) is None:
             return False
-        if (used := processes.held_memory(self._running()) / 1e6) > limit:
+        used = processes.held_memory(self._running()) / 1e6
+        if used > limit:
             log("too much memory", used_mb=round(used), limit_mb=limit)
-            return True
-        return False
+        return used > limit
 
     def _note_worker_error(self, error: str) -> None:
         self.worker_error = error

@@ -31,6 +31,7 @@ def opened(folder: Path, schema: str) -> Iterator[sqlite3.Connection]:
                 db.executescript(schema)
                 yield db
         except sqlite3.DatabaseError as error:
+            # Errors of Python's own module have no code.
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise UnavailableError(f"{file}: {os.strerror(errno.ENOSPC)}") from None
             raise UnavailableError(f"{file}: {error}; {folder} may be deleted") from None

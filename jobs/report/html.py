@@ -18,8 +18,12 @@ def render(template: str, **values: Any) -> str:
     return templates.get_template(template).render(**values)
 
 
-def data_uri(picture: Image.Image) -> str:
+def picture_uri(picture: Image.Image) -> str:
     """An address that holds the whole RGB picture; a coarse one keeps its pixels as they are."""
     kind, file = "PNG" if max(picture.size) < COARSE else "JPEG", io.BytesIO()
     picture.save(file, kind, quality=90, subsampling=0)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
+    return data_uri(file.getvalue(), kind.lower())
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()

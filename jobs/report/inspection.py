@@ -81,4 +81,4 @@ def _uri(pixels: NDArray[np.uint8]) -> str:
     """A data URI of pixels uint8 [3, H, W]."""
     picture = Image.fromarray(pixels.transpose(1, 2, 0))
     picture.thumbnail((SIDE, SIDE))
-    return html.data_uri(picture)
+    return html.picture_uri(picture)

@@ -1,6 +1,5 @@
 """PNG plots and one self-contained HTML page, made from the files of a run folder."""
 
-import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +39,7 @@ def write_report(folder: RunFolder) -> None:
         write(target / f"{name}.png", png.getvalue())
         if name == "time" or name.endswith("curves"):
             marks[name] = plots.marks(figure)
-        pictures[name] = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+        pictures[name] = html.data_uri(png.getvalue(), "png")
     write(target / "index.html", _page(folder, comparison, pictures, marks, covered))
 
 
@@ -96,8 +95,8 @@ def _answers(variant: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
             "right": likeliest[0] == true,
             "true": classes[true],
             "top": [(classes[i], probabilities[i], i == true) for i in shown],
-            "picture": html.data_uri(picture),
-            "lit": html.data_uri(overlay(picture, class_map)) if says_where else None,
+            "picture": html.picture_uri(picture),
+            "lit": html.picture_uri(overlay(picture, class_map)) if says_where else None,
         }
         found.append(one)
     return found

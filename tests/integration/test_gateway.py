@@ -254,7 +254,9 @@ def test_what_is_not_read_of_a_body_is_no_request(link: socket.socket, length: s
     assert answer.startswith(b"HTTP/1.1 413 ") and answer.count(b"HTTP/1.1 ") == 1
 
 
-@pytest.mark.parametrize("chunks", [b"zz\r\nabc", b"3\r\nabcXX", b"5\r\nab", b"3;" + b"a" * 5000])
+@pytest.mark.parametrize(
+    "chunks", [b"zz\r\nabc", b"3\r\nabcXX", b"5\r\nab", b"3;" + b"a" * 5000, b"3\r\rabc"]
+)
 def test_chunks_that_are_none_are_the_clients_fault(link: socket.socket, chunks: bytes) -> None:
     head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
     head += "Transfer-Encoding: chunked\r\n\r\n"
