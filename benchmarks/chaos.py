@@ -210,9 +210,11 @@ def draw(folder: Path) -> None:
                 noise.save(folder / split / name / f"{number}.jpg")
 
 
-def told(trial: Trial) -> list[str]:
+def keep(trial: Trial, figures: dict[str, Any], out: Path) -> None:
+    """Adds what the trial lost, and writes it all: hours of them must not hang on the last one."""
     print("\n".join(trial.lost) or "nothing was lost", file=sys.stderr)
-    return trial.lost
+    figures["lost"] += trial.lost
+    record.save("chaos", out, sum(figures["kills"].values()), figures)
 
 
 @contextmanager
@@ -304,18 +306,20 @@ def main() -> None:
     kills: Counter[str] = Counter()
     full: Counter[str] = Counter()
     lost: list[str] = []
-    jobs = 0
+    figures: dict[str, Any] = {"kills": kills, "jobs": 0, "full disks": full, "lost": lost}
     with tempfile.TemporaryDirectory() as work:
         draw(pictures := Path(work) / "pictures")
         with trial_in(Path(work) / "peace", pictures) as trial:
-            times = run_in_peace(trial)
-            lost, expected = trial.lost, outcome(trial.run)
+            times = figures["phases"] = run_in_peace(trial)
+            expected = outcome(trial.run)
             print(f"in peace: {times}", file=sys.stderr)
+            keep(trial, figures, options.out)
         while sum(kills.values()) < options.kills:
-            with trial_in(Path(work) / f"killed-{jobs}", pictures) as trial:
+            with trial_in(Path(work) / f"killed-{figures['jobs']}", pictures) as trial:
                 kill_in_each_phase(trial, times, rng, kills)
                 compare(trial, expected)
-            lost, jobs = [*lost, *told(trial)], jobs + 1
+            figures["jobs"] += 1
+            keep(trial, figures, options.out)
         for number, phase in zip(range(options.disks), cycle(times), strict=False):
             with (
                 trial_in(Path(work) / f"full-{number}", pictures) as trial,
@@ -323,13 +327,11 @@ def main() -> None:
             ):
                 fill_the_disk(trial, phase, times, rng, full)
                 compare(trial, expected)
-            lost = [*lost, *told(trial)]
+            keep(trial, figures, options.out)
     record.show(("killed in", "times"), list(kills.items()))
     record.show(("disk full in", "times"), list(full.items()))
-    print(f"{sum(kills.values())} kills of {jobs} jobs, {sum(full.values())} full disks")
+    print(f"{sum(kills.values())} kills of {figures['jobs']} jobs, {sum(full.values())} full disks")
     print("\n".join(lost) or "nothing was lost")
-    figures = {"kills": kills, "jobs": jobs, "full disks": full, "lost": lost, "phases": times}
-    record.save("chaos", options.out, sum(kills.values()), figures)
     sys.exit(bool(lost))
 
 

@@ -1,12 +1,13 @@
 """Claim: an overloaded service keeps what it accepts quick, refuses the rest at once, and recovers.
 
-    python -m benchmarks.overload                      (some 3 minutes; makes an archive first)
+    python -m benchmarks.overload                      (some 6 minutes; makes an archive first)
     python -m benchmarks.overload --archive runs/RUN_ID/model/NAME.mar --engine asgi
 
 One client that waits for each answer is the measure. Clients that keep all workers busy say how
 many requests a second the service can answer. Then five and twenty times as many arrive each
 second, whatever becomes of the earlier ones. That is done with the default queue and with short
-ones: a queue is how long accepted requests wait. The clients share the machine with the service.
+ones: a queue is how long accepted requests wait, and so is the batch before theirs. The clients
+share the machine with the service.
 Recovery is the time from the last answer to the end of the first one that takes at most twice the
 median of before.
 """
@@ -26,7 +27,8 @@ from benchmarks.archive import make_archive
 from benchmarks.serving import photographs
 from serving.processes import cores
 
-BATCH = 2  # requests that a worker takes at once, by default
+LIMITS = ((100, 2), (4, 2), (2, 2), (1, 1))
+"""SERVING_QUEUE_SIZE and SERVING_BATCH_SIZE; the first pair is the defaults on a CPU."""
 FACTORS = (5, 20)
 HEADS = ("load", "answered", "p99 ms", "of one client's", "refused", "p99 ms", "recovery s")
 
@@ -50,9 +52,11 @@ def seconds_to_recover(server: contenders.Server, picture: bytes, usual_ms: floa
             return end - over
 
 
-def measure(server: contenders.Server, pictures: list[bytes], seconds: float) -> dict[str, Any]:
+def measure(
+    server: contenders.Server, pictures: list[bytes], batch: int, seconds: float
+) -> dict[str, Any]:
     given = (server.contender.url, server.contender.kind, pictures)
-    clients = cores() * BATCH
+    clients = cores() * batch
     alone = quantiles(load.run_apart(load.send, *given, 1, seconds), 200)
     busy = quantiles(load.run_apart(load.send, *given, clients, seconds), 200)
     capacity = busy["n"] / seconds
@@ -78,7 +82,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--archive", type=Path)
     parser.add_argument("--engine", choices=("torchserve", "asgi"), default="torchserve")
-    parser.add_argument("--queues", type=int, nargs="+", default=[100, 4, 2])
     parser.add_argument("--seconds", type=float, default=8, help="Of each load.")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     options = parser.parse_args()
@@ -87,15 +90,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         archive = (options.archive or make_archive(Path(work))).resolve()
         make = contenders.asgi if options.engine == "asgi" else contenders.service
-        for queue in options.queues:
+        for queue, batch in LIMITS:
             (folder := Path(work) / f"queue-{queue}").mkdir()
             contender = make(archive, folder)
-            environment = {**contender.environment, "SERVING_QUEUE_SIZE": str(queue)}
+            limits = {"SERVING_QUEUE_SIZE": str(queue), "SERVING_BATCH_SIZE": str(batch)}
+            contender = replace(contender, environment={**contender.environment, **limits})
             with ExitStack() as stack:
-                contender = replace(contender, environment=environment)
                 server = contenders.Server(contender, folder / "log", pictures[0])
                 stack.callback(server.kill)
-                figures[f"queue of {queue}"] = found = measure(server, pictures, options.seconds)
+                found = measure(server, pictures, batch, options.seconds)
+            figures[f"queue of {queue}, batches of {batch}"] = found
             record.show(HEADS, [(f"queue {queue}, {name}", *cells(f)) for name, f in found.items()])
     record.save(f"overload-{options.engine}", options.out, len(figures), figures)
 

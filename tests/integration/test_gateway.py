@@ -207,9 +207,9 @@ def test_what_it_refuses_is_clear_json(
     assert ("Allow" in received) == (status == 405)
 
 
-def whole_answer(link: socket.socket, *parts: bytes) -> bytes:
+def whole_answer(link: socket.socket, *parts: bytes, seconds: float = 30) -> bytes:
     """All that comes back when everything has been sent, until the connection ends."""
-    link.settimeout(30)
+    link.settimeout(seconds)
     received = b""
     with contextlib.suppress(ConnectionError):
         for part in parts:
@@ -220,10 +220,14 @@ def whole_answer(link: socket.socket, *parts: bytes) -> bytes:
     return received
 
 
+def connect(service: Service) -> socket.socket:
+    parts = urlsplit(service.address)
+    return socket.create_connection((parts.hostname, parts.port))
+
+
 @pytest.fixture
 def link(service: Service) -> Iterator[socket.socket]:
-    parts = urlsplit(service.address)
-    with socket.create_connection((parts.hostname, parts.port)) as link:
+    with connect(service) as link:
         yield link
 
 
@@ -264,6 +268,22 @@ def test_chunks_that_are_none_are_the_clients_fault(link: socket.socket, chunks:
     answer = whole_answer(link)
     assert answer.startswith(b"HTTP/1.1 400 ") and b"bad_request" in answer
     assert b"Connection: close" in answer and answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.slow
+def test_a_body_that_stops_half_way_is_given_up_and_so_is_its_connection(service: Service) -> None:
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n".encode()
+    starts = (b"Content-Length: 1000\r\n\r\nab", b"Transfer-Encoding: chunked\r\n\r\n8\r\nab")
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        links = [stack.enter_context(connect(service)) for _ in starts]
+        for link, start in zip(links, starts, strict=True):
+            link.sendall(head + start)
+        answers = [whole_answer(link, seconds=70) for link in links]
+    assert 59 < time.monotonic() - began < 70
+    for answer in answers:  # Caddy decides by chance whether it was an error or the client has left
+        told = answer.startswith(b"HTTP/1.1 408 ") and b'"timeout"' in answer
+        assert told or answer.startswith(b"HTTP/1.1 499 ")
 
 
 def test_a_head_is_answered_in_json_up_to_a_size_and_in_plain_text_beyond(

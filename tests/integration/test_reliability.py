@@ -93,6 +93,15 @@ def test_no_request_is_too_broken_or_too_large(archive: Path, tmp_path: Path, en
 
 
 @pytest.mark.slow
+def test_whichever_part_is_killed_answers_come_again(archive: Path, tmp_path: Path) -> None:
+    options = ("--archive", str(archive), "--engine", "asgi", "--times", "1", "--stops", "1")
+    code, figures, said = benchmark("recovery", tmp_path, *options)
+    assert code == 0, said
+    assert [len(figures[part]["seconds"]) for part in ("engine", "gateway")] == [1, 1]
+    assert figures["SIGTERM"]["in_flight"].keys() == {"200"}
+
+
+@pytest.mark.slow
 def test_a_leak_is_found(archive: Path, tmp_path: Path) -> None:
     options = ("--archive", str(archive), "--engine", "asgi", "--seconds", "20", "--growth", "40")
     environment = leaking(tmp_path / "leak", megabytes=10)
