@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 JAVA_MINIMUM = 17
+PORTS = range(10_000, 30_000)  # below those of outgoing connections (ip_local_port_range)
 COMPILERS = 4  # each takes up to 0.5 GB, and by default there is one for each core of the machine
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_LISTING = Path("/proc/self/cgroup")
@@ -81,14 +83,15 @@ def compiling(cache: Path | None, state: Path) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
+    """Ports that nobody has, and that the kernel gives to nobody who asks for any: a connection
+    that gets one before what is started here listens would keep it from starting."""
+    free: set[int] = set()
+    while len(free) < count:
+        port = secrets.choice(PORTS)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            free.add(port)
+    return list(free)
 
 
 def java_home() -> Path:

@@ -1,0 +1,27 @@
+"""Which ports the service and its tests take for what they start."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from serving import processes
+
+
+def test_ports_are_free_and_different() -> None:
+    ports = processes.free_ports(50)
+    assert len(set(ports)) == 50
+    for port in ports:
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_no_connection_is_given_one_of_them() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(processes.PORTS) < first
+
+
+def test_a_port_that_is_taken_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    [taken, other] = processes.free_ports(2)
+    monkeypatch.setattr(processes, "PORTS", [taken] * 20 + [other])
+    with socket.create_server(("127.0.0.1", taken)):
+        assert processes.free_ports(1) == [other]
