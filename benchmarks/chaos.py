@@ -53,7 +53,7 @@ CONFIG: dict[str, Any] = {
         {"name": "frozen", "init": "pretrained", "trainable": "head"},
     ],
     "runtime": {"device": "cpu", "precision": "fp32", "checkpoint_every": 2},
-    "evaluation": {"batch_size": 40, "batch_norm_images": 20},
+    "evaluation": {"batch_size": 40, "batch_norm_images": 60},
     "export": {"calibration_images": 20, "max_accuracy_drop": 100},
 }
 KEYS = {"aws_access_key_id": "chaos", "aws_secret_access_key": "only-for-this-benchmark"}
