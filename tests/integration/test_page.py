@@ -251,6 +251,7 @@ def test_it_fits_a_phone_and_takes_pictures_there(
     page: Page, phone: Page, service: Service, exported: RunFolder
 ) -> None:
     phone.goto(service.address)
+    phone.wait_for_load_state("networkidle")  # what it has asked for moves what is to be tapped
     with phone.expect_file_chooser() as chooser:
         phone.get_by_text("Take a picture").click()
     chooser.value.set_files(png(pictures(exported, 1)[0], "a-long-name" * 9 + ".png"))

@@ -84,8 +84,8 @@ class Fake:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    monkeypatch.setattr(readiness, "LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(readiness, "START_SECONDS", 0.2)
+    monkeypatch.setattr(readiness, "LOOK_SECONDS", LOOK)
+    monkeypatch.setattr(readiness, "START_SECONDS", LOOK)
     fake = Fake()
     yield fake
     fake.server.shutdown()
@@ -93,7 +93,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 
 
 BUSY = (503, b'{"error": {"code": "busy"}}')
-SILENCE = 0.5
+LOOK = 1.0  # a loaded machine has to answer within it
+SILENCE = 2.5
 
 
 def test_the_expected_answer_is_ready_and_another_is_not(fake: Fake) -> None:
@@ -160,14 +161,14 @@ def test_whatever_a_look_raises_ends_nothing(fake: Fake, monkeypatch: pytest.Mon
 def test_a_busy_engine_is_ready_as_long_as_it_answers_others(
     fake: Fake, golden: Reply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readiness, "BUSY_SECONDS", 0.5)
+    monkeypatch.setattr(readiness, "BUSY_SECONDS", 1.5 * LOOK)
     assert fake.readiness.problem(ready=True) is None
     fake.golden = golden
-    for count in range(1, 8):  # well over BUSY_SECONDS
+    for count in range(1, 6):  # over BUSY_SECONDS
         fake.count(count)
         assert fake.readiness.problem(ready=True) is None
-        time.sleep(0.1)
-    time.sleep(0.5)
+        time.sleep(0.4)
+    time.sleep(1.5 * LOOK)
     assert fake.readiness.problem(ready=True) is not None, "nobody is answered any more"
     fake.count(9)
     assert fake.readiness.problem(ready=False) is not None, "who was not ready has to answer"
