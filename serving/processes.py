@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 JAVA_MINIMUM = 17
-PORTS = range(10_000, 30_000)  # below those of outgoing connections (ip_local_port_range)
+PORTS = range(20_000, 30_000)  # between those of Ray and those of outgoing connections
 COMPILERS = 4  # each takes up to 0.5 GB, and by default there is one for each core of the machine
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_LISTING = Path("/proc/self/cgroup")
