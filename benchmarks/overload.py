@@ -1,18 +1,19 @@
 """Claim: an overloaded service keeps what it accepts quick, refuses the rest at once, and recovers.
 
-    python -m benchmarks.overload                      (some 6 minutes; makes an archive first)
+    python -m benchmarks.overload                      (some 7 minutes; makes an archive first)
     python -m benchmarks.overload --archive runs/RUN_ID/model/NAME.mar --engine asgi
 
 One client that waits for each answer is the measure. Clients that keep all workers busy say how
 many requests a second the service can answer. Then five and twenty times as many arrive each
 second, whatever becomes of the earlier ones. That is done with the default queue and with short
-ones: a queue is how long accepted requests wait, and so is the batch before theirs. The clients
-share the machine with the service.
+ones: a queue is how long accepted requests wait, and so is the batch before theirs. The service has
+half of the machine's cores and the clients the others, as it takes much to send so many pictures.
 Recovery is the time from the last answer to the end of the first one that takes at most twice the
 median of before.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from contextlib import ExitStack
@@ -25,7 +26,6 @@ import numpy as np
 from benchmarks import contenders, load, record
 from benchmarks.archive import make_archive
 from benchmarks.serving import photographs
-from serving.processes import cores
 
 LIMITS = ((100, 2), (4, 2), (2, 2), (1, 1))
 """SERVING_QUEUE_SIZE and SERVING_BATCH_SIZE; the first pair is the defaults on a CPU."""
@@ -53,10 +53,9 @@ def seconds_to_recover(server: contenders.Server, picture: bytes, usual_ms: floa
 
 
 def measure(
-    server: contenders.Server, pictures: list[bytes], batch: int, seconds: float
+    server: contenders.Server, pictures: list[bytes], clients: int, seconds: float
 ) -> dict[str, Any]:
     given = (server.contender.url, server.contender.kind, pictures)
-    clients = cores() * batch
     alone = quantiles(load.run_apart(load.send, *given, 1, seconds), 200)
     busy = quantiles(load.run_apart(load.send, *given, clients, seconds), 200)
     capacity = busy["n"] / seconds
@@ -86,6 +85,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     options = parser.parse_args()
     pictures = photographs()
+    usable = sorted(os.sched_getaffinity(0))
+    service, clients = usable[: len(usable) // 2], usable[len(usable) // 2 :]
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:
         archive = (options.archive or make_archive(Path(work))).resolve()
@@ -96,9 +97,11 @@ def main() -> None:
             limits = {"SERVING_QUEUE_SIZE": str(queue), "SERVING_BATCH_SIZE": str(batch)}
             contender = replace(contender, environment={**contender.environment, **limits})
             with ExitStack() as stack:
+                os.sched_setaffinity(0, service)
                 server = contenders.Server(contender, folder / "log", pictures[0])
                 stack.callback(server.kill)
-                found = measure(server, pictures, batch, options.seconds)
+                os.sched_setaffinity(0, clients)
+                found = measure(server, pictures, len(service) * batch, options.seconds)
             figures[f"queue of {queue}, batches of {batch}"] = found
             record.show(HEADS, [(f"queue {queue}, {name}", *cells(f)) for name, f in found.items()])
     record.save(f"overload-{options.engine}", options.out, len(figures), figures)

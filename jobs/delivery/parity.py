@@ -83,7 +83,7 @@ def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Che
         accuracy=float((logits.argmax(1) == labels).mean()),
         agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
         logit_error=error / spread if error else 0.0,
-        probability_error=float(np.quantile(off, 0.99)),
+        probability_error=float(np.quantile(off, 0.99, method="lower")),
         largest_probability_error=float(off.max()),
     )
 

@@ -353,6 +353,18 @@ def test_a_constant_answer_is_no_form_of_a_model(form: Any, reference: Any) -> N
     assert not compare(reference * np.float32("nan"), reference, LABELS).within(TOLERANCES[form])
 
 
+@pytest.mark.parametrize(("undecided", "accepted"), [(1, True), (2, False)])
+def test_one_picture_of_few_may_be_between_two_classes(undecided: int, accepted: bool) -> None:
+    """Rounding moves its probabilities more than those of others; that of two is more than that."""
+    reference = np.tile(SURE, (5, 1))
+    reference[:undecided] = [6, 5, 0]
+    rounded = reference.copy()
+    rounded[:undecided] = [6, 5.5, 0]
+    check = compare(rounded, reference, np.tile(LABELS, 5))
+    assert check.largest_probability_error > 2 * TOLERANCES["float"].probability_error
+    assert check.within(TOLERANCES["float"]) is accepted
+
+
 class SignalStack(ctypes.Structure):
     _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
