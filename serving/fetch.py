@@ -26,6 +26,8 @@ from serving.files import replacing
 
 CHUNK = 1 << 20
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 15, 30, 3
+# AWS, Google, Azure and Alibaba have it there, too, and not at link-local addresses alone.
+METADATA = ("fd00:ec2::254", "fd20:ce::254", "168.63.129.16", "100.100.100.200")
 Found = TypeVar("Found", bound=Record)
 
 
@@ -105,7 +107,7 @@ def _download(where: str, file: IO[bytes]) -> None:
 
 
 def _download_http(uri: str, file: IO[bytes]) -> None:
-    _refuse_link_local(uri)
+    _refuse_metadata(uri)
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
     retries = urllib3.Retry(ATTEMPTS, backoff_factor=1, status_forcelist=[502, 503, 504])
     try:
@@ -119,7 +121,7 @@ def _download_http(uri: str, file: IO[bytes]) -> None:
         raise ModelError(f"{uri}: {error}") from None
 
 
-def _refuse_link_local(uri: str) -> None:
+def _refuse_metadata(uri: str) -> None:
     """Where clouds give the machine's own credentials to whoever asks from inside."""
     parts = urlsplit(uri)
     try:
@@ -128,8 +130,9 @@ def _refuse_link_local(uri: str) -> None:
         raise ModelError(f"{uri}: {error}") from None
     for *_, address in found:
         ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
-        if (getattr(ip, "ipv4_mapped", None) or ip).is_link_local:
-            raise ModelError(f"{uri}: {address[0]} is a link-local address")
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        if ip.is_link_local or str(ip) in METADATA:
+            raise ModelError(f"{uri}: {address[0]} may be where clouds keep credentials")
 
 
 def _read(client: Any, bucket: str, key: str, kind: type[Found]) -> Found:

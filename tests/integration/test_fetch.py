@@ -59,9 +59,15 @@ def test_what_is_not_the_archive_leaves_nothing_behind(
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]"])
-def test_nothing_is_asked_of_link_local_addresses(tmp_path: Path, host: str) -> None:
-    with pytest.raises(ModelError, match="is a link-local address"):
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]"),
+        *("[fd00:ec2::254]", "[fd20:ce::254]", "168.63.129.16", "100.100.100.200"),
+    ],
+)
+def test_nothing_is_asked_where_clouds_keep_credentials(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ModelError, match="may be where clouds keep credentials"):
         fetch(f"http://{host}/latest/m.mar", "0" * 64, tmp_path / "got.mar")
 
 
