@@ -130,12 +130,11 @@ class Engine:
         """The handler's answer; 503 where too many requests wait."""
         try:
             waiting = Waiting(await request.body(), request.headers)
+            start = time.perf_counter()
+            self.queue.put_nowait(waiting)
+            response = await answer_to(request, waiting)
         except ClientDisconnect:  # nobody will read this
             return Response(status_code=400)
-        start = time.perf_counter()
-        try:
-            self.queue.put_nowait(waiting)
-            response = await asyncio.wrap_future(waiting.answer)
         except queue.Full:
             response = Response(status_code=503)
         if self.mirror and response.status_code == 200:
@@ -160,14 +159,42 @@ class Engine:
 
     def _batch(self) -> list[Waiting]:
         """Waits for a request, and then a little for others."""
-        batch = [self.queue.get()]
+        batch = [self._next()]
         end = time.monotonic() + self.settings.batch_delay_ms / 1000
         while len(batch) < self.settings.batch_size:
             try:
-                batch.append(self.queue.get(timeout=max(0.0, end - time.monotonic())))
+                batch.append(self._next(timeout=max(0.0, end - time.monotonic())))
             except queue.Empty:
                 break
         return batch
+
+    def _next(self, timeout: float | None = None) -> Waiting:
+        """Passes over those whose clients have left: under overload most work would be for them."""
+        while not (one := self.queue.get(timeout=timeout)).answer.set_running_or_notify_cancel():
+            pass
+        return one
+
+
+async def answer_to(request: Request, waiting: Waiting) -> Response:
+    """
+    Raises:
+        ClientDisconnect: the client left before; it gets no turn if it has had none.
+    """
+    answer = asyncio.wrap_future(waiting.answer)
+    leaves = asyncio.ensure_future(left(request))
+    either: list[asyncio.Future[Any]] = [answer, leaves]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    leaves.cancel()
+    if not answer.done():
+        answer.cancel()
+        raise ClientDisconnect
+    return answer.result()
+
+
+async def left(request: Request) -> None:
+    """Waits until the client of a request that was read has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def respond(handler: Handler, batch: list[Waiting]) -> list[Response]:

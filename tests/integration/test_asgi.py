@@ -44,8 +44,8 @@ def handler() -> Answering:
 class Client:
     url: str
 
-    def post(self, body: bytes) -> Any:
-        return urllib3.request("POST", f"{self.url}/p", body=body, retries=False)
+    def post(self, body: bytes, timeout: float | None = None) -> Any:
+        return urllib3.request("POST", f"{self.url}/p", body=body, retries=False, timeout=timeout)
 
     def metrics(self) -> str:
         return urllib3.request("GET", f"{self.url}/metrics").data.decode()
@@ -112,6 +112,22 @@ def test_a_full_queue_is_told_at_once_and_nothing_that_waits_is_lost(
     for thread in [first, *rest]:
         thread.join(30)
     assert sorted(statuses) == [200] * 3 + [503] * 4
+
+
+def test_nobody_works_for_a_client_that_has_left(client: Client, handler: Answering) -> None:
+    first = threading.Thread(target=client.post, args=[b"first"])
+    first.start()
+    assert handler.begun.wait(30)
+    with pytest.raises(urllib3.exceptions.ReadTimeoutError):
+        client.post(b"gone", timeout=0.5)
+    last = threading.Thread(target=client.post, args=[b"last"])
+    last.start()
+    for _ in range(3):  # answers, so the engine has seen what was before
+        client.metrics()
+    handler.may.set()
+    for thread in (first, last):
+        thread.join(30)
+    assert handler.batches == [[b"first"], [b"last"]]
 
 
 def test_an_answer_that_is_no_json_is_an_error_and_the_thread_lives(
