@@ -39,6 +39,9 @@ from serving.predictor import Predictor
 from serving.settings import Settings
 from serving.shadow import Mirror, Sent
 
+KEEP_SECONDS = 180
+"""How long a connection may be idle: longer than the gateway keeps one, or else it would sometimes
+send a request on one that is just being closed, and the client would get 503."""
 ANSWERED = ("Requests2XX", "Requests4XX", "Requests5XX")  # TorchServe's names
 KINDS = {"histogram": Histogram, "counter": Counter, "gauge": Gauge}
 UPDATES = {"histogram": "observe", "counter": "inc", "gauge": "set"}
@@ -225,6 +228,11 @@ def application(engine: Engine) -> Starlette:
     return Starlette(routes=[Route("/metrics", engine.metrics), predict])
 
 
+def server(engine: Engine, port: int) -> uvicorn.Server:
+    options: dict[str, Any] = {"timeout_keep_alive": KEEP_SECONDS, "log_config": None}
+    return uvicorn.Server(uvicorn.Config(application(engine), "127.0.0.1", port, **options))
+
+
 class JsonFormatter(logging.Formatter):
     """One line of JSON, as the gateway and the supervisor write them."""
 
@@ -239,7 +247,7 @@ def main(archive: str, port: str, settings: str, shadow: str | None = None) -> N
     logging.basicConfig(handlers=[log])
     compared = Shadow.model_validate_json(shadow) if shadow else None
     engine = Engine(Path(archive), Settings.model_validate_json(settings), compared)
-    uvicorn.run(application(engine), host="127.0.0.1", port=int(port), log_config=None)
+    server(engine, int(port)).run()
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
 """The engine in one process: its queue, its batches, and a batch that hangs."""
 
+import http.client
+import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import urllib3
-import uvicorn
 from conftest import free_port
 
-from serving import asgi
+from serving import asgi, supervisor
 from serving.settings import Settings
 
 
@@ -59,8 +63,7 @@ def client(handler: Answering, archive: Path, monkeypatch: pytest.MonkeyPatch) -
         model_uri=str(archive), workers=1, batch_size=2, queue_size=2, batch_delay_ms=200
     )
     port = free_port()
-    application = asgi.application(asgi.Engine(archive, settings))
-    server = uvicorn.Server(uvicorn.Config(application, port=port, log_config=None))
+    server = asgi.server(asgi.Engine(archive, settings), port)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -128,6 +131,23 @@ def test_nobody_works_for_a_client_that_has_left(client: Client, handler: Answer
     for thread in (first, last):
         thread.join(30)
     assert handler.batches == [[b"first"], [b"last"]]
+
+
+def test_the_engine_never_closes_a_connection_that_the_gateway_would_use(
+    client: Client, handler: Answering
+) -> None:
+    """By uvicorn's own 5 s it did, and a request that came at that moment was lost."""
+    handler.may.set()
+    link = http.client.HTTPConnection(urlsplit(client.url).netloc, timeout=30)
+    with closing(link):
+        for pause in (6.0, 0.0):
+            link.request("POST", "/p", b"x")
+            assert link.getresponse().read() == b'{"sent":"x"}'
+            kept = link.sock
+            time.sleep(pause)
+        assert link.sock is kept, "the second went on the same connection"
+    [idle] = re.findall(r"keepalive (\d+)s", (supervisor.GATEWAY / "Caddyfile").read_text())
+    assert int(idle) < asgi.KEEP_SECONDS
 
 
 def test_an_answer_that_is_no_json_is_an_error_and_the_thread_lives(
