@@ -86,6 +86,8 @@ def main() -> None:
     options = parser.parse_args()
     pictures = photographs()
     usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        parser.error("two cores at least: one for the service, one for its clients")
     service, clients = usable[: len(usable) // 2], usable[len(usable) // 2 :]
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:

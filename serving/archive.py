@@ -143,8 +143,8 @@ class Check(Record):
     """Root mean square of the differences of all logits, as a share of the trained network's own
     spread over these pictures: 0 for the same answers, 1 or more for a constant one."""
     probability_error: float
-    """99th percentile over the pictures of the largest difference of any probability: of few, the
-    second largest, as one picture between two classes may be off by more."""
+    """99th percentile over the pictures of the largest difference of any probability; see
+    :func:`serving.messages.probability_errors`."""
     largest_probability_error: float
 
     def within(self, allowed: Tolerance) -> bool:

@@ -179,9 +179,10 @@ class Engine:
 
 
 async def answer_to(request: Request, waiting: Waiting) -> Response:
-    """
+    """What the queue's other end answers.
+
     Raises:
-        ClientDisconnect: the client left before; it gets no turn if it has had none.
+        ClientDisconnect: the client left first; where it still waits it is passed over.
     """
     answer = asyncio.wrap_future(waiting.answer)
     leaves = asyncio.ensure_future(left(request))
@@ -229,8 +230,10 @@ def application(engine: Engine) -> Starlette:
 
 
 def server(engine: Engine, port: int) -> uvicorn.Server:
-    options: dict[str, Any] = {"timeout_keep_alive": KEEP_SECONDS, "log_config": None}
-    return uvicorn.Server(uvicorn.Config(application(engine), "127.0.0.1", port, **options))
+    config = uvicorn.Config(
+        application(engine), "127.0.0.1", port, log_config=None, timeout_keep_alive=KEEP_SECONDS
+    )
+    return uvicorn.Server(config)
 
 
 class JsonFormatter(logging.Formatter):

@@ -26,7 +26,7 @@ from serving.files import replacing
 
 CHUNK = 1 << 20
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 15, 30, 3
-# AWS, Google, Azure and Alibaba have it there, too, and not at link-local addresses alone.
+# AWS's, Google's, Azure's and Alibaba's that are not link-local.
 METADATA = ("fd00:ec2::254", "fd20:ce::254", "168.63.129.16", "100.100.100.200")
 Found = TypeVar("Found", bound=Record)
 

@@ -18,7 +18,16 @@ from serving import archive, messages, runtimes
 from serving.archive import TOLERANCES, Form, Golden, Model, ModelError
 from serving.explanations import overlay
 from serving.images import decode, to_pixels, to_png
-from serving.messages import TOP, Explain, Found, Picture, Request, RequestError, softmax
+from serving.messages import (
+    TOP,
+    Explain,
+    Found,
+    Picture,
+    Request,
+    RequestError,
+    probability_errors,
+    softmax,
+)
 from serving.trust import Trust
 
 AT_ONCE = 4  # golden pictures: no more memory than a service with few requests takes
@@ -161,8 +170,7 @@ class Predictor:
         parts = np.split(pixels, range(AT_ONCE, len(pixels), AT_ONCE))
         given = np.concatenate([self.probabilities(part) for part in parts])
         agreement = (given.argmax(1) == expected.argmax(1)).mean()
-        off = np.abs(given - expected).max(axis=1)
-        error = np.quantile(off, 0.99, method="lower")
+        error, _ = probability_errors(given, expected)
         if agreement >= allowed.agreement and error <= allowed.probability_error:  # not so for NaN
             return None
         return f"{agreement:.0%} of the golden labels, probabilities off by {error:.2f}"

@@ -17,7 +17,7 @@ from jobs.data.images import Images
 from jobs.delivery.children import child
 from jobs.errors import JobError
 from serving.archive import Check, Form
-from serving.messages import softmax
+from serving.messages import probability_errors, softmax
 from serving.progress import task
 from serving.runtimes import Outputs, Predict, joined, outputs
 
@@ -73,7 +73,7 @@ def predict(label: str, network: Predict, images: Images) -> Outputs:
 
 def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Check:
     """How far some logits float32 [N, C] are from the reference's; labels int64 [N]."""
-    off = np.abs(softmax(logits) - softmax(reference)).max(axis=1)
+    typical, largest = probability_errors(softmax(logits), softmax(reference))
     # A constant added to all logits of an image changes no answer.
     given, expected = (x - x.mean(axis=1, keepdims=True) for x in (logits, reference))
     spread = _rms(expected - expected.mean(axis=0))
@@ -83,8 +83,8 @@ def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Che
         accuracy=float((logits.argmax(1) == labels).mean()),
         agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
         logit_error=error / spread if error else 0.0,
-        probability_error=float(np.quantile(off, 0.99, method="lower")),
-        largest_probability_error=float(off.max()),
+        probability_error=typical,
+        largest_probability_error=largest,
     )
 
 

@@ -139,10 +139,8 @@ def test_the_engine_never_closes_a_connection_that_the_gateway_would_use(
     """By uvicorn's own 5 s it did, and a request that came at that moment was lost."""
     handler.may.set()
     with closing(http.client.HTTPConnection(urlsplit(client.url).netloc, timeout=30)) as link:
-        for pause in (
-            6.0,
-            0.0,
-        ):  # it opens no other connection, but fails, where this one is closed
+        # Where its connection was closed it fails, and opens no other.
+        for pause in (6.0, 0.0):
             link.request("POST", "/p", b"x")
             assert link.getresponse().read() == b'{"sent":"x"}'
             time.sleep(pause)

@@ -355,7 +355,7 @@ def test_a_constant_answer_is_no_form_of_a_model(form: Any, reference: Any) -> N
 
 @pytest.mark.parametrize(("undecided", "accepted"), [(1, True), (2, False)])
 def test_one_picture_of_few_may_be_between_two_classes(undecided: int, accepted: bool) -> None:
-    """Rounding moves its probabilities more than those of others; that of two is more than that."""
+    """Rounding moves one that is near a tie further than others; two of twenty are too many."""
     reference = np.tile(SURE, (5, 1))
     reference[:undecided] = [6, 5, 0]
     rounded = reference.copy()
