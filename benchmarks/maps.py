@@ -60,8 +60,8 @@ def write(folder: Path, size: int, classes: int, calibration: int) -> None:
 def measure(file: Path, size: int, rounds: int) -> dict[str, float]:
     """Milliseconds a picture, medians of the rounds; of the rounds' ratios median and quartiles."""
     sides = {
-        "with": runtimes.load_ir(file, threads=1),
-        "without": runtimes.load_ir(without_maps(file), threads=1),
+        "with": runtimes.load_ir(file, (size, size), threads=1),
+        "without": runtimes.load_ir(without_maps(file), (size, size), threads=1),
     }
     image = np.random.default_rng(0).integers(256, size=(1, 3, size, size), dtype=np.uint8)
     milliseconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -83,15 +83,22 @@ def compiling(cache: Path | None, state: Path) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has, and that the kernel gives to nobody who asks for any: a connection
-    that gets one before what is started here listens would keep it from starting."""
-    free: set[int] = set()
+    """Ports that nobody has, and that nobody gets before what is started here listens: the kernel
+    gives them to no connection, and nobody else finds them free here while this process lives.
+    It keeps each bound and never listens, which on Linux lets others listen if they reuse
+    addresses, as servers do."""
+    free: list[int] = []
     while len(free) < count:
-        port = secrets.choice(PORTS)
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            free.add(port)
-    return list(free)
+        holder = socket.socket()
+        try:
+            holder.bind(("127.0.0.1", secrets.choice(PORTS)))
+        except OSError:
+            holder.close()
+            continue
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.append(holder.getsockname()[1])
+        holder.detach()  # and so it stays open
+    return free
 
 
 def java_home() -> Path:

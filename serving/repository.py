@@ -64,7 +64,7 @@ def _convert(opened: Model, source: Path, target: Path) -> None:
 
 
 def _deviation(opened: Model, form: Literal["float", "int8"], written: Path) -> str | None:
-    answers = runtimes.load_ir(written)
+    answers = runtimes.load_ir(written, opened.description.data.image_size)
 
     def network(images: NDArray[np.uint8]) -> runtimes.Outputs:
         given = answers(images)  # with probabilities for logits

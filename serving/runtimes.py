@@ -55,7 +55,7 @@ def load(
         return in_chunks(load_compiled(path, f"cuda:{gpu}", size), CHUNK)
     if path.suffix == ".pt2":
         return in_chunks(load_program(path), CHUNK)
-    return in_chunks(load_ir(path, threads, callers), CHUNK)
+    return in_chunks(load_ir(path, size, threads, callers), CHUNK)
 
 
 def in_chunks(predict: Predict, size: int) -> Predict:
@@ -142,7 +142,9 @@ def core() -> Any:
     return openvino.Core()
 
 
-def load_ir(path: Path, threads: int | None = None, callers: int = 1) -> Predict:
+def load_ir(
+    path: Path, size: tuple[int, int], threads: int | None = None, callers: int = 1
+) -> Predict:
     """The IR on so many threads, by default one for each core; each caller at the same time has a
     share of them to itself.
 
@@ -157,6 +159,10 @@ def load_ir(path: Path, threads: int | None = None, callers: int = 1) -> Predict
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     network = core().compile_model(path, "CPU", settings)
+    # Before threads call it: with the first array that it takes, OpenVINO's binding imports from
+    # numpy inside a C++ lock, and whoever comes second waits for that lock with Python's held. Two
+    # threads whose first runs met stopped for good: 4 of 67 processes on two busy cores.
+    network.create_infer_request().infer(np.zeros((1, 3, *size), np.uint8))
     own = threading.local()
 
     def predict(images: NDArray[np.uint8]) -> Outputs:

@@ -76,7 +76,7 @@ def test_memory_that_grows_is_told_from_a_service_that_warms_up() -> None:
 def test_good_bad_slow_and_silent_clients_get_what_is_theirs(
     archive: Path, tmp_path: Path, engine: str
 ) -> None:
-    options = ("--archive", str(archive), "--engine", engine, "--seconds", "15")
+    options = ("--archive", str(archive), "--engine", engine, "--seconds", "60")
     code, figures, said = benchmark("soak", tmp_path, *options)
     assert (code, figures["unexpected"]) == (0, []), said
     kinds = {"good 200", "bad 400", "slow 200", "silent, opened"}

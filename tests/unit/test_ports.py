@@ -22,8 +22,17 @@ def test_no_connection_is_given_one_of_them() -> None:
     assert max(processes.PORTS) < first
 
 
+def test_who_looks_for_one_finds_none_that_was_given_away() -> None:
+    """Another process would, before the server that it is for listens."""
+    [port] = processes.free_ports(1)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+
+
 def test_a_port_that_is_taken_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    [taken, other] = processes.free_ports(2)
-    monkeypatch.setattr(processes, "PORTS", [taken] * 20 + [other])
-    with socket.create_server(("127.0.0.1", taken)):
-        assert processes.free_ports(1) == [other]
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        free = other.getsockname()[1]
+        other.close()
+        monkeypatch.setattr(processes, "PORTS", [server.getsockname()[1]] * 20 + [free])
+        assert processes.free_ports(1) == [free]
