@@ -33,6 +33,7 @@ Predict = Callable[[NDArray[np.uint8]], Outputs]
 """From images uint8 [N, 3, H, W], N any number but 0."""
 
 CHUNK = 32  # pictures that the network takes at once
+_loading = threading.Lock()
 
 
 def load(
@@ -158,11 +159,12 @@ def load_ir(
     settings["INFERENCE_PRECISION_HINT"] = "f32"
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    network = core().compile_model(path, "CPU", settings)
-    # Before threads call it: with the first array that it takes, OpenVINO's binding imports from
-    # numpy inside a C++ lock, and whoever comes second waits for that lock with Python's held. Two
-    # threads whose first runs met stopped for good: 4 of 67 processes on two busy cores.
-    network.create_infer_request().infer(np.zeros((1, 3, *size), np.uint8))
+    # With the first array that it takes, OpenVINO's binding imports from numpy inside a C++ lock,
+    # and whoever comes second waits for that lock with Python's held. Two threads whose first runs
+    # met stopped for good, in 4 of 67 processes on two busy cores: here none meet.
+    with _loading:
+        network = core().compile_model(path, "CPU", settings)
+        network.create_infer_request().infer(np.zeros((1, 3, *size), np.uint8))
     own = threading.local()
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
