@@ -187,9 +187,9 @@ def nodes() -> Iterator[tuple[str, str]]:
     """Two network namespaces with names for each other, as two machines of a cluster."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
-    names = ("jobs-a", "jobs-b")
+    first, second = names = (f"jobs-{os.getpid()}-a", f"jobs-{os.getpid()}-b")
     commands = [f"ip netns add {name}" for name in names]
-    commands += ["ip link add veth-a netns jobs-a type veth peer name veth-b netns jobs-b"]
+    commands += [f"ip link add veth-a netns {first} type veth peer name veth-b netns {second}"]
     for n, name in enumerate(names, start=1):
         commands += [
             f"ip -n {name} addr add 10.89.0.{n}/24 dev veth-{name[-1]}",
@@ -205,7 +205,7 @@ def nodes() -> Iterator[tuple[str, str]]:
         for n, folder in enumerate(folders, start=1):
             folder.mkdir(parents=True, exist_ok=True)
             own = f"127.0.0.1 localhost\n10.89.0.{n} {socket.gethostname()}\n"
-            (folder / "hosts").write_text(f"{own}10.89.0.1 jobs-a\n10.89.0.2 jobs-b\n")
+            (folder / "hosts").write_text(f"{own}10.89.0.1 {first}\n10.89.0.2 {second}\n")
         yield names
     finally:
         for name, folder in zip(names, folders, strict=True):
