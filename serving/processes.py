@@ -89,15 +89,11 @@ def free_ports(count: int) -> list[int]:
     addresses, as servers do."""
     free: list[int] = []
     while len(free) < count:
-        holder = socket.socket()
-        try:
+        with socket.socket() as holder, contextlib.suppress(OSError):
             holder.bind(("127.0.0.1", secrets.choice(PORTS)))
-        except OSError:
-            holder.close()
-            continue
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        free.append(holder.getsockname()[1])
-        holder.detach()  # and so it stays open
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.append(holder.getsockname()[1])
+            holder.detach()  # and so it stays open
     return free
 
 

@@ -147,7 +147,7 @@ def load_ir(
     path: Path, size: tuple[int, int], threads: int | None = None, callers: int = 1
 ) -> Predict:
     """The IR on so many threads, by default one for each core; each caller at the same time has a
-    share of them to itself.
+    share of them to itself. It has run once, on an empty image of `size` (H, W).
 
     It computes in float32 wherever it is not in integers: bf16, which OpenVINO would take where
     there are instructions for it, was off by 44 % of the logits' spread on a network that is hardly
@@ -161,7 +161,7 @@ def load_ir(
         settings["INFERENCE_NUM_THREADS"] = threads
     # With the first array that it takes, OpenVINO's binding imports from numpy inside a C++ lock,
     # and whoever comes second waits for that lock with Python's held. Two threads whose first runs
-    # met stopped for good, in 4 of 67 processes on two busy cores: here none meet.
+    # met stopped for good: here none meet.
     with _loading:
         network = core().compile_model(path, "CPU", settings)
         network.create_infer_request().infer(np.zeros((1, 3, *size), np.uint8))
