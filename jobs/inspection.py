@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from jobs.data.findings import Finding
 from jobs.pipeline import Job
 from jobs.report import inspection as page
 from jobs.runs import RunFolder
-from serving.files import replacing, write
+from serving.files import replacing, temporary, write
 from serving.progress import log
 
 FEW = 20  # training pictures: a class with less is called small
@@ -36,8 +35,8 @@ def inspect(config: Config, out: Path) -> Counter[str]:
     Raises:
         UnavailableError: data or weights cannot be reached or read.
     """
-    with TemporaryDirectory() as work:
-        folder = RunFolder(Path(work) / "inspection")
+    with temporary() as work:
+        folder = RunFolder(work / "inspection")
         with folder.open(config):
             return _inspect(Job(config, folder), out)
 

@@ -8,7 +8,6 @@ written once, and so there as a whole or not at all:
 """
 
 import tarfile
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from jobs.delivery import publishing
 from jobs.delivery.storage import Conflict, Storage
 from jobs.errors import UnavailableError
 from jobs.runs import RunFolder
-from serving.files import digest_of, write
+from serving.files import digest_of, temporary, write
 from serving.progress import log, task
 
 OF_THE_RUN = ("data.json", "environment.json", "metrics.jsonl")  # in each part's object
@@ -103,8 +102,8 @@ class Rendezvous:
         """Puts a part there, unless another process of the same part was quicker."""
         own = self.folder.variant(*part).path
         files = [*own.iterdir(), *(self.folder.path / name for name in OF_THE_RUN)]
-        with tempfile.TemporaryDirectory() as place:
-            packed = Path(place) / "part.tar"
+        with temporary() as place:
+            packed = place / "part.tar"
             with tarfile.open(packed, "w") as tar:
                 for file in filter(Path.is_file, files):  # one that diverged at once has no metrics
                     tar.add(file, file.relative_to(self.folder.path))
@@ -118,8 +117,8 @@ class Rendezvous:
         Raises:
             UnavailableError: it was trained on other data than the run.
         """
-        with tempfile.TemporaryDirectory() as place:
-            packed, theirs = Path(place) / "part.tar", RunFolder(Path(place) / "run")
+        with temporary() as place:
+            packed, theirs = place / "part.tar", RunFolder(place / "run")
             log(f"{part}: from {self.storage.uri}/{self._key(part)}")
             self.storage.fetch(self._key(part), packed, lambda _: None)
             _unpack(packed, theirs.path)

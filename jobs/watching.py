@@ -1,7 +1,6 @@
 """How far a run is, by what it has written so far, here or in S3."""
 
 import json
-import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext
@@ -18,7 +17,7 @@ from jobs.delivery.storage import Storage
 from jobs.errors import UnavailableError
 from jobs.results import Diverged, Result, read
 from jobs.runs import MANIFEST, Row, RunFolder
-from serving.files import write
+from serving.files import temporary, write
 
 SECONDS_BETWEEN_LOOKS = 3.0
 
@@ -103,8 +102,8 @@ def looks(run: str, settings: Sequence[str]) -> Generator[tuple[RunFolder, bool]
     storage = None
     if run.startswith("s3://"):
         storage = Storage(config.load("default", [*settings, f"storage.uri={run}"]).storage)
-    with tempfile.TemporaryDirectory() as place:
-        folder, finished = RunFolder(Path(place if storage else run)), False
+    with temporary() as place:
+        folder, finished = RunFolder(place if storage else Path(run)), False
         while not finished:
             finished = _fetch(storage, folder) if storage else folder.finished
             yield folder, finished

@@ -28,12 +28,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.files import digest_of
+from serving.files import digest_of, temporary
 
 UNREADABLE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)  # zipfile's errors
 FORMAT: Literal[2] = 2
@@ -381,9 +380,9 @@ def unpacked(archive: Path) -> Iterator[Path]:
     Raises:
         ModelError: it is not an archive.
     """
-    with TemporaryDirectory() as folder:
-        unpack(archive, Path(folder))
-        yield Path(folder)
+    with temporary() as folder:
+        unpack(archive, folder)
+        yield folder
 
 
 def unpack(archive: Path, folder: Path) -> None:

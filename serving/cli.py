@@ -178,13 +178,12 @@ def repository(
 @contextmanager
 def _local(model: str, sha256: str | None) -> Iterator[Path]:
     """The archive as a file of this machine."""
-    from tempfile import TemporaryDirectory
-
     from serving.fetch import fetch as copy
     from serving.fetch import is_local
+    from serving.files import temporary
 
-    with TemporaryDirectory() as folder:
-        yield Path(model) if is_local(model) else copy(model, sha256, Path(folder) / "model")
+    with temporary() as folder:
+        yield Path(model) if is_local(model) else copy(model, sha256, folder / "model")
 
 
 def _exit_code(answer: Answer) -> int:

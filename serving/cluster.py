@@ -15,12 +15,12 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from serving.archive import open_model
+from serving.files import temporary
 from serving.predictor import Predictor
 from serving.scoring import (
     SCHEMA,
@@ -80,10 +80,10 @@ class Scorer:
         """
         import ray
 
-        with NamedTemporaryFile() as file:
-            file.write(ray.get(archive))
-            file.flush()
-            self.predictor = Predictor.open(file.name, threads=1)
+        with temporary() as folder:
+            file = folder / "model.mar"
+            file.write_bytes(ray.get(archive))
+            self.predictor = Predictor.open(file, threads=1)
 
     def __call__(self, pictures: pa.Table) -> pa.Table:
         return answered(self.predictor, pictures)

@@ -1,13 +1,17 @@
-"""Atomic file writes, and digests of files."""
+"""Atomic file writes, folders for a while, and digests of files."""
 
 import errno
+import fcntl
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HALVES = ".*.part"  # what a process was writing that was killed
+WORK = "inception-transfer-work-"  # how the names of folders begin that are held
 
 
 @contextmanager
@@ -40,6 +44,41 @@ def replacing(path: Path) -> Iterator[Path]:
 def write(path: Path, content: bytes | str) -> None:
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def temporary(place: Path | None = None) -> Iterator[Path]:
+    """A folder for the block. Those that killed processes left there are removed: an
+    unpacked archive is 130 MB, and a container that starts again finds its old /tmp.
+
+    Args:
+        place: the folder to make it in; by default the system's for such.
+    """
+    folder = Path(tempfile.mkdtemp(dir=place))
+    for left in folder.parent.glob(f"{WORK}*"):
+        with suppress(OSError), _held(left):  # BlockingIOError: its process lives
+            shutil.rmtree(left)
+    with _held(folder):
+        folder = folder.rename(folder.with_name(WORK + folder.name))  # found by others from now on
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Locks a folder for the block, or until this process is killed.
+
+    Raises:
+        OSError: another process has locked it, or it is none that may be read.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def digest_of(path: Path) -> str:

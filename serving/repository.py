@@ -1,7 +1,6 @@
 """An archive's network for servers that read OpenVINO's format: OpenVINO Model Server, KServe."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from serving import archive, runtimes
 from serving.archive import FILES, Model, ModelError
+from serving.files import temporary
 from serving.predictor import Predictor
 
 INPUT, OUTPUT = "pictures", "probabilities"
@@ -29,19 +29,19 @@ def write(file: Path, out: Path, form: Literal["float", "int8"] = "float") -> Pa
         ModelError: it is no archive, has no such form, or is there already; or what was written
             does not give the golden answers on this machine.
     """
-    with archive.unpacked(file) as folder, TemporaryDirectory() as work:
+    with archive.unpacked(file) as folder, temporary() as work:
         opened = archive.open_model(folder)
         target = out / opened.name / "1"
         if target.exists():
             raise ModelError(f"{target} is there already")
         if form not in opened.description.forms:
             raise ModelError(f"{file}: has no {form}: {', '.join(opened.description.forms)}")
-        _convert(opened, opened.path / FILES[form][0], Path(work) / "model.xml")
-        if (deviation := _deviation(opened, form, Path(work) / "model.xml")) is not None:
+        _convert(opened, opened.path / FILES[form][0], work / "model.xml")
+        if (deviation := _deviation(opened, form, work / "model.xml")) is not None:
             raise ModelError(f"{form} is not right on this machine: {deviation}")
         target.mkdir(parents=True)
         for name in ("model.bin", "model.xml"):
-            (target / name).write_bytes((Path(work) / name).read_bytes())
+            (target / name).write_bytes((work / name).read_bytes())
     return target
 
 

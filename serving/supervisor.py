@@ -10,7 +10,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 from serving import api, engines, processes, torchserve
 from serving.archive import Model, open_model
 from serving.fetch import check_signature, fetch, is_local
+from serving.files import temporary
 from serving.readiness import INTERVAL_SECONDS, Readiness
 from serving.settings import Settings, SettingsError
 
@@ -51,9 +51,9 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stopping.set())
-        with tempfile.TemporaryDirectory(dir=self.settings.state_dir) as state:
+        with temporary(self.settings.state_dir) as state:
             try:
-                self._start(Path(state))
+                self._start(state)
                 return self._watch()
             finally:
                 for child in reversed(self._running()):

@@ -128,7 +128,7 @@ def start(
 
     `prefix` is a command that runs it, in a namespace of its own for example.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     port, metrics = free_port(), free_port()
     variables = {**os.environ, **FAST, "MODEL_URI": str(archive), **environment}
     variables |= {"SERVING_PORT": str(port), "SERVING_METRICS_PORT": str(metrics)}

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +43,7 @@ from serving.archive import (
     Form,
     Interval,
 )
-from serving.files import write
+from serving.files import temporary, write
 from serving.images import to_png
 from serving.messages import softmax
 from serving.progress import duration, log
@@ -100,8 +99,8 @@ def export(folder: RunFolder, settings: Export) -> Path:
     judged = judged.take(torch.arange(min(len(judged), settings.images)))
     target = folder.path / folder.archive(settings.name)
 
-    with folder.open(config), tempfile.TemporaryDirectory() as work:
-        stage = Path(work) / "stage"
+    with folder.open(config), temporary() as work:
+        stage = work / "stage"
         stage.mkdir()
         with forms.written(network, dataset.train, settings.calibration_images, stage):
             right = predict("reference", forms.eager(network), judged)
@@ -113,7 +112,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
         _write_golden(judged, reference / description.temperature, stage)
         samples = min(len(judged), SAMPLES) if _may_show(settings, config.data.source) else 0
         description = description.model_copy(update={"samples": samples})
-        packed = _pack(stage, Path(work), description)
+        packed = _pack(stage, work, description)
         trained = read_arrays(variant.path / PREDICTIONS)["logits"]
         with archive.unpacked(packed) as unpacked:
             archive.write_description(unpacked, description)

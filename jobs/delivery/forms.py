@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from jobs.seeds import generator
 from jobs.train import models
 from serving import runtimes
 from serving.archive import FILES
+from serving.files import temporary
 from serving.progress import task
 
 MAX_BATCH = 1024
@@ -89,7 +89,7 @@ def written(
 
     package = Path(jobs.__file__).parents[1]
     # It is started first: its imports take as long as the other forms.
-    with TemporaryDirectory() as work, child(package, "jobs.delivery.quantising") as quantiser:
+    with temporary() as work, child(package, "jobs.delivery.quantising") as quantiser:
         runtimes.core()  # before the cores of the next steps, which are freed
         with task("export, forms", 2, "forms") as advance:
             program = _program(network, train)
@@ -101,13 +101,13 @@ def written(
             openvino.save_model(model, folder / FILES["float"][0])
             advance(1)
         order = torch.randperm(len(train), generator=generator("calibration"))[:calibration_images]
-        openvino.save_model(model, Path(work) / quantising.NETWORK, compress_to_fp16=False)
-        np.save(Path(work) / quantising.IMAGES, train.raw(order).cpu().numpy())
+        openvino.save_model(model, work / quantising.NETWORK, compress_to_fp16=False)
+        np.save(work / quantising.IMAGES, train.raw(order).cpu().numpy())
         with suppress(BrokenPipeError):  # a child that has ended is noticed below
-            quantiser.pipe.send(work)
+            quantiser.pipe.send(str(work))
         yield
         _follow(quantiser, len(order))
-        made = (Path(work) / quantising.QUANTISED).with_suffix
+        made = (work / quantising.QUANTISED).with_suffix
         for name in FILES["int8"]:
             shutil.move(made(Path(name).suffix), folder / name)
 

@@ -1,7 +1,6 @@
 """Promotion through a quality gate, and rollback: all that changes what production serves."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from serving.archive import (
     in_one_line,
     open_model,
 )
-from serving.files import digest_of
+from serving.files import digest_of, temporary
 from serving.progress import log
 
 LATENCY_CALLS = 20  # after as many that do not count
@@ -185,8 +184,8 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
     """Compares what both archives answered to the test pictures that both were asked."""
     from jobs.statistics import paired_difference
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / PREDICTIONS
+    with temporary() as folder:
+        file = folder / PREDICTIONS
         registry.fetch(champion, file, PREDICTIONS)
         theirs = _right_by_picture(file, registry.version(champion).description.classes)
     ours = _right_by_picture(promoted.files[PREDICTIONS], promoted.description.classes)

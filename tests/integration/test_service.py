@@ -349,6 +349,28 @@ def test_a_dead_child_ends_the_service(
         assert service.events()[-1]["child"] == child
 
 
+@pytest.mark.slow
+def test_a_killed_service_leaves_nothing_that_the_next_one_does_not_remove(
+    archive: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    killed = start(archive, state, SERVING_ENGINE="asgi")
+    killed.wait_until_ready()
+    children = subprocess.check_output(["pgrep", "-P", str(killed.process.pid)], text=True).split()
+    for pid in [killed.process.pid, *map(int, children)]:  # as a container is ended
+        os.kill(pid, signal.SIGKILL)
+    killed.process.wait()
+    [left] = folders(state)
+    with running(archive, state, SERVING_ENGINE="asgi"):
+        [used] = folders(state)
+        assert used != left
+    assert not folders(state)
+
+
+def folders(state: Path) -> list[Path]:
+    return [path for path in state.iterdir() if path.is_dir()]
+
+
 def test_two_services_share_a_machine(service: Service, locked: Service) -> None:
     assert service.address != locked.address
     for one in (service, locked):

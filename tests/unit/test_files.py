@@ -1,0 +1,60 @@
+"""Folders for a while, and what is left of them when a process is killed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from serving.files import WORK, temporary
+
+KEEPS = """
+import sys, time
+from pathlib import Path
+from serving.files import temporary
+
+with temporary(Path(sys.argv[1])) as folder:
+    (folder / "archive").mkdir()
+    (folder / "archive" / "network").write_bytes(b"weights")
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def keeping(place: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process that keeps a folder there, until it is killed."""
+    command = [sys.executable, "-c", KEEPS, str(place)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_a_folder_lasts_as_long_as_its_block(tmp_path: Path) -> None:
+    with temporary(tmp_path) as folder, temporary(tmp_path) as other:
+        assert folder.is_dir() and other.is_dir() and folder != other
+        (folder / "file").touch()
+    with pytest.raises(ValueError, match="failed"), temporary(tmp_path) as folder:
+        raise ValueError("failed")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(tmp_path: Path) -> None:
+    (tmp_path / "of-others").mkdir()
+    (tmp_path / f"{WORK}link").symlink_to(tmp_path / "of-others")
+    (tmp_path / f"{WORK}file").touch()
+    (killed, left), (lives, used) = keeping(tmp_path), keeping(tmp_path)
+    try:
+        with temporary(tmp_path):
+            assert left.is_dir() and used.is_dir()
+        killed.kill()
+        killed.wait()
+        assert (left / "archive" / "network").is_file()
+        with temporary(tmp_path) as folder:
+            names = {path.name for path in tmp_path.iterdir()}
+            assert names == {"of-others", f"{WORK}link", f"{WORK}file", used.name, folder.name}
+        assert (used / "archive" / "network").is_file()
+    finally:
+        for process in (killed, lives):
+            process.kill()
+            process.communicate()
