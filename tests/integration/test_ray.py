@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,14 +47,18 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
     head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
     node = [f"--address=127.0.0.1:{port}", "--num-cpus=1"]
     started = Nodes(f"127.0.0.1:{port}", [])
-    try:
-        for number, options in enumerate((head, node, node)):
-            log = tmp_path / f"node-{number}"
-            started.processes.append(node_that_runs(options, environment, log))
-        yield started
-    finally:
-        for process in started.processes:
-            end(process)
+    # Of a short name, as its sockets' may have 107 characters.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        environment["TMPDIR"] = place
+        head.append(f"--temp-dir={place}")
+        try:
+            for number, options in enumerate((head, node, node)):
+                log = tmp_path / f"node-{number}"
+                started.processes.append(node_that_runs(options, environment, log))
+            yield started
+        finally:
+            for process in started.processes:
+                end(process)
 
 
 def node_that_runs(options: list[str], environment: dict[str, str], log: Path) -> psutil.Popen:
