@@ -8,9 +8,9 @@ peace. Then it is started, killed with SIGKILL at a random moment of its first p
 and killed in the next one, until it has been killed in all of them and may end; and another one
 begins. After every kill each file that has its final name is read. At every end the weights, the
 predictions, the metrics and the archive's answers are compared with the first run's, bit by bit,
-and S3 with the run folder. With `--disks`, and as root, the same job runs on file systems that
-have no more room from some moment of each phase on, and then grow. The process ends with 1 if
-anything was lost.
+and S3 with the run folder; what killed processes left is gone, in /tmp too. With `--disks`, and as
+root, the same job runs on file systems that have no more room from some moment of each phase on,
+and then grow. The process ends with 1 if anything was lost.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from jobs.delivery import promotion, publishing
 from jobs.delivery.storage import Storage as Remote
 from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
+from serving.files import WORK
 
 CONFIG: dict[str, Any] = {
     "data": {"source": "folder", "validation": 0.25, "input_size": 75},
@@ -88,12 +89,18 @@ class Trial:
         )
 
     @property
+    def temporary(self) -> Path:
+        """What its processes take for /tmp."""
+        return self.folder.parent / "tmp"
+
+    @property
     def said(self) -> str:
         return (self.folder.parent / "said").read_text()
 
     def start(self) -> subprocess.Popen[bytes]:
         """Its processes are a group, which can be killed as a whole, like a container."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        for place in (self.folder, self.temporary):
+            place.mkdir(parents=True, exist_ok=True)
         storage = self.storage.model_dump(mode="json", exclude_unset=True)
         places = {"root": str(self.pictures), "cache": str(self.folder / "cache")}
         data = {**CONFIG["data"], **places}
@@ -103,7 +110,7 @@ class Trial:
         with (self.folder.parent / "said").open("wb") as said:
             return subprocess.Popen(
                 [sys.executable, "-m", "jobs", "run", "--promote", *arguments],
-                env={**os.environ, **{name.upper(): value for name, value in KEYS.items()}},
+                env={**os.environ, "TMPDIR": str(self.temporary)},
                 stdout=subprocess.DEVNULL,
                 stderr=said,
                 start_new_session=True,
@@ -194,6 +201,7 @@ def compare(trial: Trial, expected: dict[str, Any]) -> None:
     trial.lost += [f"{key} differs" for key in expected if found[key] != expected[key]]
     trial.lost += [f"{path.name} is left" for path in trial.run.path.rglob("*.part")]
     trial.lost += [f"{path.name} is left" for path in trial.run.path.rglob("last.ckpt")]
+    trial.lost += [f"{path.name} is left" for path in trial.temporary.glob(f"{WORK}*")]
     if sent := publishing.publish(Remote(trial.storage), trial.run):
         trial.lost.append(f"S3 lacked {sent} files")
     promotion.fetch(trial.run.config(), None, trial.folder)  # its digest is checked
