@@ -43,7 +43,7 @@ from jobs.delivery import promotion, publishing
 from jobs.delivery.storage import Storage as Remote
 from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
-from serving.files import WORK
+from serving.files import MARK
 
 CONFIG: dict[str, Any] = {
     "data": {"source": "folder", "validation": 0.25, "input_size": 75},
@@ -201,7 +201,7 @@ def compare(trial: Trial, expected: dict[str, Any]) -> None:
     trial.lost += [f"{key} differs" for key in expected if found[key] != expected[key]]
     trial.lost += [f"{path.name} is left" for path in trial.run.path.rglob("*.part")]
     trial.lost += [f"{path.name} is left" for path in trial.run.path.rglob("last.ckpt")]
-    trial.lost += [f"{path.name} is left" for path in trial.temporary.glob(f"{WORK}*")]
+    trial.lost += [f"{mark.parent} is left" for mark in trial.temporary.glob(f"*/{MARK}")]
     if sent := publishing.publish(Remote(trial.storage), trial.run):
         trial.lost.append(f"S3 lacked {sent} files")
     promotion.fetch(trial.run.config(), None, trial.folder)  # its digest is checked

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HALVES = ".*.part"  # what a process was writing that was killed
-WORK = "inception-transfer-work-"  # how the names of folders begin that are held
+MARK = ".inception-transfer"  # in a temporary folder, which is of no more use once nobody holds it
 
 
 @contextmanager
@@ -55,11 +55,11 @@ def temporary(place: Path | None = None) -> Iterator[Path]:
         place: the folder to make it in; by default the system's for such.
     """
     folder = Path(tempfile.mkdtemp(dir=place))
-    for left in folder.parent.glob(f"{WORK}*"):
-        with suppress(OSError), _held(left):  # BlockingIOError: its process lives
-            shutil.rmtree(left)
+    for mark in folder.parent.glob(f"*/{MARK}"):
+        with suppress(OSError), _held(mark.parent):  # BlockingIOError: its process lives
+            shutil.rmtree(mark.parent)
     with _held(folder):
-        folder = folder.rename(folder.with_name(WORK + folder.name))  # found by others from now on
+        (folder / MARK).touch()  # others find it from now on
         try:
             yield folder
         finally:
@@ -71,10 +71,13 @@ def _held(folder: Path) -> Iterator[None]:
     """Locks a folder for the block, or until this process is killed.
 
     Raises:
-        OSError: another process has locked it, or it is none that may be read.
+        OSError: another process has locked it, or others than this user may have written to it.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(folder))
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:

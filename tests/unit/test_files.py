@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from serving.files import WORK, temporary
+from serving.files import MARK, temporary
 
 KEEPS = """
 import sys, time
@@ -40,9 +40,11 @@ def test_a_folder_lasts_as_long_as_its_block(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(tmp_path: Path) -> None:
-    (tmp_path / "of-others").mkdir()
-    (tmp_path / f"{WORK}link").symlink_to(tmp_path / "of-others")
-    (tmp_path / f"{WORK}file").touch()
+    for name, mode in (("open", 0o770), ("unmarked", 0o700)):
+        (tmp_path / name).mkdir(mode)
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "open" / MARK).touch()  # by whoever may write there
+    (tmp_path / "link").symlink_to(tmp_path / "open")
     (killed, left), (lives, used) = keeping(tmp_path), keeping(tmp_path)
     try:
         with temporary(tmp_path):
@@ -52,7 +54,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(tmp_pa
         assert (left / "archive" / "network").is_file()
         with temporary(tmp_path) as folder:
             names = {path.name for path in tmp_path.iterdir()}
-            assert names == {"of-others", f"{WORK}link", f"{WORK}file", used.name, folder.name}
+            assert names == {"open", "unmarked", "link", used.name, folder.name}
         assert (used / "archive" / "network").is_file()
     finally:
         for process in (killed, lives):
