@@ -5,10 +5,10 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 HALVES = ".*.part"  # what a process was writing that was killed
 MARK = ".inception-transfer"  # in a temporary folder, which is of no more use once nobody holds it
@@ -54,20 +54,19 @@ def temporary(place: Path | None = None) -> Iterator[Path]:
     Args:
         place: the folder to make it in; by default the system's for such.
     """
-    folder = Path(tempfile.mkdtemp(dir=place))
-    for mark in folder.parent.glob(f"*/{MARK}"):
-        with suppress(OSError), _held(mark.parent):  # BlockingIOError: its process lives
-            shutil.rmtree(mark.parent)
-    with _held(folder):
-        (folder / MARK).touch()  # others find it from now on
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # what a child still writes, the next removes
+    with TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as name, ExitStack() as held:
+        folder = Path(name)
+        for mark in folder.parent.glob(f"*/{MARK}"):
+            with suppress(OSError), _locked(mark.parent):  # BlockingIOError: its process lives
+                shutil.rmtree(mark.parent)
+        with suppress(OSError):  # NFS locks no folder: without a mark, others leave it alone
+            held.enter_context(_locked(folder))
+            (folder / MARK).touch()
+        yield folder
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Locks a folder for the block, or until this process is killed.
 
     Raises:

@@ -1,5 +1,7 @@
 """Folders for a while, and what is left of them when a process is killed."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,18 @@ def test_a_folder_lasts_as_long_as_its_block(tmp_path: Path) -> None:
         (folder / "file").touch()
     with pytest.raises(ValueError, match="failed"), temporary(tmp_path) as folder:
         raise ValueError("failed")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_where_folders_cannot_be_locked_none_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, "as NFS does")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with temporary(tmp_path) as folder, temporary(tmp_path):
+        assert folder.is_dir() and not [*folder.iterdir()]
     assert not [*tmp_path.iterdir()]
 
 
