@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 from browser import browser, needs_browser
 from conftest import MODEL, classes_of, pictures, predictions
-from playwright.sync_api import FilePayload, Locator, Page, Route, expect
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    FilePayload,
+    Locator,
+    Page,
+    Route,
+    expect,
+)
 from service import Service
 
 from jobs.runs import RunFolder
@@ -27,7 +35,7 @@ ONE_ENGINE = pytest.mark.parametrize("service", ["asgi"], indirect=True)
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
     with browser() as chromium:
-        yield chromium.new_page()
+        yield new_page(chromium)
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -39,8 +47,16 @@ def phone(request: pytest.FixtureRequest, page: Page) -> Iterator[Page]:
         has_touch=True,
         color_scheme=request.param,
     )
-    yield context.new_page()
+    yield new_page(context)
     context.close()
+
+
+def new_page(place: Browser | BrowserContext) -> Page:
+    """Whoever begins to listen for file choosers is not told when the browser reports them: on a
+    busy machine it may not yet do so when the next key opens one."""
+    page = place.new_page()
+    page.on("filechooser", lambda _: None)
+    return page
 
 
 @pytest.fixture
