@@ -27,7 +27,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'inception-
 pytestmark = pytest.mark.slow
 
 COUNT = 400
-LONGEST = 240  # seconds: without any node a driver waits for ever
+LONGEST = 1200  # seconds: without any node a driver waits for ever
 
 
 @dataclass(frozen=True)

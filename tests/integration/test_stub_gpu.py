@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("thin")]
 # The best weights, and the state, as their numbers have different types: float32 and int64 each,
 # whatever the number of layers. Thousands when each tensor crosses by itself.
 COPIES_A_CHECKPOINT = 4
-SECONDS = 240  # for what takes 40 on two cores: a process that waits for another never ends
+SECONDS = 1200  # for what takes 40 on two free cores: a process that waits for another never ends
 
 
 @pytest.fixture(scope="module")
