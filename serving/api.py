@@ -10,8 +10,10 @@ import hmac
 import json
 import math
 import secrets
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
@@ -21,6 +23,7 @@ from typing import Any
 import yaml
 
 from serving.archive import Model
+from serving.log import log
 from serving.messages import failure
 from serving.settings import Settings, SettingsError
 
@@ -183,6 +186,19 @@ def openapi(model: Model) -> dict[str, Any]:
     return document
 
 
+class Server(ThreadingHTTPServer):
+    """Answers each connection on a thread of its own."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Logs what went wrong, unless it is only that the gateway closed its connection, as it
+        does when its client has gone."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError):
+            log("error", error=repr(error), traceback=traceback.format_exc())
+
+
 def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> None:
     """Answers on loopback, on a thread of its own, for as long as the process lives."""
 
@@ -217,7 +233,9 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
         ) -> None:
             kind, body = "image/png", answer
             if not isinstance(body, bytes):
-                kind, body = "application/json", json.dumps(body).encode()
+                # Of what the gateway uses the status alone there is no body: it would not read it,
+                # and then close the connection instead of using it again.
+                kind, body = "application/json", json.dumps(body).encode() if body else b""
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
@@ -233,6 +251,5 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
         def log_message(self, *_: Any) -> None:
             """The gateway's access log has it already."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

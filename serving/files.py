@@ -48,8 +48,8 @@ def write(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def temporary(place: Path | None = None) -> Iterator[Path]:
-    """A folder for the block. Those that killed processes left there are removed: an unpacked
-    archive is 130 MB, and a container that starts again finds the /tmp of the one before.
+    """A folder for the block. Those that killed processes left there are removed: a container that
+    starts again finds the /tmp of the one before, and with it the unpacked archive.
 
     Args:
         place: the folder to make it in; by default the system's for such.

@@ -6,20 +6,18 @@ notice, lets the gateway finish what is in flight, and only then ends the engine
 dies ends the service with exit code 1, and so, after a drain, does too much memory.
 """
 
-import json
 import signal
 import subprocess
-import sys
 import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from serving import api, engines, processes, torchserve
 from serving.archive import Model, open_model
 from serving.fetch import check_signature, fetch, is_local
 from serving.files import temporary
+from serving.log import log
 from serving.readiness import INTERVAL_SECONDS, Readiness
 from serving.settings import Settings, SettingsError
 
@@ -203,9 +201,3 @@ def located(uri: str, digest: str | None, target: Path, key: Path | None) -> Mod
     if key is not None:
         check_signature(Path(uri), uri, key)
     return open_model(Path(uri), digest)
-
-
-def log(event: str, **details: Any) -> None:
-    """One line of JSON, as the gateway writes them."""
-    record = {"time": time.time(), "logger": "supervisor", "event": event, **details}
-    print(json.dumps(record, default=str), file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socketserver
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -159,6 +160,10 @@ def exposed(folder: RunFolder, port: int | None) -> Iterator[None]:
 class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
+
+    def handle_error(self, *of: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a scraper may go at any time
+            super().handle_error(*of)
 
 
 def exposition(rows: Sequence[Row]) -> str:

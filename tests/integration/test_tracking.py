@@ -3,6 +3,7 @@
 import io
 import json
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -374,6 +375,22 @@ def test_prometheus_reads_the_newest_row_of_each_variant_and_split(run: RunFolde
         assert got == {key: row[name] for key, row in rows.items() if row[name] is not None}
     with pytest.raises(OSError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)
+
+
+def test_that_a_scraper_went_is_not_in_the_log(
+    run: RunFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    with tracking.exposed(run, port):
+        with socket.create_connection(("127.0.0.1", port)) as scraper:
+            scraper.sendall(b"GET /metr")
+            reset = struct.pack("ii", 1, 0)  # closing then ends a connection at once
+            scraper.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10):
+            for thread in threading.enumerate():
+                if "process_request_thread" in thread.name:
+                    thread.join(60)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_a_configuration_error(run: RunFolder) -> None:

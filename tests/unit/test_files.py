@@ -53,12 +53,16 @@ def test_where_folders_cannot_be_locked_none_is_removed(
     assert not [*tmp_path.iterdir()]
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")  # readable to its user alone
+    (elsewhere / MARK).touch()
     for name, mode in (("open", 0o770), ("unmarked", 0o700)):
         (tmp_path / name).mkdir(mode)
         (tmp_path / name).chmod(mode)
     (tmp_path / "open" / MARK).touch()  # by whoever may write there
-    (tmp_path / "link").symlink_to(tmp_path / "open")
+    (tmp_path / "link").symlink_to(elsewhere)
     (killed, left), (lives, used) = keeping(tmp_path), keeping(tmp_path)
     try:
         with temporary(tmp_path):
@@ -69,7 +73,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(tmp_pa
         with temporary(tmp_path) as folder:
             names = {path.name for path in tmp_path.iterdir()}
             assert names == {"open", "unmarked", "link", used.name, folder.name}
-        assert (used / "archive" / "network").is_file()
+        assert (used / "archive" / "network").is_file() and (elsewhere / MARK).is_file()
     finally:
         for process in (killed, lives):
             process.kill()
