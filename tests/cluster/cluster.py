@@ -15,10 +15,10 @@ import shutil
 import signal
 import subprocess
 import sysconfig
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from engine import wait
 
 WORK = Path(os.environ.get("CLUSTER_DIR", "/var/tmp/inception-transfer-cluster"))
 BIN = WORK / "bin"
@@ -110,15 +110,6 @@ def run(
     return done
 
 
-def wait(what: str, condition: Callable[[], Any], seconds: float) -> Any:
-    """The condition's value once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"too late: {what}"
-        time.sleep(0.5)
-    return value
-
-
 def for_1_20(thing: dict[str, Any]) -> dict[str, Any]:
     """A manifest under the API version that this cluster has for its kind."""
     version = thing["apiVersion"]
@@ -207,7 +198,7 @@ class Cluster:
             "--kubelet-preferred-address-types=InternalIP",
         )
         ready = ("get", "--raw=/readyz")
-        wait("the API server", lambda: self.kubectl(*ready, check=False).stdout == "ok", 120)
+        wait("the API server", lambda: self.kubectl(*ready, check=False).stdout == "ok")
         own = ("--kubeconfig=kubeconfig", "--leader-elect=false", "--port=0", "--cert-dir=certs")
         self._start(
             "kube-controller-manager",
@@ -223,7 +214,7 @@ class Cluster:
     def _node(self) -> None:
         (self.run_dir / "containerd.toml").write_text(CONTAINERD.format(run=self.run_dir))
         self._start("containerd", "--config=containerd.toml")
-        wait("containerd", lambda: self.ctr("version", check=False).returncode == 0, 30)
+        wait("containerd", lambda: self.ctr("version", check=False).returncode == 0)
         (self.run_dir / "kubelet.yaml").write_text(KUBELET)
         self._start(
             "kubelet",
@@ -250,7 +241,7 @@ class Cluster:
             "--conntrack-tcp-timeout-established=0s",
             "--conntrack-tcp-timeout-close-wait=0s",
         )
-        wait("the node", lambda: " Ready" in self.kubectl("get", "nodes", check=False).stdout, 120)
+        wait("the node", lambda: " Ready" in self.kubectl("get", "nodes", check=False).stdout)
 
     def _start(self, program: str, *arguments: str) -> None:
         path = BIN / program if (BIN / program).is_file() else Path(shutil.which(program) or "")

@@ -23,8 +23,9 @@ import engine
 import numpy as np
 import pytest
 import yaml
-from cluster import WORK, Cluster, wait
+from cluster import WORK, Cluster
 from conftest import ROOT, classes_of, pictures
+from engine import wait
 from manifests import K8S, kustomize
 from service import get
 
@@ -39,6 +40,7 @@ from serving.images import to_png
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.timeout(engine.BUILDS),
     pytest.mark.skipif(not engine.available(), reason="needs root, podman, buildah, mmdebstrap"),
 ]
 HERE = Path(__file__).parent
@@ -48,7 +50,6 @@ STORAGE = "10.96.0.50"
 SERVER = f"http://{STORAGE}:8333"
 KEYS = {"aws_access_key_id": "local", "aws_secret_access_key": "not-a-secret"}
 BUCKET = "pictures"  # another one than that of the results
-MINUTES = 60
 CRASHES = 3
 HOSTS = [{"ip": STORAGE, "hostnames": ["storage"]}]  # there is no DNS
 MODEL = "inception_v3_digits"  # the overlay runs the quickstart
@@ -242,7 +243,7 @@ def under_load(picture: bytes, change: Callable[[], object], version: str, clust
     """Makes a change under load and waits until the version answers; returns how many did."""
     with Load(partial(status_of, picture)) as load:
         change()
-        wait(version, lambda: served() == version and ready(cluster), 4 * MINUTES)
+        wait(version, lambda: served() == version and ready(cluster))
         time.sleep(12)  # pods of before drain
     assert set(load.answers) == {200}, load.answers
     return load.answers[200]
@@ -251,11 +252,11 @@ def under_load(picture: bytes, change: Callable[[], object], version: str, clust
 @pytest.fixture(scope="module")
 def first(cluster: Cluster, runs: Path) -> RunFolder:
     """Fired by the CronJob, killed on the way, complete after all, and rolled out."""
-    jobs = wait("the CronJob to fire", lambda: cluster.get("jobs")["items"], 3 * MINUTES)
+    jobs = wait("the CronJob to fire", lambda: cluster.get("jobs")["items"])
     cluster.kubectl("patch", "cronjob/training", "--patch", '{"spec": {"suspend": true}}')
     name = jobs[0]["metadata"]["name"]
     folder = runs / name
-    wait("a checkpoint", lambda: any(folder.glob("variants/*/last.ckpt")), 8 * MINUTES)
+    wait("a checkpoint", lambda: any(folder.glob("variants/*/last.ckpt")))
     # Until something is promoted there is nothing to serve, and the pods say so.
     [waiting, *_] = pods(cluster, "inference")
     said = cluster.kubectl("logs", waiting["metadata"]["name"], "--container=model").stderr
@@ -263,10 +264,10 @@ def first(cluster: Cluster, runs: Path) -> RunFolder:
     assert "model.mar" in said and not ready(cluster)
     [pod] = pods(cluster, "training")
     cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
-    wait("the job", lambda: finished(cluster, name), 12 * MINUTES)
+    wait("the job", lambda: finished(cluster, name))
     [second] = [p for p in pods(cluster, "training") if p["status"]["phase"] == "Succeeded"]
     assert second["metadata"]["name"] != pod["metadata"]["name"]
-    wait("the rollout", lambda: ready(cluster), 4 * MINUTES)
+    wait("the rollout", lambda: ready(cluster))
     return RunFolder(folder)
 
 
@@ -282,7 +283,7 @@ def second(cluster: Cluster, first: RunFolder, runs: Path) -> tuple[str, int]:
     arguments = ["run", "--config=/runs/second.yaml", "--run-id=second", uri]
     start(cluster, "second", *arguments, "--promote", "--deployment=inference")
     picture = pictures(first, 1)[0]
-    wait("training", (runs / "second" / "comparison.json").is_file, 8 * MINUTES)
+    wait("training", (runs / "second" / "comparison.json").is_file)
     answered = under_load(picture, lambda: None, "second", cluster)
     assert finished(cluster, "second")
     return "second", answered
@@ -326,7 +327,7 @@ def test_both_ways_back_really_go_back(
 
     assert under_load(picture, undo, first.run_id, cluster) > 100
     undo()
-    wait("the second again", lambda: served() == second[0] and ready(cluster), 4 * MINUTES)
+    wait("the second again", lambda: served() == second[0] and ready(cluster))
     assert under_load(picture, rollback, first.run_id, cluster) > 100
     assert finished(cluster, "rollback")
 
@@ -382,22 +383,22 @@ def test_a_canary_takes_its_share_and_costs_no_answer(
     with Load(partial(status_of, picture)) as load:
         cluster.apply(canary)
         set_version("no-such-version")
-        wait("the canary to fail", failed, 3 * MINUTES)
+        wait("the canary to fail", failed)
         assert served() != other
         set_version(other)
-        wait("the canary", lambda: available() == 1, 4 * MINUTES)
-        wait("its answers", look, 2 * MINUTES)
+        wait("the canary", lambda: available() == 1)
+        wait("its answers", look)
     with Load(partial(version_of, picture)) as patient:
         for _ in range(CRASHES):
             crash()
-            wait("the crash", lambda: available() == 0, MINUTES)
-            wait("its return", lambda: available() == 1, 4 * MINUTES)
-            wait("its answer", lambda: served() == other, MINUTES)
+            wait("the crash", lambda: available() == 0)
+            wait("its return", lambda: available() == 1)
+            wait("its answer", lambda: served() == other)
     [running] = containers("containerStatuses")
     assert running["restartCount"] >= CRASHES
     with Load(partial(status_of, picture)) as leaving:
         cluster.kubectl("scale", "deployment/inference-canary", "--replicas=0")
-        wait("its end", lambda: available() == 0, MINUTES)
+        wait("its end", lambda: available() == 0)
         time.sleep(12)  # its pod drains
     assert set(load.answers) == set(leaving.answers) == {200}, (load.answers, leaving.answers)
     assert set(patient.answers) == {served(), other}, patient.answers
@@ -451,11 +452,11 @@ def test_parts_in_pods_of_their_own_end_as_one_process_does_though_one_is_killed
     resolved["promotion"] |= LENIENT
     (runs / "parts.yaml").write_text(yaml.safe_dump(resolved))
     names = [start_part(cluster, index, "/first/parts.yaml") for index in (1, 0, 2)]
-    wait("its training", lambda: "finetune: " in logs(cluster, names[0]), 8 * MINUTES)
+    wait("its training", lambda: "finetune: " in logs(cluster, names[0]))
     ours = [p for p in pods(cluster, "training") if p["metadata"]["labels"]["job-name"] == names[0]]
     cluster.kubectl("delete", "pod", ours[0]["metadata"]["name"], "--grace-period=0", "--force")
     for name in names:
-        wait(name, partial(finished, cluster, name), 15 * MINUTES)
+        wait(name, partial(finished, cluster, name))
 
     found = Registry(storage, MODEL).channel("fan-out")
     assert found is not None and found.version == "fan-out"
@@ -519,7 +520,7 @@ def test_two_nights_on_a_bucket_that_grows_in_between(
     for name, numbers in (("monday", range(300)), ("tuesday", range(300, 390))):
         fill(numbers)
         start_night(cluster, name)
-        wait(name, partial(finished, cluster, name), 12 * MINUTES)
+        wait(name, partial(finished, cluster, name))
         facts.append(json.loads((runs / name / "data.json").read_text()))
     assert [f["images"]["test"] for f in facts] == [100, 130]
     assert facts[0]["digest"] != facts[1]["digest"]
@@ -547,12 +548,12 @@ def test_an_eviction_that_would_leave_too_few_is_refused(
         )
         answers.append("refused" if "disruption budget" in done.stderr else done.returncode)
     assert answers == [0, "refused"]
-    wait("its replacement", lambda: ready(cluster), 4 * MINUTES)
+    wait("its replacement", lambda: ready(cluster))
 
 
 def test_a_wrong_configuration_says_so_and_exits_with_2(cluster: Cluster) -> None:
     start(cluster, "wrong", "run", "--config=no-such", "--run-id=wrong")
-    wait("its first pod", lambda: cluster.get("job/wrong")["status"].get("failed"), 2 * MINUTES)
+    wait("its first pod", lambda: cluster.get("job/wrong")["status"].get("failed"))
     # This old Kubernetes knows no podFailurePolicy: the next pod may be on its way already.
     ours = [p for p in pods(cluster, "training") if p["metadata"]["labels"]["job-name"] == "wrong"]
     [pod, *_] = [p for p in ours if p["status"]["phase"] == "Failed"]

@@ -12,11 +12,16 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from conftest import ROOT
 
 WORK = Path(os.environ.get("IMAGES_DIR", "/var/tmp/inception-transfer-images"))
+PATIENCE = 1800  # seconds; what takes longer, on a machine however busy, waits for ever
+BUILDS = 7200  # seconds; likewise, with all images to be built first
 BASE = "localhost/debian:12"
 # As Docker Hub's slim images have it.
 SLIM = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")]
@@ -53,6 +58,15 @@ def call(tool: str, *arguments: str | Path, check: bool = True) -> subprocess.Co
 
 def podman(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     return call("podman", *arguments, check=check)
+
+
+def wait(what: str, condition: Callable[[], Any]) -> Any:
+    """The condition's value once it is true."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"too late: {what}"
+        time.sleep(0.5)
+    return value
 
 
 def prepare() -> None:

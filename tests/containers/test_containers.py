@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import urllib3
 from conftest import classes_of, pictures
-from engine import CONFINED, podman
+from engine import CONFINED, podman, wait
 from service import get
 
 from jobs.runs import RunFolder
@@ -31,6 +31,7 @@ QUICKSTART = ("run", "--config=quickstart", "--set=runtime.checkpoint_every=5")
 
 pytestmark = [
     pytest.mark.containers,
+    pytest.mark.timeout(engine.BUILDS),
     pytest.mark.skipif(not engine.available(), reason="needs root, podman, buildah, mmdebstrap"),
 ]
 
@@ -71,7 +72,7 @@ def finished(train_image: str, runs: Path) -> RunFolder:
     job = [*CONFINED, "--network=none", f"--volume={runs}:/runs"]
     podman("run", "--detach", "--name=job", *job, train_image, *QUICKSTART)
     try:
-        wait(lambda: any(runs.glob("*/variants/*/last.ckpt")), 400)
+        wait("a checkpoint", lambda: any(runs.glob("*/variants/*/last.ckpt")))
         podman("stop", "--time=120", "job")
         code = podman("wait", "job").stdout.strip()
         assert code == "75", podman("logs", "job").stderr
@@ -93,15 +94,15 @@ class Container:
 
 
 @contextmanager
-def serving(image: str, finished: RunFolder) -> Iterator[Container]:
+def serving(image: str, finished: RunFolder, *options: str) -> Iterator[Container]:
     port, metrics = free_ports(2)
     archive = finished.path / "model" / f"{MODEL}.mar"
     publish = [f"--publish=127.0.0.1:{port}:8080", f"--publish=127.0.0.1:{metrics}:8082"]
     mount = f"--volume={archive}:/models/model.mar:ro"
-    podman("run", "--detach", "--name=service", *CONFINED, *publish, mount, image)
+    podman("run", "--detach", "--name=service", *CONFINED, *publish, mount, *options, image)
     container = Container("service", f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}")
     try:
-        wait(lambda: get(f"{container.address}/readyz")[0] == 200, 120)
+        wait("the service", lambda: get(f"{container.address}/readyz")[0] == 200)
         yield container
     finally:
         podman("rm", "--force", "service")
@@ -111,13 +112,6 @@ def serving(image: str, finished: RunFolder) -> Iterator[Container]:
 def served(serve_image: str, finished: RunFolder) -> Iterator[Container]:
     with serving(serve_image, finished) as container:
         yield container
-
-
-def wait(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "too late"
-        time.sleep(0.2)
 
 
 def inside(image: str, command: str) -> str:
@@ -154,9 +148,16 @@ def test_the_gpu_service_answers_alike_where_there_is_no_gpu(
     assert re.fullmatch(r"/usr/bin/gcc\n\d+\.\d+", cuda)
 
 
-def test_sigterm_under_load_loses_nothing(served: Container, finished: RunFolder) -> None:
+@pytest.fixture
+def patient(serve_image: str, finished: RunFolder) -> Iterator[Container]:
+    """One that still answers when a busy machine has long noticed that it leaves."""
+    with serving(serve_image, finished, "--env=SERVING_ENDPOINT_SECONDS=30") as container:
+        yield container
+
+
+def test_sigterm_under_load_loses_nothing(patient: Container, finished: RunFolder) -> None:
     """Clients send until the container says that it is not ready, and all get their answer."""
-    url, picture = f"{served.address}/predictions/{MODEL}", pictures(finished, 1)[0]
+    url, picture = f"{patient.address}/predictions/{MODEL}", pictures(finished, 1)[0]
     statuses: Counter[int] = Counter()
     leaving = threading.Event()
 
@@ -167,16 +168,16 @@ def test_sigterm_under_load_loses_nothing(served: Container, finished: RunFolder
     threads = [threading.Thread(target=client) for _ in range(8)]
     for thread in threads:
         thread.start()
-    wait(lambda: statuses.total() > 100, 60)
-    stopping = threading.Thread(target=podman, args=("stop", "--time=60", served.name))
+    wait("the load", lambda: statuses.total() > 100)
+    stopping = threading.Thread(target=podman, args=("stop", "--time=120", patient.name))
     stopping.start()
-    wait(lambda: get(f"{served.address}/readyz")[0] == 503, 10)
+    wait("its end", lambda: get(f"{patient.address}/readyz")[0] == 503)
     before = statuses.total()
     time.sleep(2)  # within SERVING_ENDPOINT_SECONDS
     leaving.set()
     for thread in [*threads, stopping]:
         thread.join()
-    assert podman("wait", served.name).stdout.strip() == "0"
+    assert podman("wait", patient.name).stdout.strip() == "0"
     assert statuses.total() > before and set(statuses) == {200}, statuses
 
 
@@ -214,10 +215,10 @@ def test_a_service_without_a_model_says_so_in_one_line(serve_image: str) -> None
 def test_a_stopped_start_ends_at_once(train_image: str) -> None:
     """Process 1 passes SIGTERM on even while Python still imports."""
     podman("run", "--detach", "--name=early", *CONFINED, train_image, "doctor")
-    started = time.monotonic()
-    podman("stop", "--time=30", "early")
+    podman("stop", "--time=60", "early")
+    code = podman("wait", "early").stdout.strip()
     podman("rm", "--force", "early")
-    assert time.monotonic() - started < 15
+    assert code == "143", "SIGTERM, and not SIGKILL after a minute"
 
 
 def test_the_cpu_service_has_no_cuda_no_compiler_no_pip_and_no_training(serve_image: str) -> None:

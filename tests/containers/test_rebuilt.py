@@ -9,6 +9,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.containers,
+    pytest.mark.timeout(engine.BUILDS),
     pytest.mark.skipif(not engine.available(), reason="needs root, podman, buildah, mmdebstrap"),
 ]
 
