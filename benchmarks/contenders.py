@@ -23,7 +23,7 @@ from serving.processes import free_ports, java_home
 
 ROOT = Path(__file__).parents[1]
 RIVALS = Path(__file__).parent / "rivals"
-START_SECONDS = 180.0
+START_SECONDS = 1200.0
 
 
 @dataclass(frozen=True)

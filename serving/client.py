@@ -72,8 +72,8 @@ class Client:
     """Connections to one service, to be shared by threads and closed at the end (`with`).
 
     Requests to a full or absent service (429, 502, 503, no or a cut connection) are retried, up to
-    `retries` times, after the time that it asks for in Retry-After or else a growing one, each
-    with jitter. Repeating a prediction changes nothing. Other refusals are final, and so is a
+    `retries` times, after a growing time that is at least what it asks for in Retry-After, with
+    jitter. Repeating a prediction changes nothing. Other refusals are final, and so is a
     timeout: the service has done the work by then, and would do it again.
     """
 
@@ -203,8 +203,9 @@ class Client:
 
 
 class _Patience(Retry):
-    """urllib3's, but it repeats no timeout, no 413, and adds jitter to Retry-After: clients that
-    were refused together would otherwise return together."""
+    """urllib3's, but it repeats no timeout, no 413, and takes Retry-After for the least time: with
+    jitter, or clients that were refused together would return together, and longer each time, or
+    all its patience would be over before a service of which a part has died is there again."""
 
     RETRY_AFTER_STATUS_CODES = LATER
 
@@ -217,7 +218,8 @@ class _Patience(Retry):
         seconds = self.get_retry_after(response)
         if seconds is None:
             return False
-        time.sleep(seconds + random.uniform(0, self.backoff_jitter))
+        jitter = random.uniform(0, self.backoff_jitter)
+        time.sleep(max(seconds, self.get_backoff_time()) + jitter)
         return True
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from conftest import MODEL, ROOT, free_port
 
+LONGEST = 600  # seconds that an answer may take on a busy machine
 ENGINES = ("torchserve", "asgi")
 FAST = {"SERVING_ENDPOINT_SECONDS": "1", "SERVING_WORKERS": "1"}  # a second takes 5 s to start
 
@@ -35,11 +36,9 @@ class Service:
         lines = self.log.read_text().splitlines()
         return [json.loads(line) for line in lines if '"logger": "supervisor"' in line]
 
-    def wait_until_ready(self, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_until_ready(self) -> None:
         while get(f"{self.address}/readyz")[0] != 200:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
-            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             time.sleep(0.1)
 
     def predict(self, body: bytes, kind: str = "image/png") -> tuple[int, dict[str, Any]]:
@@ -58,7 +57,7 @@ def exchange(
     """Status, headers and JSON of an answer; status 0 where there was none."""
     request = urllib.request.Request(url, data=body, headers=dict(headers or {}))
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=LONGEST) as response:
             return response.status, response.headers, json.load(response)
     except urllib.error.HTTPError as error:
         with error:
@@ -161,4 +160,4 @@ def running(
 
 def stop(service: Service) -> int:
     service.process.send_signal(signal.SIGTERM)
-    return service.process.wait(60)
+    return service.process.wait()

@@ -31,7 +31,7 @@ class Answering:
     def handle(self, rows: list[dict[str, Any]], context: asgi.Context) -> list[dict[str, Any]]:
         self.batches.append([row["body"] for row in rows])
         self.begun.set()
-        assert self.may.wait(30)
+        assert self.may.wait()
         for index, row in enumerate(rows):
             if row["body"] == b"bad":
                 context.set_response_status(400, "bad_image", index)
@@ -70,7 +70,7 @@ def client(handler: Answering, archive: Path, monkeypatch: pytest.MonkeyPatch) -
         thread.join(0.05)
     yield Client(f"http://127.0.0.1:{port}")
     server.should_exit = True
-    thread.join(30)
+    thread.join()
 
 
 def test_requests_share_a_batch_and_each_gets_its_own_answer(
@@ -86,7 +86,7 @@ def test_requests_share_a_batch_and_each_gets_its_own_answer(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join()
     assert sorted(handler.batches[0]) == [b"bad", b"good"]
     assert got[b"good"].status == 200 and got[b"good"].json() == {"sent": "good"}
     assert got[b"bad"].status == 400 and got[b"bad"].headers["X-Refusal"] == "bad_image"
@@ -104,7 +104,7 @@ def test_a_full_queue_is_told_at_once_and_nothing_that_waits_is_lost(
 
     first = threading.Thread(target=send)
     first.start()
-    assert handler.begun.wait(30)
+    assert handler.begun.wait()
     rest = [threading.Thread(target=send) for _ in range(6)]
     for thread in rest:
         thread.start()
@@ -113,14 +113,14 @@ def test_a_full_queue_is_told_at_once_and_nothing_that_waits_is_lost(
     assert statuses == [503] * 4
     handler.may.set()
     for thread in [first, *rest]:
-        thread.join(30)
+        thread.join()
     assert sorted(statuses) == [200] * 3 + [503] * 4
 
 
 def test_nobody_works_for_a_client_that_has_left(client: Client, handler: Answering) -> None:
     first = threading.Thread(target=client.post, args=[b"first"])
     first.start()
-    assert handler.begun.wait(30)
+    assert handler.begun.wait()
     with pytest.raises(urllib3.exceptions.ReadTimeoutError):
         client.post(b"gone", timeout=0.5)
     last = threading.Thread(target=client.post, args=[b"last"])
@@ -129,7 +129,7 @@ def test_nobody_works_for_a_client_that_has_left(client: Client, handler: Answer
         client.metrics()
     handler.may.set()
     for thread in (first, last):
-        thread.join(30)
+        thread.join()
     assert handler.batches == [[b"first"], [b"last"]]
 
 
@@ -138,7 +138,7 @@ def test_the_engine_never_closes_a_connection_that_the_gateway_would_use(
 ) -> None:
     """By uvicorn's own 5 s it did, and a request that came at that moment was lost."""
     handler.may.set()
-    with closing(http.client.HTTPConnection(urlsplit(client.url).netloc, timeout=30)) as link:
+    with closing(http.client.HTTPConnection(urlsplit(client.url).netloc)) as link:
         # Where its connection was closed it fails, and opens no other.
         for pause in (6.0, 0.0):
             link.request("POST", "/p", b"x")
@@ -165,11 +165,11 @@ def test_a_batch_that_hangs_ends_the_process() -> None:
         "engine = object.__new__(asgi.Engine)\n"
         "engine.settings = Settings(model_uri='x', response_seconds=1, batch_size=1)\n"
         "import queue; engine.queue = queue.Queue(); engine.queue.put(asgi.Waiting(b'', {}))\n"
-        "handler = type('H', (), {'handle': lambda *_: time.sleep(60)})()\n"
+        "handler = type('H', (), {'handle': lambda *_: time.sleep(6000)})()\n"
         "engine._work(handler)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 1
     assert "a batch takes too long" in done.stderr and "time.sleep" not in done.stdout

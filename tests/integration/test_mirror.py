@@ -272,7 +272,7 @@ def test_two_processes_on_one_cache_fetch_each_picture_once(
     for process in both:
         process.start()
     for process in both:
-        process.join(120)
+        process.join()
     assert [process.exitcode for process in both] == [0, 0]
     fetched = (tmp_path / "done").read_text().splitlines()
     assert len(fetched) == len(set(fetched)) == 60

@@ -165,7 +165,7 @@ def test_it_does_not_start_where_it_could_never_abstain(
 ) -> None:
     archive = described(strange_integers, tmp_path, held_out=0)
     service = start(archive, tmp_path / "state", SERVING_ABSTAIN="0.1")
-    assert service.process.wait(60) == 2
+    assert service.process.wait() == 2
     assert "SERVING_ABSTAIN: this archive knows nothing" in service.log.read_text()
 
 
@@ -241,15 +241,12 @@ def test_every_worker_shows_its_evidence_of_a_change_which_clients_pictures_move
     service: Service, exported: RunFolder
 ) -> None:
     assert service.predict(pictures(exported, 1)[0])[0] == 200
-    deadline = time.monotonic() + 30  # TorchServe reads it from a pipe, after the answer
     while not set(before := evidence_of(service)) & set(map(str, workers_of(service))):
-        assert time.monotonic() < deadline
         time.sleep(0.1)
     noise = io.BytesIO()
     Image.effect_noise((40, 40), 200).save(noise, "PNG")
     assert service.predict(noise.getvalue())[0] == 200
     while all(value == before.get(worker, 0) for worker, value in evidence_of(service).items()):
-        assert time.monotonic() < deadline
         time.sleep(0.1)
     assert "inception_familiarity_bucket" in metrics_of(service)
 
@@ -281,7 +278,6 @@ def test_a_killed_worker_costs_its_batch_and_comes_back(
         os.kill(before[0], signal.SIGKILL)
         killed = time.monotonic()
         while not set(workers_of(service)) - set(before):
-            assert time.monotonic() < killed + 120
             time.sleep(0.1)
     print(f"a new worker after {time.monotonic() - killed:.1f} s; clients saw {statuses}")
     assert set(statuses) <= {200, 503}
@@ -295,7 +291,8 @@ def test_sigterm_under_load_fails_no_request(
 ) -> None:
     """Clients send until the listener is gone, which is when a load balancer would have left."""
     file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
-    with running(archive, tmp_path / "state", SERVING_ENGINE=engine) as service:
+    environment = {"SERVING_ENGINE": engine, "SERVING_ENDPOINT_SECONDS": "5"}
+    with running(archive, tmp_path / "state", **environment) as service:
         with load(service, file, label, clients=8) as statuses:
             while statuses.total() < 200:
                 time.sleep(0.05)
@@ -305,7 +302,7 @@ def test_sigterm_under_load_fails_no_request(
             assert get(f"{service.address}/readyz")[0] == 503
             before = statuses.total()
             time.sleep(0.7)  # within endpoint_seconds: requests are still answered
-        assert service.process.wait(60) == 0
+        assert service.process.wait() == 0
     assert statuses.total() > before
     assert set(statuses) == {200}, statuses
 
@@ -314,7 +311,8 @@ def test_too_much_memory_ends_the_service_and_no_request(
     archive: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
     file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
-    environment = {"SERVING_ENGINE": "asgi", "SERVING_MEMORY_MB": "1500"}
+    environment = {"SERVING_ENGINE": "asgi", "SERVING_ENDPOINT_SECONDS": "5"}
+    environment |= {"SERVING_MEMORY_MB": "1500"}
     environment |= leaking(tmp_path / "leak", megabytes=100)
     service = start(archive, tmp_path / "state", **environment)
     service.wait_until_ready()
@@ -323,7 +321,7 @@ def test_too_much_memory_ends_the_service_and_no_request(
             assert service.process.poll() is None
             time.sleep(0.02)
         time.sleep(0.7)  # within endpoint_seconds
-    assert service.process.wait(60) == 1
+    assert service.process.wait() == 1
     assert set(statuses) == {200}, statuses
     reason, *rest = service.events()[-3:]
     assert (reason["event"], reason["limit_mb"]) == ("too much memory", 1500)
@@ -345,7 +343,7 @@ def test_a_dead_child_ends_the_service(
             check=True,
         )
         os.kill(int(found.stdout), signal.SIGKILL)
-        assert service.process.wait(30) == 1
+        assert service.process.wait() == 1
         assert service.events()[-1]["child"] == child
 
 

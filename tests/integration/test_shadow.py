@@ -173,9 +173,7 @@ def test_a_shadow_is_compared_and_costs_no_answer_when_it_is_killed(
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 180  # a shadow comes last where others want the processor
     while not condition():
-        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
@@ -201,7 +199,7 @@ def test_a_shadow_that_cannot_be_is_told_in_one_line(
     archive: Path, tmp_path: Path, given: dict[str, str], said: str
 ) -> None:
     service = start(archive, tmp_path / "state", **given)
-    assert service.process.wait(60) in (2, 3)
+    assert service.process.wait() in (2, 3)
     [line] = [line for line in service.log.read_text().splitlines() if not line.startswith("{")]
     assert said in line
 

@@ -227,10 +227,9 @@ def is_java(pid: int) -> bool:
     return Path(f"/proc/{pid}/comm").read_text().strip() == "java"
 
 
-def seconds_until(condition: Callable[[], bool], limit: float) -> float:
+def seconds_until(condition: Callable[[], bool]) -> float:
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() < start + limit
         time.sleep(0.1)
     return time.monotonic() - start
 
@@ -251,8 +250,8 @@ def test_a_frozen_torchserve_is_not_ready_within_ten_seconds_and_a_busy_one_stay
                 time.sleep(0.2)
         os.kill(java_of(service), signal.SIGSTOP)
         try:
-            took = seconds_until(lambda: not ready(), 60)
+            took = seconds_until(lambda: not ready())
         finally:
             os.kill(java_of(service), signal.SIGCONT)
         assert took < 10
-        seconds_until(ready, 60)
+        seconds_until(ready)

@@ -312,7 +312,7 @@ class Slow(Memory):
         self.epoch_ended.set()
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        if not self.epoch_ended.wait(60):
+        if not self.epoch_ended.wait(600):
             raise OSError("training has waited for the disk")
         super().save_checkpoint(state)
 

@@ -123,6 +123,19 @@ def test_it_waits_as_long_as_it_is_told() -> None:
         assert time.monotonic() - start >= 1
 
 
+def test_it_waits_longer_each_time_whatever_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("serving.client.time.sleep", waits.append)
+    with (
+        server(FULL) as (url, _),
+        closing(Client(url, model="m", retries=8)) as client,
+        pytest.raises(ClientError, match="full"),
+    ):
+        client.predict(b"x")
+    least = [1, 1, 1, 2, 4, 8, 16, 32]
+    assert all(wait >= seconds for wait, seconds in zip(waits, least, strict=True)), waits
+
+
 @pytest.mark.parametrize("status", [400, 401, 404, 405, 413, 415, 500])
 def test_a_refusal_is_final(status: int) -> None:
     failure = answers(status, {"error": {"code": "no", "message": "because"}}, Retry_After="1")

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import closing
 
 import pytest
@@ -28,15 +29,21 @@ def port() -> int:
     return port
 
 
-def wait_for_its_threads() -> None:
-    for thread in threading.enumerate():
-        if "process_request_thread" in thread.name:
-            thread.join(60)
-            assert not thread.is_alive()
+@pytest.fixture
+def requests_end() -> Callable[[], None]:
+    """Waits for the threads of the requests since; those of other tests' servers may never end."""
+    before = set(threading.enumerate())
+
+    def wait() -> None:
+        for thread in set(threading.enumerate()) - before:
+            if "process_request_thread" in thread.name:
+                thread.join()
+
+    return wait
 
 
 def test_that_a_connection_was_reset_is_not_logged(
-    port: int, capfd: pytest.CaptureFixture[str]
+    port: int, requests_end: Callable[[], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     for begun in (b"", b"GET /fine HT", b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf"):
         connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -45,18 +52,18 @@ def test_that_a_connection_was_reset_is_not_logged(
         connection.sock.sendall(begun)
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         connection.close()
-    wait_for_its_threads()
+    requests_end()
     assert capfd.readouterr().err == ""
 
 
 def test_a_mistake_of_its_own_is_one_line_of_json(
-    port: int, capfd: pytest.CaptureFixture[str]
+    port: int, requests_end: Callable[[], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
         connection.request("GET", "/fail")
         with pytest.raises(http.client.RemoteDisconnected):
             connection.getresponse()
-    wait_for_its_threads()
+    requests_end()
     record = json.loads(capfd.readouterr().err)
     assert (record["event"], record["error"]) == ("error", "LookupError('a mistake')")
     assert "in fail" in record["traceback"]

@@ -18,11 +18,9 @@ def test_work_without_steps_says_that_it_goes_on(
     monkeypatch.setattr(progress, "_last_line", [0.0])
     with progress.task("export, forms", 2, "forms") as advance:
         advance(1)
-        deadline = time.monotonic() + 30
-        while len(lines) < 3 and time.monotonic() < deadline:
+        while len(lines) < 3:
             time.sleep(0.05)
     assert {line.partition(" ·")[0] for line in lines} == {"export, forms: 1/2 forms"}
-    assert len(lines) >= 3
 
 
 def test_it_falls_silent_with_its_end_whatever_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
