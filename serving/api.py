@@ -233,8 +233,8 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
         ) -> None:
             kind, body = "image/png", answer
             if not isinstance(body, bytes):
-                # Of what the gateway uses the status alone there is no body: it would not read it,
-                # and then close the connection instead of using it again.
+                # Where the gateway uses only the status, there is no body: it would not read one,
+                # and would then close the connection instead of using it again.
                 kind, body = "application/json", json.dumps(body).encode() if body else b""
             self.send_response(status)
             self.send_header("Content-Type", kind)

@@ -203,9 +203,10 @@ class Client:
 
 
 class _Patience(Retry):
-    """urllib3's, but it repeats no timeout, no 413, and takes Retry-After for the least time: with
-    jitter, or clients that were refused together would return together, and longer each time, or
-    all its patience would be over before a service of which a part has died is there again."""
+    """urllib3's, but it repeats no timeout and no 413, and Retry-After is only the shortest wait.
+
+    Each wait has jitter, or clients that were refused together would return together; and each is
+    longer, or all tries would be over before a service of which a part has died is back."""
 
     RETRY_AFTER_STATUS_CODES = LATER
 
