@@ -6,6 +6,7 @@ notice, lets the gateway finish what is in flight, and only then ends the engine
 dies ends the service with exit code 1, and so, after a drain, does too much memory.
 """
 
+import math
 import signal
 import subprocess
 import threading
@@ -161,7 +162,7 @@ class Supervisor:
             return False
         used = processes.held_memory(self._running()) / 1e6
         if used > limit:
-            log("too much memory", used_mb=round(used), limit_mb=limit)
+            log("too much memory", used_mb=math.ceil(used), limit_mb=limit)
         return used > limit
 
     def _note_worker_error(self, error: str) -> None:

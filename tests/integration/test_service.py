@@ -325,7 +325,7 @@ def test_too_much_memory_ends_the_service_and_no_request(
     assert set(statuses) == {200}, statuses
     reason, *rest = service.events()[-3:]
     assert (reason["event"], reason["limit_mb"]) == ("too much memory", 1500)
-    assert 1500 < reason["used_mb"] < 2200, "it is looked at every 3 s"
+    assert 1500 < reason["used_mb"] < 3000, "it is looked at every 3 s, and grows by 100 MB in one"
     assert [event["event"] for event in rest] == ["draining", "drained"]
 
 

@@ -216,6 +216,16 @@ def test_a_gateway_that_does_not_stop_in_time_is_no_failure() -> None:
             gateway.kill()
 
 
+def test_memory_that_is_just_too_much_is_not_said_to_be_the_limit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor = Supervisor(Settings(model_uri="m.mar", memory_mb=1500))
+    monkeypatch.setattr("serving.supervisor.processes.held_memory", lambda _: 1_500_100_000)
+    assert supervisor._is_too_large()
+    said = json.loads(capsys.readouterr().err)
+    assert (said["used_mb"], said["limit_mb"]) == (1501, 1500)
+
+
 def java_of(service: Service) -> int:
     """TorchServe's Java process: the child of its launcher, which the supervisor started."""
     pattern = f"java.*{service.log.parent}"
@@ -235,7 +245,7 @@ def seconds_until(condition: Callable[[], bool]) -> float:
 
 
 @pytest.mark.slow
-def test_a_frozen_torchserve_is_not_ready_within_ten_seconds_and_a_busy_one_stays_so(
+def test_a_frozen_torchserve_is_soon_not_ready_and_a_busy_one_stays_so(
     archive: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
     file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
@@ -253,5 +263,5 @@ def test_a_frozen_torchserve_is_not_ready_within_ten_seconds_and_a_busy_one_stay
             took = seconds_until(lambda: not ready())
         finally:
             os.kill(java_of(service), signal.SIGCONT)
-        assert took < 10
+        assert took < 30, "three times what it is set to, for a busy machine"
         seconds_until(ready)
