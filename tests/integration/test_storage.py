@@ -384,7 +384,7 @@ def test_a_network_that_stalls_ends_within_the_timeouts(
     with pytest.raises(UnavailableError, match=r"timeout|timed out"):
         publish(Storage(settings.model_copy(update={**changes, "attempts": 1})), run)
     assert proxy.stalled.is_set()
-    assert time.monotonic() - begin < 50, "without them it takes a minute"
+    assert time.monotonic() - begin < 25, "by default it takes 30 s"
 
 
 # While a run trains
@@ -501,11 +501,10 @@ def test_a_run_elsewhere_is_watched_in_s3_until_it_is_published_there(
 
 
 @pytest.mark.usefixtures("hurried")
-def test_storage_that_is_down_warns_once_a_minute_and_holds_nothing_up(
+def test_storage_that_is_down_warns_once_a_minute_and_at_the_end(
     settings: config.Storage, training: RunFolder, warnings: list[str]
 ) -> None:
     away = settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
-    begin = time.monotonic()
     with sending(training, away):
         for epoch in range(20):
             training.append_metrics([row(epoch)])
@@ -514,7 +513,6 @@ def test_storage_that_is_down_warns_once_a_minute_and_holds_nothing_up(
     first, last = warnings
     assert "not in S3 yet, training continues" in first and "Could not connect" in first
     assert "the last metrics are not in S3: " in last and "Could not connect" in last
-    assert time.monotonic() - begin < 50
 
 
 @pytest.mark.usefixtures("hurried")
