@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.errors import JobError, NotPromoted
+from jobs.errors import JobError, NotPromoted, UnavailableError
 from jobs.interruption import graceful
 
 if TYPE_CHECKING:
@@ -289,6 +289,9 @@ def deliver(
     if folder is None:
         log(f"{out}: nothing to deliver")
         return
+    if folder.in_use:  # the job that has trained it still publishes
+        log(f"{folder.path}: another process is working on this run; the next call delivers it")
+        return
     resolved = folder.config()
     if folder.archive(resolved.export.name) not in folder.manifest()["files"]:
         from jobs.delivery import export as exporting
@@ -330,11 +333,19 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Make production serve the previous version, or a version of your choice."""
+    from jobs.delivery import deployment as deploying
     from jobs.delivery import promotion
 
-    uri = promotion.rollback(_load(config, settings), version)
+    resolved = _load(config, settings)
+    if deployment is not None:  # before the channel moves: called again, it would move further back
+        deploying.check(deployment)
+    uri = promotion.rollback(resolved, version)
     _say(uri, as_json, uri=uri)
-    _deploy(deployment, uri, "rollback")
+    try:
+        _deploy(deployment, uri, "rollback")
+    except UnavailableError as error:
+        chosen = uri.split("/")[-2]
+        raise UnavailableError(f"{error}; `rollback {chosen}` with the rest goes on") from None
 
 
 @app.command()

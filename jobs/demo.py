@@ -85,7 +85,7 @@ def _use(store: "ObjectStore") -> None:
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         os.environ.pop(name, None)
     os.environ |= {name.upper(): value for name, value in store.keys.items()}
-    os.environ |= {"AWS_ENDPOINT_URL": store.address, "AWS_REGION": "us-east-1"}
+    os.environ |= {"AWS_ENDPOINT_URL": store.address, "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:

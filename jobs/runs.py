@@ -228,6 +228,12 @@ class RunFolder:
             self.begin(wanted)
             yield
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a process works on it."""
+        with (self.path / ".lock").open("w") as lock:
+            return not locks.taken(lock.fileno())
+
     def alone(self, what: str) -> AbstractContextManager[None]:
         """Does one thing in the folder after any other process that does the same."""
         waiting = f"{self.path}: waiting for another process, which is at {what}"

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 Answer = TypeVar("Answer")
 CONNECTIONS = 32  # of one client that are kept; more threads would open others again and again
 DENIED = "access denied; check the credentials and what they may do in this bucket"
-REGION = "the bucket is in another region; set its `region`"
+REGION = "the bucket is in another region; set its `region`, or AWS_DEFAULT_REGION"
 EXPIRED = "the credentials have expired; renew them"
 ADVICE = {
     "400": "refused without a reason; credentials that have expired, or a wrong `region`",

@@ -34,12 +34,22 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Every overlay, and every component on top of `gpu`."""
     texts = {name: kustomize(K8S / "overlays" / name) for name in OVERLAYS}
     for name in COMPONENTS:
-        folder = tmp_path_factory.mktemp(name).resolve()
-        parts = {"resources": "overlays/gpu", "components": f"components/{name}"}
-        paths = {key: [os.path.relpath(K8S / part, folder)] for key, part in parts.items()}
-        (folder / "kustomization.yaml").write_text(yaml.safe_dump(paths))
-        texts[name] = kustomize(folder)
+        texts[name] = composed(tmp_path_factory.mktemp(name), "gpu", name)
     return texts
+
+
+def composed(folder: Path, overlay: str, *components: str) -> str:
+    """An overlay of one's own, in an empty folder: one of ours, and components in that order."""
+    wanted = {
+        "resources": [K8S / "overlays" / overlay],
+        "components": [K8S / "components" / name for name in components],
+    }
+    paths = {
+        key: [os.path.relpath(part, folder.resolve()) for part in parts]
+        for key, parts in wanted.items()
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(paths))
+    return kustomize(folder)
 
 
 def published(file: str, version: str) -> Draft7Validator:

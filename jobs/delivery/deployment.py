@@ -22,25 +22,35 @@ def patch(name: str, uri: str, cause: str) -> None:
         ConfigurationError: the package of the extra `cluster` is missing.
         UnavailableError: there is no cluster, no such Deployment, or no permission.
     """
+    container = {"name": CONTAINER, "env": [{"name": "MODEL_URI", "value": uri}]}
+    body = {
+        "metadata": {"annotations": {"kubernetes.io/change-cause": cause}},
+        "spec": {"template": {"spec": {"initContainers": [container]}}},
+    }
+    log(f"Deployment {_send(name, body)} rolls out {uri}")
+
+
+def check(name: str) -> None:
+    """Has the cluster try a patch, which changes nothing; raises what `patch` would."""
+    _send(name, {}, dry_run="All")
+
+
+def _send(name: str, body: dict[str, Any], **options: str) -> str:
+    """Returns the namespace and the name."""
     if importlib.util.find_spec("kubernetes") is None:
         raise ConfigurationError("--deployment: pip install 'inception-transfer[cluster]'")
     from kubernetes import client
     from urllib3.exceptions import HTTPError
 
     namespace = _configure()
-    container = {"name": CONTAINER, "env": [{"name": "MODEL_URI", "value": uri}]}
-    body = {
-        "metadata": {"annotations": {"kubernetes.io/change-cause": cause}},
-        "spec": {"template": {"spec": {"initContainers": [container]}}},
-    }
     try:
         api = client.AppsV1Api()
-        api.patch_namespaced_deployment(name, namespace, body, _request_timeout=TIMEOUT)
+        api.patch_namespaced_deployment(name, namespace, body, _request_timeout=TIMEOUT, **options)
     except client.ApiException as error:
         raise UnavailableError(f"Deployment {namespace}/{name}: {_reason(error)}") from None
     except HTTPError as error:
         raise UnavailableError(f"Deployment {namespace}/{name}: {error}") from None
-    log(f"Deployment {namespace}/{name} rolls out {uri}")
+    return f"{namespace}/{name}"
 
 
 def _configure() -> str:

@@ -16,8 +16,10 @@ from botocore.awsrequest import AWSResponse
 from command import called, forked
 from conftest import MODEL, tiny_config
 from object_store import BUCKET, Proxy, exported_run, finished_run, keys_of
+from typer.testing import CliRunner
 
 from jobs import config
+from jobs.cli import app
 from jobs.config import Config
 from jobs.delivery import deployment, promotion
 from jobs.delivery import storage as storages
@@ -448,7 +450,9 @@ class ApiServer(BaseHTTPRequestHandler):
     def do_PATCH(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.requests.append((self.path, self.headers["Content-Type"], body))
-        known = self.path == "/apis/apps/v1/namespaces/models/deployments/inception"
+        known = (
+            self.path.partition("?")[0] == "/apis/apps/v1/namespaces/models/deployments/inception"
+        )
         answer = json.dumps({"kind": "Deployment", "metadata": {"name": "inception"}}).encode()
         self.send_response(200 if known else 404)
         self.send_header("Content-Type", "application/json")
@@ -479,11 +483,14 @@ def test_a_deployment_is_patched_to_the_exact_version(
             "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config")
         )
         uri = "s3://bucket/prefix/models/m/a/"
+        deployment.check("inception")
         deployment.patch("inception", uri, "promote")
-        with pytest.raises(UnavailableError, match="Deployment models/nobody: there is none"):
-            deployment.patch("nobody", uri, "promote")
+        for patched in (deployment.check, lambda name: deployment.patch(name, uri, "promote")):
+            with pytest.raises(UnavailableError, match="Deployment models/nobody: there is none"):
+                patched("nobody")
         server.shutdown()
-    path, kind, body = ApiServer.requests[0]
+    (tried, _, nothing), (path, kind, body) = ApiServer.requests[:2]
+    assert tried == f"{path}?dryRun=All" and nothing == {}
     assert path.endswith("/namespaces/models/deployments/inception")
     assert kind == "application/strategic-merge-patch+json"
     assert body["spec"]["template"]["spec"] == {
@@ -499,3 +506,32 @@ def test_without_a_cluster_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     )
     with pytest.raises(UnavailableError, match="--deployment: no cluster: "):
         deployment.patch("inception", "s3://b/p/", "promote")
+
+
+@pytest.mark.parametrize("lost", ["from the start", "after it was asked"])
+def test_a_rollback_whose_cluster_is_lost_can_be_repeated_and_goes_back_once(
+    settings: config.Storage,
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: str,
+) -> None:
+    for name in "abc":
+        promote(exported_run(tmp_path / name, right=150), gate(settings))
+
+    def send(name: str, body: Any, **options: str) -> str:
+        if lost == "from the start" or not options:
+            raise UnavailableError("gone")
+        return name
+
+    monkeypatch.setattr(deployment, "_send", send)
+    arguments = [f"--set=storage.{k}={json.dumps(v)}" for k, v in settings.model_dump().items()]
+    command = ["rollback", "--set=export.name=m", "--deployment=inference", *arguments]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, UnavailableError)
+    if lost == "from the start":
+        assert str(done.exception) == "gone" and serving(registry) == "c"
+        return
+    assert "`rollback b` with the rest goes on" in str(done.exception) and serving(registry) == "b"
+    CliRunner().invoke(app, ["rollback", "b", *command[1:]])
+    assert serving(registry) == "b"

@@ -176,7 +176,7 @@ def test_storage_that_nodes_do_not_reach_is_one_line_and_exit_code_3(
     store.client().put_object(Bucket=BUCKET, Key="ray/1.png", Body=b"a picture")
     command: list[str | Path] = ["score", f"s3://{BUCKET}/ray/", "--out", tmp_path / "out"]
     command += ["--model", archive]
-    here = {"AWS_ENDPOINT_URL": store.address, "AWS_REGION": "us-east-1"}
+    here = {"AWS_ENDPOINT_URL": store.address, "AWS_DEFAULT_REGION": "us-east-1"}
     done = job(*command, "--ray", nodes.address, module="serving", **here)
     assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: s3://{BUCKET}/ray/1.png: ")

@@ -88,7 +88,7 @@ def test_a_list_a_tar_file_and_s3_are_answered_as_a_folder_is(
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
         tar.add(photos, arcname=".")
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.address)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     prefix = f"pictures-{time.monotonic_ns()}"
     for name in names:
         key = f"{prefix}/{name}"

@@ -44,7 +44,7 @@ def key_pair(folder: Path, name: str, curve: type = SECP256R1) -> tuple[Path, Pa
 def in_environment(settings: config.Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the service looks for the S3 server."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", settings.endpoint_url or "")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
 def test_what_is_promoted_is_signed_once_and_fetched_with_the_key_alone(

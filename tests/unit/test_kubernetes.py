@@ -10,7 +10,7 @@ import pytest
 import typer
 import yaml
 from conftest import ROOT
-from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS, published
+from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS, composed, kustomize, published
 
 from jobs import config
 from jobs.cli import app
@@ -172,13 +172,38 @@ def test_a_canary_is_the_same_pod_behind_the_same_service(rendered: dict[str, st
     stable, canary = (
         named(objects, "Deployment", name)["spec"] for name in ("inference", "inference-canary")
     )
-    assert canary["template"]["spec"] == stable["template"]["spec"] and canary["replicas"] == 1
+    assert canary["template"]["spec"] == stable["template"]["spec"]
+    assert "replicas" not in canary, "an apply would bring back one that was ended"
     labels = [one["template"]["metadata"]["labels"] for one in (stable, canary)]
     assert [label.pop("track") for label in labels] == ["stable", "canary"]
     assert labels[0] == labels[1]
     selector = named(objects, "Service", "inference")["spec"]["selector"]
     assert selector.items() <= labels[0].items()
     assert canary["selector"]["matchLabels"] == {**selector, "track": "canary"}
+
+
+@pytest.mark.parametrize("other", ["api-keys", "serve-gpu", "shadow"])
+def test_a_canary_has_what_other_components_add_in_any_order(other: str, tmp_path: Path) -> None:
+    for number, order in enumerate([("canary", other), (other, "canary")]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        objects = list(yaml.safe_load_all(composed(folder, "gpu", *order)))
+        stable, canary = (
+            named(objects, "Deployment", name)["spec"]["template"]["spec"]
+            for name in ("inference", "inference-canary")
+        )
+        assert stable == canary
+        assert stable != inference(list(yaml.safe_load_all(kustomize(K8S / "overlays" / "gpu"))))
+
+
+def test_a_job_looks_for_baked_data_where_the_image_has_them(rendered: dict[str, str]) -> None:
+    [plain], [baked] = (
+        training(list(yaml.safe_load_all(rendered[name])))["template"]["spec"]["containers"]
+        for name in ("gpu", "baked-data")
+    )
+    assert environment(plain).pop("HOME") == "/runs/cache"
+    assert {"HOME": "/runs/cache", **environment(baked)} == environment(plain)
+    assert "HOME" not in environment(baked)
 
 
 def test_a_canarys_weight_is_routed_to_services_of_their_own(rendered: dict[str, str]) -> None:
@@ -288,7 +313,10 @@ def test_a_rollout_and_a_drain_leave_enough_pods(objects: list[Object]) -> None:
     scaler = named(objects, "HorizontalPodAutoscaler", "inference")["spec"]
     assert scaler["scaleTargetRef"]["name"] == "inference" and scaler["minReplicas"] >= 2
     budget = named(objects, "PodDisruptionBudget", "inference")["spec"]
-    assert budget["maxUnavailable"] == 1 and budget["selector"] == deployment["selector"]
+    labels = deployment["template"]["metadata"]["labels"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+    assert budget["selector"]["matchLabels"]["track"] == "stable", "a canary may never get ready"
 
 
 def test_several_nodes_find_each_other(rendered: dict[str, str]) -> None:
@@ -397,6 +425,19 @@ def test_every_alert_is_explained(rendered: dict[str, str]) -> None:
     assert len(alerts) == len(set(alerts)) >= 8
     manual = (ROOT / "docs" / "operations.md").read_text()
     assert not [alert for alert in alerts if f"**{alert}**" not in manual]
+
+
+def test_a_training_that_is_never_retried_and_one_that_never_succeeds_raise_alerts(
+    rendered: dict[str, str],
+) -> None:
+    """kube-state-metrics gives no reason to a Job that its podFailurePolicy has failed, and no time
+    of a last success before the first one."""
+    [rules] = of_kind(list(yaml.safe_load_all(rendered["observability"])), "PrometheusRule")
+    alerts = {rule["alert"]: rule["expr"] for g in rules["spec"]["groups"] for rule in g["rules"]}
+    assert 'condition="true"' in alerts["TrainingFailed"]
+    assert "kube_job_failed{" in alerts["TrainingFailed"]
+    assert "reason" not in alerts["TrainingFailed"]
+    assert " or kube_cronjob_created{" in " ".join(alerts["TrainingOverdue"].split())
 
 
 def test_alerts_and_dashboard_ask_for_metrics_that_the_handler_declares() -> None:
