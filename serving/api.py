@@ -206,7 +206,11 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
         protocol_version = "HTTP/1.1"  # the gateway keeps its connections
 
         def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
+            # A body, which the gateway should not send and nobody reads, would pass for the next
+            # request on this connection, and that may be another client's.
+            self.close_connection |= "Content-Length" in self.headers
+            self.close_connection |= "Transfer-Encoding" in self.headers
+            path = self.path.partition("?")[0].removeprefix("/get")
             if path in ("/auth", "/auth/free"):
                 key = self.headers.get("Authorization", "")
                 self._send(*keys.answer(key, counts=path == "/auth"))
@@ -241,6 +245,8 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
             self.send_header("Content-Length", str(len(body)))
             for name, value in headers.items():
                 self.send_header(name, value)
+            if self.close_connection:
+                self.send_header("Connection", "close")
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)

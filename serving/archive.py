@@ -309,6 +309,8 @@ def open_model(path: Path, sha256: str | None = None) -> Model:
         ModelError: another digest, a damaged file, or not an archive of this project.
     """
     if path.is_dir():
+        if sha256 is not None:
+            raise ModelError(f"{path}: a folder has no digest; give the archive itself")
         return _look(path, lambda name: (path / name).read_bytes())
     if not path.is_file():
         raise ModelError(f"{path}: no such file")

@@ -151,6 +151,8 @@ def score(
         _fail(error, 3)
     except ScoringError as error:
         _fail(error, 3 if isinstance(error, SourceError) else 2)
+    except OSError as error:  # of the output: a full disk, say
+        _fail(error, 3)
     log(summary.text())
 
 
@@ -178,12 +180,15 @@ def repository(
 @contextmanager
 def _local(model: str, sha256: str | None) -> Iterator[Path]:
     """The archive as a file of this machine."""
+    from serving.archive import check_digest
     from serving.fetch import fetch as copy
     from serving.fetch import is_local
     from serving.files import temporary
 
     with temporary() as folder:
-        yield Path(model) if is_local(model) else copy(model, sha256, folder / "model")
+        file = Path(model) if is_local(model) else copy(model, sha256, folder / "model")
+        check_digest(file, sha256)
+        yield file
 
 
 def _exit_code(answer: Answer) -> int:
@@ -204,7 +209,8 @@ def _print_table(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
     done = list(progress)
     for file, answer in zip(files, done, strict=True):
         if isinstance(answer, Prediction):
-            table.add_row(escape(str(file)), answer.label or UNKNOWN, f"{answer.probability:.1%}")
+            label = escape(answer.label or UNKNOWN)
+            table.add_row(escape(str(file)), label, f"{answer.probability:.1%}")
         else:
             table.add_row(escape(str(file)), f"[red]{escape(str(answer))}[/]")
     Console(highlight=False).print(table)

@@ -17,6 +17,8 @@ from urllib.parse import quote, urlencode, urlsplit
 from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
 from urllib3.exceptions import HTTPError, MaxRetryError, ReadTimeoutError
 
+from serving.ahead import mapped
+
 URL = "http://localhost:8080"
 CONNECT_SECONDS = 5.0
 LATER = frozenset({429, 502, 503})
@@ -179,7 +181,7 @@ class Client:
         """
         self.model  # noqa: B018 - once, before many threads ask for it
         with ThreadPoolExecutor(self.concurrency) as threads:
-            yield from threads.map(self._predict, images)
+            yield from mapped(threads, self._predict, images, 2 * self.concurrency)
 
     def _predict(self, image: bytes | Path) -> Prediction | ClientError:
         try:

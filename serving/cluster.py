@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BLOCK = 100  # pictures that an actor takes at once
-PICTURES = pa.schema([("path", pa.string()), ("place", pa.string()), ("content", pa.binary())])
+PICTURES = pa.schema([("path", pa.string()), ("place", pa.binary()), ("content", pa.binary())])
+"""Of an :class:`Item`; a place need not be in UTF-8."""
 SPARK_SCHEMA = (
     "path string, label string, probability float, familiarity float, "
     "top array<struct<label: string, probability: float>>, model string, version string, "
@@ -53,7 +54,10 @@ def answered(predictor: Predictor, pictures: pa.Table) -> pa.Table:
         pictures: columns `path`, and of `place` and `content` what there is (:class:`Item`).
     """
     columns = [name for name in PICTURES.names if name in pictures.column_names]
-    items = [Item(**row) for row in pictures.select(columns).to_pylist()]
+    items = [
+        Item(**{**row, "place": os.fsdecode(row.get("place", b""))})
+        for row in pictures.select(columns).to_pylist()
+    ]
     rows = chain.from_iterable(in_order(items, predictor, threads=1))
     return pa.Table.from_pylist(list(rows), SCHEMA)
 
@@ -172,4 +176,5 @@ def on_ray(items: Iterator[Item], archive: Any) -> Iterator[list[Row]]:
 
 
 def table(items: Sequence[Item]) -> pa.Table:
-    return pa.Table.from_pylist([asdict(item) for item in items], PICTURES)
+    rows = [{**asdict(item), "place": os.fsencode(item.place)} for item in items]
+    return pa.Table.from_pylist(rows, PICTURES)

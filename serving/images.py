@@ -70,7 +70,7 @@ def opened(file: BinaryIO | str) -> Iterator[Image.Image]:
         raise ImageError(f"not a picture in one of {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"over {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, LookupError, EOFError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"damaged: {error}") from None

@@ -220,6 +220,8 @@ def _parse_v2(content: Mapping[str, Any]) -> Request:
         raise RequestError("shape: a list of positive numbers is needed")
     if not shape or shape[0] > MAX_PICTURES:
         raise RequestError(f"shape: 1 to {MAX_PICTURES} pictures are needed")
+    if len(shape) > 4 or max(shape) > MAX_PIXELS:  # multiplied, large numbers would take minutes
+        raise RequestError(f"shape: at most 4 numbers, none over {MAX_PIXELS:,}")
     if not isinstance(data, list):
         raise RequestError("data: a list is needed")
     readers = {"BYTES": _bytes_tensor, "UINT8": _uint8_tensor}

@@ -88,7 +88,7 @@ def _lines(label: str, total: float, unit: str) -> Iterator[Advance]:
 
     def line() -> str:
         so_far = f"{label}: {done:.0f}/{total:.0f} {unit}"
-        if done < SHARE_THAT_TELLS * total:
+        if done <= SHARE_THAT_TELLS * total:
             return so_far
         rate = done / (time.perf_counter() - start)
         return f"{so_far} · {rate:.1f}/s · {duration((total - done) / rate)} left"

@@ -14,16 +14,16 @@ import json
 import os
 import tarfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ from serving.files import replacing, write
 from serving.images import SUFFIXES, ImageError, decode, to_pixels
 from serving.messages import Request
 from serving.predictor import Predictor
+from serving.progress import log
 
 ROWS = 5000  # in a part, at most
 SECONDS = 60.0  # of work in a part, at most: what a kill may cost
@@ -119,10 +120,10 @@ class Summary:
 
 def pictures(source: str) -> Iterator[Item]:
     """The pictures of a folder (and those below it), a tar file, an S3 prefix, or a list: a text
-    file with a path a line, relative to its folder. In the same order each time.
+    file with a path a line, relative to its folder; or one picture. In the same order each time.
 
     Raises:
-        ScoringError: there is no such source.
+        ScoringError: there is no such source, or it is damaged.
     """
     path = Path(source).absolute()
     if source.startswith(S3):
@@ -131,12 +132,25 @@ def pictures(source: str) -> Iterator[Item]:
         yield from _in_folder(path)
     elif not path.is_file():
         raise ScoringError(f"{source}: no such folder or file")
+    elif path.name.lower().endswith(SUFFIXES):
+        yield Item(_text(path.name), str(path))
     elif tarfile.is_tarfile(path):
         yield from _in_tar(path)
     else:
-        with path.open() as lines:
-            for line in filter(None, map(str.strip, lines)):
-                yield Item(line, str(path.parent / line))
+        yield from _in_list(path)
+
+
+def _text(name: str) -> str:
+    """A file's name as Parquet takes it, though it may not be in UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _in_list(path: Path) -> Iterator[Item]:
+    with path.open(errors="surrogateescape") as lines:
+        for line in filter(None, map(str.strip, lines)):
+            if "\0" in line:
+                raise ScoringError(f"{path}: neither a picture, a tar file nor a list of files")
+            yield Item(_text(line), str(path.parent / line))
 
 
 def _in_folder(folder: Path) -> Iterator[Item]:
@@ -145,20 +159,27 @@ def _in_folder(folder: Path) -> Iterator[Item]:
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES):
                 file = Path(parent) / name
-                yield Item(file.relative_to(folder).as_posix(), str(file))
+                yield Item(_text(file.relative_to(folder).as_posix()), str(file))
 
 
 def _in_tar(path: Path) -> Iterator[Item]:
-    with tarfile.open(path, "r|*") as tar:
-        for member in tar:
-            content = tar.extractfile(member)
-            if content is not None and member.name.lower().endswith(SUFFIXES):
-                yield Item(member.name, content=content.read())
+    links = 0
+    try:
+        with tarfile.open(path, "r|*") as tar:
+            for member in tar:
+                if not member.name.lower().endswith(SUFFIXES):
+                    continue
+                if member.isreg() and (content := tar.extractfile(member)):
+                    yield Item(_text(member.name), content=content.read())
+                links += member.issym() or member.islnk()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ScoringError(f"{path}: damaged: {error}") from None
+    if links:  # one may lead anywhere in a file that is read from its start to its end
+        log(f"{path}: passed over {links:,} links")
 
 
 def _in_s3(source: str) -> Iterator[Item]:
-    parts = urlsplit(source)
-    bucket, prefix = parts.netloc, parts.path.lstrip("/")
+    bucket, _, prefix = source.removeprefix(S3).partition("/")
     with s3.explained(source, SourceError):
         pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         for page in pages:
@@ -232,15 +253,17 @@ def collect(
 
         rows: list[Row] = []
         written = time.monotonic()
-        for batch in work(missing()):
-            rows += batch
-            summary.add(batch)
-            advance(len(batch))
-            if len(rows) >= ROWS or time.monotonic() > written + SECONDS:
+        try:
+            for batch in work(missing()):
+                rows += batch
+                summary.add(batch)
+                advance(len(batch))
+                if len(rows) >= ROWS or time.monotonic() > written + SECONDS:
+                    write_part(target, rows)
+                    rows, written = [], time.monotonic()
+        finally:  # what was answered before the source failed, too
+            if rows:
                 write_part(target, rows)
-                rows, written = [], time.monotonic()
-        if rows:
-            write_part(target, rows)
     summary.seconds = time.monotonic() - start
     return summary
 
@@ -287,8 +310,12 @@ def opened(target: Path, model: dict[str, str]) -> Iterator[None]:
     Raises:
         ScoringError: another process writes there, or another model has.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    with (target / ".lock").open("w") as lock:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        held = (target / ".lock").open("w")
+    except OSError as error:
+        raise ScoringError(f"{target}: {error.strerror}") from None
+    with held as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -330,6 +357,7 @@ def _is_in(digests: NDArray[np.uint64], path: str) -> bool:
 
 
 def write_part(target: Path, rows: Sequence[Row]) -> None:
-    number = len(parts(target))
-    with replacing(target / f"part-{number:05}.parquet") as part:
+    names = (target / f"part-{number:05}.parquet" for number in count(len(parts(target))))
+    free = next(name for name in names if not name.exists())  # someone may have removed others
+    with replacing(free) as part:
         pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), part)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +51,11 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stopping.set())
-        with temporary(self.settings.state_dir) as state:
+        with ExitStack() as held:
+            try:
+                state = held.enter_context(temporary(self.settings.state_dir))
+            except OSError as error:
+                raise SettingsError(f"SERVING_STATE_DIR: {error.strerror or error}") from None
             try:
                 self._start(state)
                 return self._watch()
@@ -79,7 +84,7 @@ class Supervisor:
             f"http://127.0.0.1:{ports['metrics']}/metrics",
             self.keys.own if self.keys.required else None,
         )
-        about = (settings.engine, lambda: self.problem, lambda: self.readiness.form)
+        about = (settings.engine, self._says, lambda: self.readiness.form)
         api.serve(own, api.routes(self.model, *about), self.keys)
         start = engines.START[settings.engine]
         if settings.shadow_uri is not None:
@@ -92,6 +97,10 @@ class Supervisor:
             torchserve.follow(server.stdout, self._note_worker_error)
         self.children["gateway"] = self._gateway(state, ports, own)
         log("starting", model=self.model.name, version=self.model.version, port=settings.port)
+
+    def _says(self) -> str | None:
+        """What keeps the service from being ready, also while a look at it takes long."""
+        return "draining" if self.stopping.is_set() else self.problem
 
     def _start_shadow(self, uri: str, state: Path) -> engines.Shadow:
         key = self.settings.public_key

@@ -258,6 +258,32 @@ def test_what_is_not_read_of_a_body_is_no_request(link: socket.socket, length: s
     assert answer.startswith(b"HTTP/1.1 413 ") and answer.count(b"HTTP/1.1 ") == 1
 
 
+@pytest.mark.parametrize("length", ["Content-Length: {size}", "Transfer-Encoding: chunked"])
+def test_a_body_where_none_is_wanted_is_no_request_of_another_client(
+    service: Service, length: str
+) -> None:
+    """What answers these paths keeps its connections with the gateway, for all clients."""
+    hidden = b"GET /nothing HTTP/1.1\r\nX: "
+    head = f"GET /livez HTTP/1.1\r\nHost: x\r\n{length.format(size=len(hidden))}\r\n\r\n"
+    body = hidden if "{size}" in length else b"%x\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden)
+    for _ in range(20):
+        with connect(service) as link:
+            link.settimeout(30)
+            link.sendall(head.encode() + body)
+            assert link.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        status, answer = get(f"{service.address}/readyz")
+        assert (status, answer) == (200, {"ready": True})
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH"])
+def test_another_method_is_told_so_however_large_its_body_is(
+    link: socket.socket, method: str
+) -> None:
+    head = f"{method} {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 11000000\r\n"
+    answer = whole_answer(link, head.encode() + b"Connection: close\r\n\r\n", bytes(11_000_000))
+    assert answer.startswith(b"HTTP/1.1 405 ") and b"method_not_allowed" in answer
+
+
 @pytest.mark.parametrize(
     "chunks", [b"zz\r\nabc", b"3\r\nabcXX", b"5\r\nab", b"3;" + b"a" * 5000, b"3\r\rabc"]
 )

@@ -1,6 +1,8 @@
 """The one path from bytes to tensor reads what people send, and refuses the rest clearly."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -67,6 +69,13 @@ def test_an_animation_gives_its_first_frame() -> None:
     assert decode(data).getpixel((2, 2)) == RED
 
 
+def pixel_and_empty_profile() -> bytes:
+    """A PNG file whose last chunk is a colour profile of no bytes, at which Pillow stumbles."""
+    whole = encoded(solid("RGB", RED), "PNG")
+    end = whole.index(b"IEND") - 4
+    return whole[:end] + struct.pack(">I4sI", 0, b"iCCP", zlib.crc32(b"iCCP")) + whole[end:]
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -74,11 +83,12 @@ def test_an_animation_gives_its_first_frame() -> None:
         (b"hello", "not a picture"),
         (encoded(solid("RGB", RED), "GIF"), "not a picture in one of"),
         (encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")[:700], "damaged"),
+        (pixel_and_empty_profile(), "damaged"),
         (bomb(8_000), "over 25,000,000 pixels"),
         (bomb(20_000), "pixels"),
         (bomb(100), "damaged"),
     ],
-    ids=["empty", "text", "gif", "truncated", "large", "bomb", "hollow"],
+    ids=["empty", "text", "gif", "truncated", "profile", "large", "bomb", "hollow"],
 )
 def test_what_is_no_picture_is_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):

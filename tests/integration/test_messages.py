@@ -161,6 +161,8 @@ WHOLE = "data: whole numbers from 0 to 255 are needed$"
         ({"inputs": [tensor(shape=[0])]}, "shape: a list of positive numbers is needed$"),
         ({"inputs": [tensor(shape=[1, -1])]}, "shape: a list of positive numbers is needed$"),
         ({"inputs": [{"data": []}]}, "shape: a list of positive numbers is needed$"),
+        ({"inputs": [tensor(shape=[1] * 5)]}, "shape: at most 4 numbers, none over 25,000,000$"),
+        ({"inputs": [tensor(shape=[1, 10**4000])]}, "shape: at most 4 numbers, none over 25,"),
         ({"inputs": [tensor(shape=[])]}, "shape: 1 to 64 pictures are needed$"),
         ({"inputs": [tensor(shape=[MAX_PICTURES + 1])]}, "shape: 1 to 64 pictures are needed$"),
         ({"inputs": [tensor(data="x")]}, "data: a list is needed$"),

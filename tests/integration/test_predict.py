@@ -11,6 +11,7 @@ from conftest import MODEL, ROOT, pictures, predictions
 from service import Service
 
 from jobs.runs import RunFolder
+from serving.cli import _print_table
 from serving.client import Client, ClientError, Model, Prediction, Score
 
 
@@ -67,6 +68,12 @@ def test_the_command_draws_a_table_on_a_terminal(service: Service, files: list[P
     os.close(ours)
     assert process.wait() == 2
     assert "probability" in shown and "not a picture" in shown and "%" in shown
+
+
+def test_a_label_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Prediction("a [b] [/c]", 0.5, (), Model("m", "1"))
+    _print_table([Path("x.png")], [answer])
+    assert "a [b] [/c]" in capsys.readouterr().out
 
 
 def read(terminal: int) -> bytes:

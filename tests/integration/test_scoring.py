@@ -114,6 +114,74 @@ def test_a_list_a_tar_file_and_s3_are_answered_as_a_folder_is(
         score(predictor, "s3://no-such-bucket/x", tmp_path / "none", threads=2)
 
 
+def test_no_row_is_lost_where_a_part_was_removed(predictor: Predictor, tmp_path: Path) -> None:
+    for name in "abc":
+        scoring.write_part(tmp_path, scoring.answers(predictor, [scoring.Item(name, "/gone")]))
+    scoring.parts(tmp_path)[1].unlink()
+    scoring.write_part(tmp_path, scoring.answers(predictor, [scoring.Item("d", "/gone")]))
+    assert sorted(row["path"] for row in rows(tmp_path)) == ["a", "c", "d"]
+
+
+def test_what_was_answered_before_its_source_failed_is_kept(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "BATCH", 1)
+    monkeypatch.setattr(scoring, "AHEAD", 0)
+    whole = tmp_path / "whole.tar"
+    with tarfile.open(whole, "w") as tar:
+        tar.add(photos, arcname=".")
+    short = tmp_path / "short.tar"
+    short.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(ScoringError, match=r"short.tar: damaged: "):
+        score(predictor, str(short), tmp_path / "out", threads=1)
+    there = len(rows(tmp_path / "out"))
+    assert 0 < there < 10
+    assert score(predictor, str(whole), tmp_path / "out", threads=1).skipped == there
+
+
+def test_names_in_no_encoding_are_answered_and_links_in_a_tar_file_are_passed_over(
+    predictor: Predictor, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (photos / "1.png").rename(photos / name)
+    (photos / "list.txt").write_bytes(b"caf\xe9.png\n")
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(photos, arcname=".")
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "2.png"
+        tar.addfile(link)
+    for number, source in enumerate((photos, photos / "list.txt", tmp_path / "photos.tar")):
+        out = tmp_path / str(number)
+        score(predictor, str(source), out, threads=1)
+        [row] = [row for row in rows(out) if "caf" in row["path"]]
+        assert row["path"].removeprefix("./") == r"caf\xe9.png" and row["label"]
+        assert score(predictor, str(source), out, threads=1).done == 0, "and it is known again"
+    assert "passed over 1 links" in capsys.readouterr().err
+    items = [item for item in scoring.pictures(str(photos)) if item.path.startswith("caf")]
+    assert cluster.answered(predictor, cluster.table(items))["label"].to_pylist() == [row["label"]]
+
+
+def test_one_picture_is_a_source_and_another_file_is_none(
+    predictor: Predictor, photos: Path, archive: Path, tmp_path: Path
+) -> None:
+    assert score(predictor, str(photos / "1.png"), tmp_path / "out", threads=1).done == 1
+    with pytest.raises(ScoringError, match="neither a picture, a tar file nor a list of files"):
+        score(predictor, str(archive), tmp_path / "out", threads=1)
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_prefix_may_have_any_character(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.address)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    prefix = f"shoot-{time.monotonic_ns()}"
+    for name in (f"{prefix}/other.png", f"{prefix}#3?/mine.png"):
+        store.client().put_object(Bucket=BUCKET, Key=name, Body=b"")
+    found = [item.path for item in scoring.pictures(f"s3://{BUCKET}/{prefix}#3?/")]
+    assert found == [f"s3://{BUCKET}/{prefix}#3?/mine.png"]
+
+
 def test_frames_of_pictures_become_frames_of_the_same_rows(
     predictor: Predictor, archive: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -235,6 +303,9 @@ def test_the_command_gives_the_services_answers(
             status, answer = service.predict((photos / row["path"]).read_bytes())
             assert status == 200 and answer["label"] == row["label"]
             assert answer["probability"] == pytest.approx(row["probability"], abs=1e-5)
-    command[1] = str(tmp_path / "nowhere")
-    failed = CliRunner().invoke(app, command)
-    assert (failed.exit_code, failed.stderr.count("\n")) == (2, 1), failed.stderr
+    for place, wrong in ((1, tmp_path / "nowhere"), (3, archive / "out")):
+        refused = [*command[:place], str(wrong), *command[place + 1 :]]
+        failed = CliRunner().invoke(app, refused)
+        assert (failed.exit_code, failed.stderr.count("\n")) == (2, 1), failed.stderr
+    other = CliRunner().invoke(app, [*command, "--sha256", "0" * 64])
+    assert other.exit_code == 3 and f"not {'0' * 64}" in other.stderr, "a digest holds here, too"

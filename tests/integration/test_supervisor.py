@@ -21,7 +21,7 @@ from jobs.runs import RunFolder
 from serving import readiness
 from serving.archive import Counts, Data, Description, Golden, Model
 from serving.readiness import Readiness
-from serving.settings import Settings
+from serving.settings import Settings, SettingsError
 from serving.supervisor import Supervisor
 
 DESCRIPTION = Description(
@@ -265,3 +265,29 @@ def test_a_frozen_torchserve_is_soon_not_ready_and_a_busy_one_stays_so(
             os.kill(java_of(service), signal.SIGCONT)
         assert took < 30, "three times what it is set to, for a busy machine"
         seconds_until(ready)
+
+
+def test_golden_pictures_and_the_key_go_to_no_proxy(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert fake.readiness.problem(ready=False) is None
+    fake.reply = BUSY
+    for answers in (1, 2):
+        fake.count(answers)
+        assert fake.readiness.problem(ready=True) is None, "its metrics are asked, too"
+
+
+def test_it_says_that_it_drains_while_a_look_still_takes() -> None:
+    supervisor = Supervisor(Settings(model_uri="m.mar"))
+    supervisor.problem = None
+    assert supervisor._says() is None
+    supervisor.stopping.set()
+    assert supervisor._says() == "draining"
+
+
+def test_a_state_directory_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
+    supervisor = Supervisor(Settings(model_uri="m.mar", state_dir=tmp_path / "none"))
+    with pytest.raises(SettingsError, match="SERVING_STATE_DIR: No such file or directory"):
+        supervisor.run()

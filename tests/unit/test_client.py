@@ -221,3 +221,18 @@ def test_the_command_loads_neither_torch_nor_the_supervisor() -> None:
     heavy = "{'torch', 'numpy', 'PIL', 'serving.supervisor'} & set(sys.modules)"
     code = f"import sys, serving.cli; sys.exit(bool({heavy}))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_pictures_are_taken_as_answers_are() -> None:
+    taken = 0
+
+    def pictures() -> Iterator[bytes]:
+        nonlocal taken
+        while taken < 1000:
+            taken += 1
+            yield b"x"
+
+    with server(FINE) as (url, _), closing(Client(url, model="m", concurrency=2)) as client:
+        answers_ = client.predict_many(pictures())
+        assert next(answers_) == PREDICTION and taken < 10
+        answers_.close()  # type: ignore[attr-defined]

@@ -23,6 +23,15 @@ def test_work_without_steps_says_that_it_goes_on(
     assert {line.partition(" ·")[0] for line in lines} == {"export, forms: 1/2 forms"}
 
 
+def test_work_of_no_steps_is_told_without_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(progress, "log", lines.append)
+    with progress.task("features", 0) as advance:
+        advance(0)
+    assert lines[0].startswith("features: 0/0")
+
+
 def test_it_falls_silent_with_its_end_whatever_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
