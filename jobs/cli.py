@@ -515,7 +515,7 @@ def _open(
     resolved = _load(config, settings)
     if run_id is None:
         run_id = f"{Path(config).stem}-{resolved.digest}"
-    if "/" in run_id or run_id.startswith("."):
+    if not run_id or "/" in run_id or run_id.startswith("."):
         raise typer.BadParameter(f"--run-id {run_id}: a plain name is needed")
     return resolved, RunFolder(out / run_id)
 

@@ -403,7 +403,7 @@ class Config(Section):
             and self.evaluation.select_on == "validation",
             f"optim.aux_weight: the auxiliary head needs data.input_size {AUX_MIN_SIZE}, so "
             "a smaller input needs aux_weight 0": self.data.input_size < AUX_MIN_SIZE
-            and any(variant.has_aux for variant in self.variants),
+            and (any(variant.has_aux for variant in self.variants) or self._stand_in_has_aux),
             "runtime.seeds: a seed is given twice": len(set(self.runtime.seeds))
             < len(self.runtime.seeds),
         }
@@ -411,6 +411,12 @@ class Config(Section):
             if found:
                 raise ValueError(problem)
         return self
+
+    @property
+    def _stand_in_has_aux(self) -> bool:
+        needed = any(variant.init == "pretrained" for variant in self.variants)
+        aux = self.weights.stand_in.optim.aux_weight > 0
+        return self.weights.source == "stand-in" and needed and aux
 
     def _head_problems(self) -> dict[str, bool]:
         problems: dict[str, bool] = {}
@@ -518,7 +524,7 @@ def load(name_or_path: str, settings: Sequence[str] = ()) -> Config:
         raise ConfigurationError(
             f"--config {name_or_path}: no such file, and not one of {', '.join(shipped())}"
         )
-    raw = _parse(path.read_text(encoding="utf-8"), str(path)) or {}
+    raw = _parse(path.read_bytes(), str(path)) or {}
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path}: a mapping of sections is needed")
     return _with_settings(raw, settings)
@@ -559,10 +565,10 @@ def validate(raw: dict[str, Any]) -> Config:
         raise ConfigurationError(message) from None
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str | bytes, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter for bytes, or a day, that are none
         raise ConfigurationError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
 
 

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs import config
 from jobs.config import Config
 from jobs.data import decoding, duplicates, findings, label_errors
 from jobs.data.dataset import Dataset
@@ -49,7 +48,7 @@ def _inspect(job: Job, out: Path) -> Counter[str]:
     log(f"doubles: {len(found)}")
     suspects, agreement = _label_errors(job)
     found += suspects
-    found += [_damaged(line, job.config.data) for line in data.description.skipped]
+    found += [Finding("damaged", path, why, 1.0) for path, why in data.skipped]
     found += _small_classes(data)
     found = findings.worst_first(found)
     write(out / "findings.csv", findings.to_csv(found))
@@ -91,11 +90,6 @@ def _features(job: Job) -> NDArray[np.float32]:
     with replacing(file) as part, part.open("wb") as opened:
         np.save(opened, values)
     return values
-
-
-def _damaged(line: str, settings: config.Data) -> Finding:
-    path, _, reason = line.partition(": ")
-    return Finding("damaged", decoding.below_root(path, settings), reason, 1.0)
 
 
 def _small_classes(data: Dataset) -> list[Finding]:

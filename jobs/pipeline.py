@@ -137,12 +137,17 @@ def report_again(folder: RunFolder) -> None:
 def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]:
     """Trains one variant of the configuration, with every seed; `run` later does the rest."""
     variant = config.variant(name)
-    with (
-        distributed.held_once(folder.open(config)),
-        distributed.held_once(_followed(config, folder)),
-    ):
-        job = Job(config, folder)
-        return [job.train(variant, seed) for seed in config.runtime.seeds]
+    with distributed.held_once(folder.open(config)):
+        there = distributed.once(_results, config, folder, name)
+        if None not in there:  # and what a manifest lists stays as it is
+            return there
+        with distributed.held_once(_followed(config, folder)):
+            job = Job(config, folder)
+            return [job.train(variant, seed) for seed in config.runtime.seeds]
+
+
+def _results(config: Config, folder: RunFolder, name: str) -> list[Any]:
+    return [folder.variant(name, seed).result() for seed in config.runtime.seeds]
 
 
 def train_part(config: Config, folder: RunFolder, part: Part) -> None:
@@ -170,7 +175,8 @@ class Job:
             ConfigurationError: it has too few images, or the validation split is empty.
         """
         with distributed.held_once(self.folder.alone("the data")):
-            dataset = distributed.in_turns(self._load)
+            begun = distributed.once(self._begun)  # other machines need not have the folder
+            dataset = distributed.in_turns(lambda: self._load(begun or self._begun()))
         if distributed.once(str, dataset.description.digest) != dataset.description.digest:
             raise UnavailableError("the pictures changed while this job's processes read them")
         splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description.images)
@@ -183,10 +189,14 @@ class Job:
             )
         return dataset.to(self.device.device)
 
-    def _load(self) -> Dataset:
+    def _begun(self) -> str | None:
+        """The digest of the data that the run began with, if it has begun."""
+        there = (self.folder.path / "data.json").is_file()
+        return self.folder.facts().digest if there else None
+
+    def _load(self, digest: str | None) -> Dataset:
         """What the run began with, if it has begun; the first process says what that is."""
-        begun = (self.folder.path / "data.json").is_file()
-        dataset = load(self.config.data, self.folder.facts().digest if begun else None)
+        dataset = load(self.config.data, digest)
         if not len(dataset.validation) and self.config.evaluation.select_on == "validation":
             raise ConfigurationError(
                 f"data.validation: {self.config.data.validation} of {len(dataset.train)} training "

@@ -39,6 +39,7 @@ MANIFEST = "manifest.json"
 DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
 CHECKPOINT = "last.ckpt"
 TENSORBOARD = "tensorboard"  # written until after the manifest
+DAMAGED = (OSError, ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 UNLISTED = {MANIFEST, ".lock", ".locks", DELIVERED, CHECKPOINT}
 Row = dict[str, Any]  # of metrics.jsonl
 COLUMNS = (
@@ -68,7 +69,9 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, EOFError, BadZipFile, zlib.error) as error:
+    except FileNotFoundError:
+        raise
+    except DAMAGED as error:
         raise UnavailableError(f"{path}: damaged: {first_line(error)}") from None
 
 
@@ -330,8 +333,9 @@ class RunFolder:
             UnavailableError: another line is damaged.
         """
         try:
-            return [json.loads(line) for line in self._whole_lines().splitlines()]
-        except ValueError as error:
+            rows = [json.loads(line) for line in self._whole_lines().splitlines()]
+            return [{name: row[name] for name in COLUMNS} for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
             raise UnavailableError(f"{self.path}/metrics.jsonl: damaged: {error}") from None
 
     def _whole_lines(self) -> bytes:

@@ -148,14 +148,15 @@ def mean_over_seeds(values: Sequence[float], images: int) -> Difference:
 def best_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """What to divide logits by so that probabilities mean what they say (Guo et al. 2017).
 
-    1.0 where there are few pictures, or where the likelihood-ratio test (Wilks 1938) does not tell
-    the gain from chance.
+    1.0 where there are few pictures, where all of them are right, so that the loss would fall with
+    the temperature for ever, or where the likelihood-ratio test (Wilks 1938) does not tell the gain
+    from chance.
 
     Args:
         logits: [N, C] of held-out pictures.
         labels: [N].
     """
-    if len(labels) < MIN_FOR_TEMPERATURE:
+    if len(labels) < MIN_FOR_TEMPERATURE or (logits.argmax(axis=1) == labels).all():
         return 1.0
     # The loss is convex in 1/temperature.
     best = math.exp(_last(lambda x: not _is_too_hot(math.exp(x), logits, labels), -3, 3))

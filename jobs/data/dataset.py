@@ -29,6 +29,8 @@ class Dataset:
     test: Images
     classes: tuple[str, ...]
     description: Facts
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Files that are no picture, below the data's root, and why."""
     stored: "Dataset | None" = None
     """The same as it was before it moved to a device: its rows are those of the store."""
 
@@ -78,7 +80,6 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
             has none left to train on; or none is left to test with.
     """
     source, digest = _same(settings, digest) if digest else _new(settings)
-    source = _without_excluded(source, settings)
     train = _subset(source.train, settings.train_images, "train_images")
     test = _subset(source.test, settings.test_images, "test_images")
     share = round(settings.validation * len(train))
@@ -93,23 +94,25 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
         image_size=(height, width),
         test_digest=_test_digest(test),
         digest=digest,
-        skipped=tuple(source.skipped),
+        skipped=tuple(": ".join(of) for of in source.skipped),
     )
-    return Dataset(train, validation, test, source.classes, description)
+    skipped = tuple((decoding.below_root(name, settings), why) for name, why in source.skipped)
+    return Dataset(train, validation, test, source.classes, description, skipped)
 
 
 def _new(settings: config.Data) -> tuple[Source, str]:
-    """The data as it is now, and its digest."""
+    """The data as it is now, without what is excluded, and the digest of all of it."""
     module = sources.find(settings.source)
     source = module.load(settings)
     digest = _digest_of(source)
+    source = _without_excluded(source, settings)  # whose names may be gone by the next time
     if remember := getattr(module, "remember", None):
         remember(source, digest)
     return source, digest
 
 
 def _same(settings: config.Data, digest: str) -> tuple[Source, str]:
-    """The data with that digest."""
+    """The data with that digest, without what is excluded."""
     if recalled := getattr(sources.find(settings.source), "recalled", None):
         source: Source | None = recalled(settings, digest)
         if source is not None:
@@ -139,7 +142,7 @@ def _without_excluded(source: Source, settings: config.Data) -> Source:
         return source
     out = set(settings.exclude)
     train, test = (decoding.paths(getattr(source, split), split) for split in ("train", "test"))
-    damaged = [decoding.below_root(line.partition(": ")[0], settings) for line in source.skipped]
+    damaged = [decoding.below_root(name, settings) for name, _ in source.skipped]
     if strangers := [path for path in settings.exclude if path not in {*train, *test, *damaged}]:
         more = f", and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise ConfigurationError(f"data.exclude: the data has no {strangers[0]}{more}")

@@ -56,8 +56,8 @@ class Decoded:
 
     splits: dict[str, Images]
     classes: tuple[str, ...]
-    skipped: list[str]
-    """The other files, and why, one a line."""
+    skipped: list[tuple[str, str]]
+    """The other files, and why."""
 
 
 def decoded(listing: Iterable[Picture], settings: config.Data) -> Decoded:
@@ -86,10 +86,10 @@ def decoded(listing: Iterable[Picture], settings: config.Data) -> Decoded:
                 file,
             )
         skipped = db.execute(
-            "SELECT name || ': ' || error FROM pictures JOIN wanted USING (name) "
+            "SELECT name, error FROM pictures JOIN wanted USING (name) "
             "WHERE error IS NOT NULL ORDER BY split DESC, name"
         )
-        return Decoded(splits, classes, [line for (line,) in skipped])
+        return Decoded(splits, classes, skipped.fetchall())
 
 
 def store(settings: config.Data) -> Path:
@@ -107,7 +107,9 @@ def paths(images: Images, split: str) -> list[str]:
     known: dict[int, str] = {}
     if images.file is not None:
         with index.opened(images.file.path.parent, SCHEMA) as db:
-            known = dict(db.execute("SELECT row, name FROM pictures WHERE row IS NOT NULL"))
+            (number,) = db.execute("SELECT file FROM store").fetchone()
+            if images.file.path.name == f"pixels-{number}":  # else another run has begun another
+                known = dict(db.execute("SELECT row, name FROM pictures WHERE row IS NOT NULL"))
     named = ((row, known.get(row)) for row in images.rows.tolist())
     return [
         f"{split}/{row}" if name is None else below_root(name, images.settings)

@@ -26,7 +26,11 @@ class Finding:
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: (KINDS.index(finding.kind), -finding.score))
+    def rank(finding: Finding) -> tuple[int, float]:
+        falls = finding.kind == "small class"  # the fewer pictures, the worse
+        return KINDS.index(finding.kind), finding.score if falls else -finding.score
+
+    return sorted(findings, key=rank)
 
 
 def to_csv(findings: Iterable[Finding]) -> str:

@@ -7,6 +7,7 @@ mirrored, scaled and normalised.
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
 from typing import Protocol
 
@@ -167,7 +168,7 @@ def prefetched(pixels: Tensor, batches: Sequence[Tensor], device: torch.device) 
         pixels: uint8 [M, 3, H, W] on the CPU.
         batches: int64 [B] each, on the CPU.
     """
-    copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+    copying = _copying(device) if device.type == "cuda" else None
 
     def load(rows: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         pictures = pixels[rows]
@@ -177,13 +178,21 @@ def prefetched(pixels: Tensor, batches: Sequence[Tensor], device: torch.device) 
             pictures = pictures.pin_memory().to(device, non_blocking=True)
             return pictures, copying.record_event()
 
-    with ThreadPoolExecutor(1) as thread:
+    # A new thread's own device is the first one, where each process would then take some memory.
+    own = () if copying is None else (torch.cuda.set_device, (device,))
+    with ThreadPoolExecutor(1, "copying", *own) as thread:
         for pictures, copied in mapped(thread, load, batches, AHEAD + 1):
             if copied is not None:
                 computing = torch.cuda.current_stream(device)
                 computing.wait_event(copied)
                 pictures.record_stream(computing)  # or its memory might be reused too early
             yield pictures
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: the allocator keeps the memory of each stream for itself."""
+    return torch.cuda.Stream(device)
 
 
 def augment(x_NCHW: Tensor, flip: Tensor, shift: Tensor) -> Tensor:

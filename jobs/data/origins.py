@@ -123,7 +123,7 @@ class Bucket:
 
 
 class Folder:
-    """Tar shards in `train/` and `test/`."""
+    """Tar shards in `train/` and `test/`, and nothing else: class folders would be passed over."""
 
     manifest = None
 
@@ -135,7 +135,16 @@ class Folder:
         return key
 
     def entries(self) -> Iterator[Entry]:
+        """
+        Raises:
+            UnavailableError: there is a class folder, too.
+        """
         for split in listing.SPLITS:
+            for path in (self.path / split).glob("[!.]*"):
+                if path.is_dir():
+                    raise UnavailableError(
+                        f"{path}: a root has shards or class folders, and this one has both"
+                    )
             for path in sorted((self.path / split).glob(f"*{shards.SUFFIX}")):
                 stat = path.stat()
                 yield Entry(str(path), listing.version(stat), stat.st_size)

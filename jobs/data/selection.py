@@ -1,8 +1,10 @@
 """Which rows of a store a run's pictures are, so that it can be resumed when its root has others.
 
-`pixels-<n>.<digest>.npz`, beside the file that has the rows, is named after the digest of the data.
+`pixels-<n>.<name>.npz`, beside the file that has the rows, is named after the digest of the data
+and what is excluded of them.
 """
 
+import hashlib
 import json
 
 import numpy as np
@@ -22,7 +24,7 @@ KEPT = 20  # in one store
 def remember(source: Source, digest: str) -> None:
     """For :func:`recalled`; the oldest selections are removed."""
     assert source.train.file is not None, "its pictures are those of a store"
-    path = source.train.file.path
+    path, name = source.train.file.path, _name(digest, source.train.settings)
     about = json.dumps([source.classes, source.name, source.skipped]).encode()
     shape = np.array(source.train.pixels.shape[-2:])
     arrays = {"about": np.frombuffer(about, np.uint8), "shape": shape}
@@ -30,7 +32,7 @@ def remember(source: Source, digest: str) -> None:
         arrays[f"{split} rows"] = images.rows.numpy()
         arrays[f"{split} labels"] = images.labels.numpy()
         arrays[f"{split} digests"] = images.digests()
-    write_arrays(path.with_name(f"{path.name}.{digest}.npz"), arrays)
+    write_arrays(path.with_name(f"{path.name}.{name}.npz"), arrays)
     kept = sorted(path.parent.glob("pixels-*.npz"), key=lambda p: p.stat().st_mtime_ns)
     for old in kept[:-KEPT]:
         old.unlink(missing_ok=True)
@@ -38,7 +40,7 @@ def remember(source: Source, digest: str) -> None:
 
 def recalled(settings: config.Data, digest: str) -> Source | None:
     """The pictures of that digest as they were remembered; None where they no longer are."""
-    for path in decoding.store(settings).glob(f"pixels-*.{digest}.npz"):
+    for path in decoding.store(settings).glob(f"pixels-*.{_name(digest, settings)}.npz"):
         try:
             file = index.Held(path.with_name(path.name.partition(".")[0]))
             arrays = read_arrays(path)
@@ -61,5 +63,9 @@ def recalled(settings: config.Data, digest: str) -> Source | None:
             for split in ("train", "test")
         )
         classes, name, skipped = json.loads(arrays["about"].tobytes())
-        return Source(train, test, tuple(classes), name, skipped)
+        return Source(train, test, tuple(classes), name, list(map(tuple, skipped)))
     return None
+
+
+def _name(digest: str, settings: config.Data) -> str:
+    return hashlib.sha256(json.dumps([digest, sorted(settings.exclude)]).encode()).hexdigest()

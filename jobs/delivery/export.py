@@ -95,8 +95,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
     network = forms.served(
         variant.best, len(dataset.classes), config.data.input_size, config.data.normalization
     )
-    judged = dataset.validation if len(dataset.validation) else dataset.test
-    judged = judged.take(torch.arange(min(len(judged), settings.images)))
+    judged = _held_out(dataset, settings.images)
     target = folder.path / folder.archive(settings.name)
 
     with folder.open(config), temporary() as work:
@@ -128,6 +127,14 @@ def export(folder: RunFolder, settings: Export) -> Path:
         write(folder.path / "MODEL_CARD.md", _model_card(description, config.data.input_size))
         folder.write_manifest()
     return target
+
+
+def _held_out(dataset: Dataset, count: int) -> Images:
+    """Pictures by which the archive is judged and its trust is measured: validation's, if there
+    are any. Drawn, as the first ones may be of some classes only: those in folders are sorted."""
+    images = dataset.validation if len(dataset.validation) else dataset.test
+    drawn = torch.randperm(len(images), generator=generator("held out"))[:count]
+    return images.take(drawn.sort().values)
 
 
 def _compared(variant: Summary | Diverged) -> Compared:
@@ -388,8 +395,12 @@ def _require(check: Check, form: Form, what: str) -> None:
 
 def int8_serves(checks: Mapping[str, Check], allowed_drop: float) -> bool:
     """Whether int8 loses at most `allowed_drop` points of accuracy and is within its tolerance."""
-    drop = (checks["reference"].accuracy - checks["int8"].accuracy) * 100
-    return drop <= allowed_drop and checks["int8"].within(TOLERANCES["int8"])
+    return _drop(checks) <= allowed_drop and checks["int8"].within(TOLERANCES["int8"])
+
+
+def _drop(checks: Mapping[str, Check]) -> float:
+    """In points; rounded, or three of a thousand pictures would be more than 0.3."""
+    return round((checks["reference"].accuracy - checks["int8"].accuracy) * 100, 9)
 
 
 def verdict(checks: Mapping[str, Check], allowed_drop: float) -> str:
@@ -401,7 +412,7 @@ def verdict(checks: Mapping[str, Check], allowed_drop: float) -> str:
     )
     if int8_serves(checks, allowed_drop):
         return f"a CPU runs it in 8-bit integers, which is faster: {got}"
-    drop = (reference.accuracy - rounded.accuracy) * 100
+    drop = _drop(checks)
     why = "too far off in its probabilities"
     if drop > allowed_drop:
         why = f"{drop:.1f} points are lost, {allowed_drop:.1f} may be"

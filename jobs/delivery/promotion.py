@@ -174,7 +174,7 @@ def _unchecked(promoted: Candidate) -> str | None:
 
 
 def _floor(promoted: Candidate, gate: config.Promotion) -> str | None:
-    percent = float(promoted.right.mean()) * 100
+    percent = round(float(promoted.right.mean()) * 100, 9)  # 57 of 100 would be less than 57
     if percent < gate.min_accuracy:
         return f"{percent:.2f} % of the test images are right, {gate.min_accuracy:g} % are needed"
     return None
@@ -203,7 +203,7 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
     right = (np.array([answers[picture] for picture in shared]) for answers in (ours, theirs))
     difference = paired_difference(*right)
     log(comparison.sentence(promoted.version, champion, difference, difference.p_value))
-    points = -difference.difference * 100
+    points = round(-difference.difference * 100, 9)
     if points > allowed:
         return f"{points:.2f} points worse than {champion}, which serves; {allowed:g} are allowed"
     return None

@@ -18,6 +18,7 @@ from jobs.errors import ConfigurationError
 from jobs.following import Look
 from jobs.runs import TENSORBOARD, Row, RunFolder
 
+SILENCE = 10.0  # seconds that a client of Prometheus's port may say nothing
 VALUES = ("loss", "aux_loss", "accuracy", "images_per_second", "learning_rate")
 MLFLOW = {  # unless the environment says otherwise
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -139,11 +140,16 @@ def exposed(folder: RunFolder, port: int | None) -> Iterator[None]:
         return
 
     class Page(BaseHTTPRequestHandler):
+        timeout = SILENCE
+
         def do_GET(self) -> None:
             self.send_response_only(200)  # without a line in the log
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.end_headers()
             self.wfile.write(exposition(folder.metrics()).encode())
+
+        def log_message(self, *_: Any) -> None:
+            """A client that was silent for too long is nothing to tell."""
 
     try:
         server = _Server(("", port), Page)

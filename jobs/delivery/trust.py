@@ -27,8 +27,11 @@ def fit_temperature(logits: Array, labels: NDArray[np.int64]) -> float:
         before, after = mean_loss(logits, labels), mean_loss(logits / found, labels)
         log(f"export: temperature {found:.2f}, held-out loss {before:.3f} → {after:.3f}")
         return found
-    few = len(labels) < MIN_FOR_TEMPERATURE
-    why = f"{len(labels)} held-out pictures are too few" if few else "no temperature is better"
+    why = "no temperature is better"
+    if len(labels) < MIN_FOR_TEMPERATURE:
+        why = f"{len(labels)} held-out pictures are too few"
+    elif (logits.argmax(axis=1) == labels).all():
+        why = "all held-out pictures are right, which tells of no error"
     log(f"export: probabilities stay as they are: {why}")
     return found
 

@@ -59,7 +59,7 @@ def class_maps(
     with last.register_forward_hook(lambda _, __, places: kept.append(places.float().cpu())):
         for inputs, _ in images.batches(parts):
             with autocast():
-                network(inputs)
+                network.forward(inputs)  # not compiled, for the few pictures
     return torch.cat([models.class_maps(places, network.fc.weight.cpu()) for places in kept])
 
 

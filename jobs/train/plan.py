@@ -14,6 +14,7 @@ from serving.progress import duration
 
 # Of a training step's time, for the same pictures: 0.19 at 75 pixels and 0.28 at 299, on a CPU.
 FORWARD_SHARE = 0.22
+PASSED = 16  # pictures forward at once, to measure it
 REPORT_SECONDS, EXPORT_SECONDS = 8, 45  # on 2 cores
 
 
@@ -31,9 +32,16 @@ def outline(
         stand_in: what trains the pretrained weights on the spot, if that is still to be done.
     """
     pictures = sum(_pictures(config, dataset, variant) for variant in remaining)
+    trained = [variant for variant in remaining if not variant.cached]
     if stand_in is not None:
         pictures += config.weights.stand_in.images * stand_in.optim.epochs
-    seconds = pictures * _seconds_a_picture(config, len(dataset.classes), device)
+        trained.append(stand_in)
+    if trained:
+        largest = max(trained, key=lambda variant: variant.optim.batch_size)
+        each = _seconds_of_a_step(config, largest, len(dataset.classes), device)
+    else:
+        each = _seconds_of_a_pass(config, device) / FORWARD_SHARE
+    seconds = pictures * each
     seconds = seconds / distributed.size() + REPORT_SECONDS
     names = list(dict.fromkeys(variant.name for variant in remaining))
     if stand_in is not None:
@@ -58,15 +66,13 @@ def _pictures(config: Config, dataset: Dataset, variant: Variant) -> float:
     return epochs * (train // size * size) + scored * FORWARD_SHARE
 
 
-def _seconds_a_picture(config: Config, classes: int, device: Device) -> float:
-    """The time of a training step over its pictures, measured on one whose result is discarded."""
-    optim = config.optim
-    network = models.build(classes, aux=optim.aux_weight > 0).to(device.device).train()
+def _seconds_of_a_step(config: Config, variant: Variant, classes: int, device: Device) -> float:
+    """A training step's, over its pictures, measured on one whose result is discarded."""
+    optim = variant.optim
+    network = models.build(classes, aux=variant.has_aux).to(device.device).train()
     optimizer = make_optimizer(network, optim)
-    side = config.data.input_size
     own = distributed.share(optim.batch_size)  # more need not fit into the memory
-    inputs = torch.zeros(own.stop - own.start, 3, side, side, device=device.device)
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    inputs = _inputs(config, device, max(2, own.stop - own.start))  # one has no statistics
     labels = torch.zeros(len(inputs), dtype=torch.int64, device=device.device)
     for _ in range(2):  # the first one warms up
         start = time.perf_counter()
@@ -78,3 +84,21 @@ def _seconds_a_picture(config: Config, classes: int, device: Device) -> float:
         optimizer.zero_grad()
         loss.item()  # waits for the device
     return (time.perf_counter() - start) / len(inputs)
+
+
+@torch.inference_mode()
+def _seconds_of_a_pass(config: Config, device: Device) -> float:
+    """A pass forward's, over its pictures."""
+    network = models.build(2, aux=False).to(device.device).eval()
+    inputs = _inputs(config, device, PASSED)
+    for _ in range(2):
+        start = time.perf_counter()
+        with device.autocast():
+            network(inputs).sum().item()  # waits for the device
+    return (time.perf_counter() - start) / len(inputs)
+
+
+def _inputs(config: Config, device: Device, count: int) -> torch.Tensor:
+    side = config.data.input_size
+    inputs = torch.zeros(count, 3, side, side, device=device.device)
+    return inputs.contiguous(memory_format=torch.channels_last)

@@ -405,6 +405,8 @@ def recalibrate(trainer: Trainer, train: Examples, images: int) -> None:
     order = torch.randperm(len(train), generator=generator(trainer.seed, "batch norm"))
     order = order[:images].to(train.labels.device)
     parts = order.chunk(math.ceil(len(order) / NORMALISED_TOGETHER))
+    if len(parts[-1]) >= distributed.size():  # as a batch's, an image counts in one process
+        parts = tuple(part[distributed.share(len(part))] for part in parts)
     for taken, (inputs, _) in enumerate(train.batches(parts), start=1):
         distributed.check()
         for norm in norms:

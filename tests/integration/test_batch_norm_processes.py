@@ -34,8 +34,12 @@ class Network(nn.Module):
         return logits
 
 
+def statistics(state: dict[str, Tensor]) -> Tensor:
+    return torch.stack([state["bn.running_mean"], state["bn.running_var"]]).clone()
+
+
 class Kept:
-    """A store that keeps the batch-norm means of all that it is given."""
+    """A store that keeps the batch-norm statistics of all that it is given."""
 
     def __init__(self) -> None:
         self.means: dict[str, list[Tensor]] = {"network": [], "average": [], "best": []}
@@ -43,10 +47,10 @@ class Kept:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         for name in ("network", "average"):
             if state[name] is not None:
-                self.means[name].append(state[name]["bn.running_mean"].clone())
+                self.means[name].append(statistics(state[name]))
 
     def save_best(self, state: dict[str, Tensor]) -> None:
-        self.means["best"].append(state["bn.running_mean"].clone())
+        self.means["best"].append(statistics(state))
 
     def append(self, rows: list[dict[str, Any]]) -> None: ...
 

@@ -12,7 +12,7 @@ from conftest import changed_at
 from object_store import exported_run
 from rich.console import Console
 
-from jobs import config, table
+from jobs import config, environment, table
 from jobs.runs import RunFolder
 
 
@@ -92,6 +92,9 @@ def test_train_does_one_variant_and_run_does_the_rest(tiny_yaml: Path, tmp_path:
     assert (folder / "manifest.json").exists()
     assert (folder / "variants" / "frozen" / "best.safetensors").stat().st_mtime_ns == weights
     assert str(folder / "report" / "index.html") in rest.stdout
+    before = (folder / "environment.json").read_bytes()
+    again = called("train", "frozen", *arguments)
+    assert again.returncode == 0 and (folder / "environment.json").read_bytes() == before, "listed"
 
     assert "scratch: stopped: the loss was no longer finite in epoch 1, step " in rest.stderr
     result = json.loads((folder / "comparison.json").read_text())
@@ -145,3 +148,9 @@ def test_programs_get_what_a_promotion_did_as_json(
     assert listed["channels"]["production"]["version"] == "one"
     pruned = json.loads(called("prune", "--keep", "0", "--dry-run", *options, "--json").stdout)
     assert pruned["dry_run"] and all(item["bytes"] > 0 for item in pruned["deleted"])
+
+
+def test_without_git_a_run_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOURCE_COMMIT", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert environment.commit() is None

@@ -117,7 +117,14 @@ def test_a_run_that_is_not_finished_or_not_readable_is_no_candidate(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("right", "least", "closed"),
-    [(140, 70, False), (139, 70, True), (140, 70.5, True), (141, 70.5, False), (0, 0, False)],
+    [
+        (140, 70, False),
+        (139, 70, True),
+        (140, 70.5, True),
+        (141, 70.5, False),
+        (114, 57, False),  # 0.57 * 100 is less than 57
+        (0, 0, False),
+    ],
 )
 def test_a_share_of_the_test_images_has_to_be_right(
     registry: Registry, tmp_path: Path, right: int, least: float, closed: bool

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sqlite3
 import tarfile
 import time
@@ -194,6 +195,26 @@ def test_a_run_goes_on_with_what_it_began_with(
     assert again.description == first.description and pixels(again) == pixels(first)
     with pytest.raises(UnavailableError, match="not those that this run began with"):
         load(pictures.settings, "0" * 64)
+
+
+def test_a_run_goes_on_without_what_it_left_out_though_that_is_gone_or_in_another_store(
+    pictures: Pictures,
+) -> None:
+    pictures.fill()
+    settings = pictures.at(exclude=("train/cat/000.png",))
+    first = load(settings)
+    digest = first.description.digest
+    pictures.delete("train/cat/000.png")
+    load(pictures.settings)
+    again = load(settings, digest)
+    assert again.description == first.description and pixels(again) == pixels(first)
+    assert load(pictures.settings).description.digest != digest
+
+    pictures.put("train/cat/large.png", png(600, side=32))
+    load(pictures.settings)  # and all rows are others now
+    again = load(settings, digest)
+    assert again.description == first.description and pixels(again) == pixels(first)
+    assert all(re.fullmatch(r"(train|test)/\d+", path) for path in again.paths), "none is wrong"
 
 
 def test_a_store_is_begun_anew_once_most_of_it_is_unused_and_not_under_a_reader(
@@ -533,6 +554,17 @@ def test_shards_in_a_bucket_and_on_the_disk_are_the_same_pictures(
     fewer = load(pictures.settings)
     assert work["fetched"] == ["train/1.tar"] and len(pixels(fewer)) == 18
     assert len(kept(pictures)) == 38
+
+    (tmp_path / "shards" / "test" / "cat").mkdir()
+    with pytest.raises(UnavailableError, match=r"test/cat: a root has shards or class folders"):
+        load(pictures.at(root=str(tmp_path / "shards")))
+
+
+def test_a_damaged_picture_of_a_shard_is_named_as_it_can_be_left_out(pictures: Pictures) -> None:
+    pictures.put("train/0.tar", shard({**labelled(0, 12), "0004.png": b"no picture"}))
+    [(name, why)] = load(pictures.settings).skipped
+    assert name == "train/0.tar: 0004.png" and why.startswith("not a picture")
+    assert len(load(pictures.at(exclude=(name,))).train)
 
 
 @pytest.mark.parametrize(

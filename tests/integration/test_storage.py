@@ -545,6 +545,25 @@ def test_storage_that_stalls_holds_the_end_up_for_a_bounded_time_and_can_undo_no
     assert published_metrics(storage, training) == final
 
 
+def test_what_is_sent_is_no_older_than_what_it_replaces(tmp_path: Path) -> None:
+    """The end of the run sends all rows while a late look asks what is there."""
+    folder = RunFolder(tmp_path)
+    write(tmp_path / "environment.json", json.dumps([{"time": "2026-01-01T00:00:00"}]))
+    write(tmp_path / "metrics.jsonl", "one\n")
+    sent: list[bytes] = []
+
+    def head(_: str) -> dict[str, str]:
+        write(tmp_path / "metrics.jsonl", "one\ntwo\n")
+        return {"ETag": "of both"}
+
+    def put(_: str, content: bytes, replacing: str) -> str:
+        sent.append(content)
+        return replacing
+
+    Live(folder, config.Storage())._send(SimpleNamespace(head=head, put=put), "metrics.jsonl")
+    assert sent == [b"one\ntwo\n"]
+
+
 @pytest.mark.usefixtures("hurried")
 def test_metrics_never_go_into_another_run_that_is_finished(
     store: ObjectStore, settings: config.Storage, tmp_path: Path, warnings: list[str]

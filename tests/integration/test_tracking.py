@@ -393,6 +393,19 @@ def test_that_a_scraper_went_is_not_in_the_log(
     assert capfd.readouterr().err == ""
 
 
+def test_a_client_that_says_nothing_is_let_go_without_a_word(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "SILENCE", 0.2)
+    port = free_port()
+    with (
+        tracking.exposed(run, port),
+        socket.create_connection(("127.0.0.1", port), timeout=60) as silent,
+    ):
+        assert silent.recv(1) == b"", "it is closed at the other end"
+    assert capfd.readouterr().err == ""
+
+
 def test_a_port_that_is_taken_is_a_configuration_error(run: RunFolder) -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]

@@ -82,6 +82,7 @@ def test_a_variant_inherits_the_section_optim() -> None:
         ("optim.epochs.x=3", "--set optim.epochs.x=3: optim.epochs is not a section"),
         ("optim.epochs", "--set optim.epochs: written as key=value"),
         ("optim.epochs=[", "--set optim.epochs=[: not YAML"),
+        ("export.name=2024-13-45", "--set export.name=2024-13-45: not YAML"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused_with_the_path_of_the_key(
@@ -90,6 +91,22 @@ def test_what_cannot_be_carried_out_is_refused_with_the_path_of_the_key(
     with pytest.raises(ConfigurationError, match="^" + re.escape(complaint)) as caught:
         config.load("default", ["optim.epochs=5", setting])
     assert "\n" not in str(caught.value)
+
+
+def test_a_small_input_has_no_auxiliary_head_in_the_stand_in_either() -> None:
+    settings = ["data.input_size=150", "weights.source=stand-in"]
+    settings += [f"variants.{n}.optim.aux_weight=0" for n in ("scratch", "finetune", "frozen")]
+    with pytest.raises(ConfigurationError, match=r"^optim.aux_weight: the auxiliary head needs"):
+        config.load("default", settings)
+    assert config.load("default", [*settings, "weights.stand_in.optim.aux_weight=0"])
+    settings[1] = "weights.source=random"
+    assert config.load("default", settings)
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_bytes(b"optim: {epochs: 3}  # caf\xe9")
+    with pytest.raises(ConfigurationError, match=r"job.yaml: not YAML: "):
+        config.load(str(tmp_path / "job.yaml"))
 
 
 def test_a_bucket_s_address_has_a_bucket() -> None:

@@ -25,6 +25,8 @@ def test_the_worst_comes_first() -> None:
     assert kinds == ["leak", "label", "label", "duplicate", "small class"]
     labels = [f.score for f in findings.worst_first(FOUND) if f.kind == "label"]
     assert labels == [0.9, 0.4]
+    small = [Finding("small class", "", name, count) for name, count in (("a", 19), ("b", 2))]
+    assert [finding.other for finding in findings.worst_first(small)] == ["b", "a"]
 
 
 def test_findings_are_a_list_of_pictures_to_leave_out(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from conftest import ROOT
 from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS, composed, kustomize, published
 
@@ -391,6 +392,14 @@ def test_a_gpu_is_held_for_training_alone(rendered: dict[str, str]) -> None:
     assert first["podFailurePolicy"] == second["podFailurePolicy"]
     [claim] = of_kind(objects, "PersistentVolumeClaim")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"], "they may be on different nodes"
+
+
+def test_boto3_reads_what_is_set_for_it() -> None:
+    """AWS_REGION, which other libraries read, would be none of it."""
+    known = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    known |= set(re.findall(r"\bAWS_[A-Z_]+", repr(BOTOCORE_DEFAUT_SESSION_VARIABLES)))
+    texts = [path.read_text() for path in (*K8S.rglob("*.yaml"), ROOT / "docs" / "serving.md")]
+    assert {name for text in texts for name in re.findall(r"\bAWS_[A-Z_]+", text)} <= known
 
 
 def test_own_pictures_are_read_with_their_own_credentials_into_a_volume_of_theirs(

@@ -49,6 +49,12 @@ def test_arrays_come_back_from_their_file_and_pickles_do_not(tmp_path: Path) -> 
     assert file.stat().st_size < 10_000, "compressed"
     found = runs.read_arrays(file)
     assert set(found) == {"a", "b"} and found["b"].tolist() == [0, 1, 2]
+    whole = file.read_bytes()
+    for bit in (1, 64):  # of both copies of the flags: encrypted, and with a new kind of cipher
+        flags = [whole.index(b"PK\x03\x04") + 6, whole.index(b"PK\x01\x02") + 8]
+        file.write_bytes(bytes(b | bit * (at in flags) for at, b in enumerate(whole)))
+        with pytest.raises(UnavailableError, match=f"^{file}: damaged: "):
+            runs.read_arrays(file)
     np.savez(file, a=np.array([Path()]))
     with pytest.raises(UnavailableError, match=f"^{file}: damaged: .*allow_pickle"):
         runs.read_arrays(file)
@@ -211,6 +217,9 @@ def test_without_metrics_there_are_no_rows_and_damaged_ones_are_named(folder: Ru
     assert folder.metrics() == []
     write(folder.path / "metrics.jsonl", "no JSON\n{}\n")
     with pytest.raises(UnavailableError, match=f"^{folder.path}/metrics.jsonl: damaged: Expecting"):
+        folder.metrics()
+    write(folder.path / "metrics.jsonl", '{"vbriant": "a"}\n')
+    with pytest.raises(UnavailableError, match=r"metrics.jsonl: damaged"):
         folder.metrics()
 
 

@@ -227,3 +227,13 @@ def test_holm_calls_any_of_three_equals_different_in_one_of_twenty_cases() -> No
     draws = np.random.default_rng(0).uniform(size=(5000, 3))
     called = [min(holm(p_values)) < 0.05 for p_values in draws.tolist()]
     assert 0.04 < fmean(called) < 0.06
+
+
+def test_where_every_picture_is_right_none_tells_how_sure_to_be() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 200)
+    logits = rng.normal(size=(200, 5)).astype(np.float32)
+    logits[np.arange(200), labels] += 8
+    assert (logits.argmax(1) == labels).all() and best_temperature(logits, labels) == 1.0
+    labels[:20] = logits[:20].argmin(1)
+    assert best_temperature(logits, labels) > 1

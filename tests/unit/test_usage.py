@@ -64,6 +64,7 @@ def test_the_module_is_the_command() -> None:
         ),
         (["run", "--part", "2", "--of", "15"], "--part 2 --of 15: the configuration has 3 parts"),
         (["run", "--of", "3"], "--of needs it"),
+        (["run", "--run-id", ""], "a plain name is needed"),
         (["train", "fourth"], "scratch, finetune, frozen, not fourth"),
         (["prune", "--set", "storage.uri=s3://bucket/x"], "a rule is needed"),
         (["fly"], "No such command"),

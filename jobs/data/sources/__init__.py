@@ -26,7 +26,8 @@ class Source:
     test: "Images"
     classes: tuple[str, ...]
     name: str
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """Files that are no picture, and why."""
 
 
 class Module(Protocol):

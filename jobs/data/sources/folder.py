@@ -35,7 +35,8 @@ def load(settings: config.Data) -> Source:
     else:
         found = decoded(listing.in_folders(Path(root).expanduser()), settings)
     if found.skipped:
-        log(f"skipped {len(found.skipped)} damaged pictures, the first: {found.skipped[0]}")
+        first = ": ".join(found.skipped[0])
+        log(f"skipped {len(found.skipped)} damaged pictures, the first: {first}")
     train, test = found.splits["train"], found.splits["test"]
     if not len(test):
         test, train = set_aside(train, settings.seed)
