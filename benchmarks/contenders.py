@@ -79,7 +79,9 @@ def stock(archive: Path, folder: Path) -> Contender:
     command += ["--serialized-file", str(folder / "weights.pth")]
     command += ["--extra-files", str(folder / "index_to_name.json")]
     command += ["--handler", str(RIVALS / "torchserve_handler.py"), "--config-file", str(config)]
-    subprocess.run(command, check=True, capture_output=True)
+    # It works in a folder of the model's name in there, which another's would share.
+    environment = {**os.environ, **scratch(folder)}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
     inference, management, metrics, grpc, grpc_management = free_ports(5)
     properties = folder / "config.properties"
     properties.write_text(
