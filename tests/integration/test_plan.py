@@ -49,5 +49,5 @@ def test_what_is_measured_is_what_is_trained(monkeypatch: pytest.MonkeyPatch) ->
     for remaining in ([frozen], [scratch, frozen]):
         said = plan.outline(resolved, dataset, DEVICE, remaining, None)
         assert said.startswith("to do: ") and "; about " in said
-    monkeypatch.setattr(plan.distributed, "share", lambda _: slice(0, 0))
+    monkeypatch.setattr("jobs.distributed.share", lambda _: slice(0, 0))
     assert plan.outline(resolved, dataset, DEVICE, [scratch], None).startswith("to do: scratch")

@@ -560,7 +560,8 @@ def test_what_is_sent_is_no_older_than_what_it_replaces(tmp_path: Path) -> None:
         sent.append(content)
         return replacing
 
-    Live(folder, config.Storage())._send(SimpleNamespace(head=head, put=put), "metrics.jsonl")
+    storage: Any = SimpleNamespace(head=head, put=put)
+    Live(folder, config.Storage())._send(storage, "metrics.jsonl")
     assert sent == [b"one\ntwo\n"]
 
 

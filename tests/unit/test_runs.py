@@ -332,9 +332,10 @@ def test_the_newest_run_is_delivered_unless_it_has_been(tmp_path: Path) -> None:
     finished(tmp_path / "c", day=5)
     found = undelivered(tmp_path)
     assert found is not None and found.path == newest.path
-    assert not found.in_use
+    in_use = [found.in_use]
     with found.open(found.config()):
-        assert found.in_use
+        in_use.append(found.in_use)
+    assert in_use == [False, True]
     (newest.path / ".delivered").touch()
     assert undelivered(tmp_path) is None, "older ones are not to replace it"
     finished(tmp_path / "d", day=10, winner=None)
