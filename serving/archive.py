@@ -309,8 +309,7 @@ def open_model(path: Path, sha256: str | None = None) -> Model:
         ModelError: another digest, a damaged file, or not an archive of this project.
     """
     if path.is_dir():
-        if sha256 is not None:
-            raise ModelError(f"{path}: a folder has no digest; give the archive itself")
+        check_digest(path, sha256)
         return _look(path, lambda name: (path / name).read_bytes())
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
@@ -407,7 +406,11 @@ def check_digest(path: Path, sha256: str | None) -> None:
     """Raises:
     ModelError: the file's SHA-256 is another one.
     """
-    if sha256 is not None and (digest := digest_of(path)) != sha256:
+    if sha256 is None:
+        return
+    if not path.is_file():
+        raise ModelError(f"{path}: only an archive itself has a digest")
+    if (digest := digest_of(path)) != sha256:
         raise ModelError(f"{path}: its SHA-256 is {digest}, not {sha256}")
 
 

@@ -55,7 +55,7 @@ def answered(predictor: Predictor, pictures: pa.Table) -> pa.Table:
     """
     columns = [name for name in PICTURES.names if name in pictures.column_names]
     items = [
-        Item(**{**row, "place": os.fsdecode(row.get("place", b""))})
+        Item(**{**row, "place": os.fsdecode(row.get("place") or "")})
         for row in pictures.select(columns).to_pylist()
     ]
     rows = chain.from_iterable(in_order(items, predictor, threads=1))

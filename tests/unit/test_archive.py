@@ -76,7 +76,7 @@ def test_an_archive_and_its_folder_are_read_alike(tmp_path: Path) -> None:
     assert model.golden == [Golden(p, a) for p, a in zip(PICTURES, ANSWERS, strict=True)]
     unpack(file, tmp_path / "folder")
     assert open_model(tmp_path / "folder").golden == model.golden
-    with pytest.raises(ModelError, match="a folder has no digest; give the archive itself"):
+    with pytest.raises(ModelError, match="only an archive itself has a digest"):
         open_model(tmp_path / "folder", digest_of(file))
     with unpacked(file) as folder:
         assert (folder / "golden" / "01.png").read_bytes() == PICTURES[1]
