@@ -345,7 +345,8 @@ def rollback(
         _deploy(deployment, uri, "rollback")
     except UnavailableError as error:
         chosen = uri.split("/")[-2]
-        raise UnavailableError(f"{error}; `rollback {chosen}` with the rest goes on") from None
+        advice = f"the channel has moved; `rollback {chosen} --deployment {deployment}` goes on"
+        raise UnavailableError(f"{error}; {advice}") from None
 
 
 @app.command()

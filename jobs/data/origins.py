@@ -123,7 +123,7 @@ class Bucket:
 
 
 class Folder:
-    """Tar shards in `train/` and `test/`, and nothing else: class folders would be passed over."""
+    """Tar shards in `train/` and `test/`, and no class folder beside them."""
 
     manifest = None
 

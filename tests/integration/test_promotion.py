@@ -532,6 +532,9 @@ def test_a_rollback_whose_cluster_is_lost_can_be_repeated_and_goes_back_once(
     if lost == "from the start":
         assert str(done.exception) == "gone" and serving(registry) == "c"
         return
-    assert "`rollback b` with the rest goes on" in str(done.exception) and serving(registry) == "b"
+    assert (
+        "`rollback b --deployment inference` goes on" in str(done.exception)
+        and serving(registry) == "b"
+    )
     CliRunner().invoke(app, ["rollback", "b", *command[1:]])
     assert serving(registry) == "b"
