@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,8 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # A shell completes words by the name of a program, which `python -m jobs` is not.
+    add_completion=Path(sys.argv[0]).name != "__main__.py",
 )
 
 ConfigOption = Annotated[

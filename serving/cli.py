@@ -32,6 +32,10 @@ ModelOption = Annotated[
 DigestOption = Annotated[
     str | None, typer.Option(envvar="SERVING_MODEL_SHA256", help="Its digest, if needed.")
 ]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(envvar="SERVING_PUBLIC_KEY", help="A key in PEM that the archive is signed with."),
+]
 # Without Rich, whose import takes longer than the rest.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -121,6 +125,7 @@ def score(
     out: Annotated[Path, typer.Option(help="Folder for the Parquet files.")],
     model: ModelOption,
     sha256: DigestOption = None,
+    public_key: KeyOption = None,
     ray: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster that does it; auto: the local one.")
     ] = None,
@@ -136,7 +141,7 @@ def score(
 
     threads = cores()
     try:
-        with _local(model, sha256) as file:
+        with _local(model, sha256, public_key) as file:
             if ray is None:
                 predictor = Predictor.open(file, threads=threads, callers=threads)
                 work = partial(score_here, predictor, threads=threads)
@@ -161,6 +166,7 @@ def repository(
     out: Annotated[Path, typer.Option(help="The model repository: gets a folder NAME/1.")],
     model: ModelOption,
     sha256: DigestOption = None,
+    public_key: KeyOption = None,
     form: Annotated[
         Literal["float", "int8"], typer.Option(help="int8 is for processors with VNNI.")
     ] = "float",
@@ -171,24 +177,20 @@ def repository(
     from serving.repository import write
 
     try:
-        with _local(model, sha256) as file:
+        with _local(model, sha256, public_key) as file:
             print(write(file, out, form))
     except ModelError as error:
         _fail(error, 3)
 
 
 @contextmanager
-def _local(model: str, sha256: str | None) -> Iterator[Path]:
-    """The archive as a file of this machine."""
-    from serving.archive import check_digest
-    from serving.fetch import fetch as copy
-    from serving.fetch import is_local
+def _local(model: str, sha256: str | None, key: Path | None) -> Iterator[Path]:
+    """The archive as a file of this machine, checked."""
+    from serving.fetch import located
     from serving.files import temporary
 
     with temporary() as folder:
-        file = Path(model) if is_local(model) else copy(model, sha256, folder / "model")
-        check_digest(file, sha256)
-        yield file
+        yield located(model, sha256, folder / "model.mar", key).path
 
 
 def _exit_code(answer: Answer) -> int:

@@ -21,7 +21,15 @@ from urllib.parse import urlsplit
 import urllib3
 
 from serving import archive, s3
-from serving.archive import ModelError, Pointer, Record, Version, check_digest
+from serving.archive import (
+    Model,
+    ModelError,
+    Pointer,
+    Record,
+    Version,
+    check_digest,
+    open_model,
+)
 from serving.files import replacing
 
 CHUNK = 1 << 20
@@ -42,7 +50,7 @@ def fetch(uri: str, sha256: str | None, target: Path, public_key: Path | None = 
     Raises:
         ModelError: the download failed, or digest or signature are wrong.
     """
-    where, digest = _located(uri, sha256)
+    where, digest = _resolved(uri, sha256)
     if digest is None and not is_local(uri):
         raise ModelError(f"{uri}: its digest is needed, as SERVING_MODEL_SHA256")
     if sha256 is not None and digest != sha256:
@@ -57,6 +65,19 @@ def fetch(uri: str, sha256: str | None, target: Path, public_key: Path | None = 
     except OSError as error:
         raise ModelError(f"{target}: {error}") from None
     return target
+
+
+def located(uri: str, sha256: str | None, target: Path, public_key: Path | None) -> Model:
+    """An archive that was checked: where it lies, or else copied to `target`.
+
+    Raises:
+        ModelError: there is none, or it is not the one that was meant.
+    """
+    if not is_local(uri):
+        return open_model(fetch(uri, sha256, target, public_key), sha256)
+    if public_key is not None:
+        check_signature(Path(uri), uri, public_key)
+    return open_model(Path(uri), sha256)
 
 
 def check_signature(path: Path, where: str, public_key: Path) -> None:
@@ -75,7 +96,7 @@ def check_signature(path: Path, where: str, public_key: Path) -> None:
     signing.verify(path, signature.getvalue().strip(), public_key)
 
 
-def _located(uri: str, sha256: str | None) -> tuple[str, str | None]:
+def _resolved(uri: str, sha256: str | None) -> tuple[str, str | None]:
     """The archive's own address, and the digest that it should have."""
     parts = urlsplit(uri)
     key = parts.path.strip("/")

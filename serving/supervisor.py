@@ -16,8 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from serving import api, engines, processes, torchserve
-from serving.archive import Model, open_model
-from serving.fetch import check_signature, fetch, is_local
+from serving.fetch import located
 from serving.files import temporary
 from serving.log import log
 from serving.readiness import INTERVAL_SECONDS, Readiness
@@ -198,16 +197,3 @@ class Supervisor:
         except subprocess.TimeoutExpired:  # it had its time; what is still in flight is lost
             log("drained", cut_short="the gateway did not stop in time")
         return 0
-
-
-def located(uri: str, digest: str | None, target: Path, key: Path | None) -> Model:
-    """An archive that was checked: where it lies, or else copied to `target`.
-
-    Raises:
-        ModelError: there is none, or it is not the one that was meant.
-    """
-    if not is_local(uri):
-        return open_model(fetch(uri, digest, target, key), digest)
-    if key is not None:
-        check_signature(Path(uri), uri, key)
-    return open_model(Path(uri), digest)

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from command import job
 from object_store import exported_run
 from readme import command_lines
 from service import start
@@ -153,3 +154,15 @@ def test_a_service_with_a_key_does_not_start_on_what_is_not_signed(
     service = start(archive, tmp_path / "state", SERVING_PUBLIC_KEY=str(public))
     assert service.process.wait() == 3
     assert f"{archive}.sig: No such file" in service.log.read_text().replace("[Errno 2] ", "")
+
+
+@pytest.mark.parametrize("command", ["score", "repository"])
+def test_a_command_with_a_key_reads_nothing_that_is_not_signed(
+    archive: Path, tmp_path: Path, command: str
+) -> None:
+    _, public = key_pair(tmp_path, "ours")
+    of = [tmp_path] if command == "score" else []
+    given = ["--out", tmp_path / "out", "--model", archive, "--public-key", public]
+    done = job(command, *of, *given, module="serving")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert f"{archive}.sig: " in done.stderr and not (tmp_path / "out").exists()
