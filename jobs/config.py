@@ -393,6 +393,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [variant.name for variant in self.variants]
+        is_small = self.data.input_size < AUX_MIN_SIZE
+        small = (
+            f"the auxiliary head needs data.input_size {AUX_MIN_SIZE}, so a smaller input needs "
+            "aux_weight 0"
+        )
         problems = {
             f"variants: two have the same name: {names}": len(set(names)) < len(names),
             "variants: the name stand-in is taken by the source task": "stand-in" in names,
@@ -401,9 +406,9 @@ class Config(Section):
             and not self.data.root,
             "data.validation: select_on validation needs a share above 0": not self.data.validation
             and self.evaluation.select_on == "validation",
-            f"optim.aux_weight: the auxiliary head needs data.input_size {AUX_MIN_SIZE}, so "
-            "a smaller input needs aux_weight 0": self.data.input_size < AUX_MIN_SIZE
-            and (any(variant.has_aux for variant in self.variants) or self._stand_in_has_aux),
+            f"optim.aux_weight: {small}": is_small
+            and any(variant.has_aux for variant in self.variants),
+            f"weights.stand_in.optim.aux_weight: {small}": is_small and self._stand_in_has_aux,
             "runtime.seeds: a seed is given twice": len(set(self.runtime.seeds))
             < len(self.runtime.seeds),
         }

@@ -62,10 +62,11 @@ def run(config: Config, folder: RunFolder) -> Comparison:
         else:
             with distributed.held_once(_followed(config, folder)):
                 result = _work(config, folder)
-    if result.winner is None:
-        raise JobError(f"no variant has a result, see {folder.path}/comparison.json")
-    distributed.once(_export, config, folder)
-    distributed.once(_publish, config, folder)
+        if result.winner is None:
+            raise JobError(f"no variant has a result, see {folder.path}/comparison.json")
+        # Still held, so that `deliver` does not begin to do the same.
+        distributed.once(_export, config, folder)
+        distributed.once(_publish, config, folder)
     return result
 
 

@@ -194,6 +194,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held = False
 
     @property
     def run_id(self) -> str:
@@ -219,17 +220,26 @@ class RunFolder:
 
     @contextmanager
     def open(self, wanted: Config) -> Iterator[None]:
-        """Creates the folder or continues in it, and locks it against other processes.
+        """Creates the folder or continues in it, and locks it against other processes; what is
+        locked already stays so.
 
         Raises:
             ConfigurationError: another process works on it, or it has another configuration.
         """
+        if self._held:
+            self.begin(wanted)
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
             if not locks.taken(lock.fileno()):
                 raise ConfigurationError(f"{self.path}: another process is working on this run")
-            self.begin(wanted)
-            yield
+            self._held = True
+            try:
+                self.begin(wanted)
+                yield
+            finally:
+                self._held = False
 
     @property
     def in_use(self) -> bool:

@@ -21,7 +21,7 @@ from serving.client import URL, Client, ClientError, Prediction
 EXIT_CODES = (
     "Exit codes: 0 drained after SIGTERM; every picture answered · 1 a child died; unexpected · "
     "2 settings or usage; a file that is unreadable or refused · 3 no model; the service or S3 is "
-    "not reachable, or too busy."
+    "not reachable, or too busy; the disk is full."
 )
 UNKNOWN = "-"  # instead of a label, where the service abstains
 ENGINES = {"torchserve": "ts", "asgi": "uvicorn"}  # the package of each

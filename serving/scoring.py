@@ -14,7 +14,6 @@ import json
 import os
 import tarfile
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from serving.images import SUFFIXES, ImageError, decode, to_pixels
 from serving.messages import Request
 from serving.predictor import Predictor
 from serving.progress import log
+from serving.tar import opened as opened_tar
 
 ROWS = 5000  # in a part, at most
 SECONDS = 60.0  # of work in a part, at most: what a kill may cost
@@ -165,14 +165,14 @@ def _in_folder(folder: Path) -> Iterator[Item]:
 def _in_tar(path: Path) -> Iterator[Item]:
     links = 0
     try:
-        with tarfile.open(path, "r|*") as tar:
+        with opened_tar(path) as tar:
             for member in tar:
                 if not member.name.lower().endswith(SUFFIXES):
                     continue
                 if member.isreg() and (content := tar.extractfile(member)):
                     yield Item(_text(member.name), content=content.read())
                 links += member.issym() or member.islnk()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except tarfile.TarError as error:
         raise ScoringError(f"{path}: damaged: {error}") from None
     if links:  # one may lead anywhere in a file that is read from its start to its end
         log(f"{path}: passed over {links:,} links")
@@ -308,12 +308,12 @@ def opened(target: Path, model: dict[str, str]) -> Iterator[None]:
     """Holds the output for one process and one version of a model.
 
     Raises:
-        ScoringError: another process writes there, or another model has.
+        ScoringError: another process writes there, or another model has, or nobody may.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
         held = (target / ".lock").open("w")
-    except OSError as error:
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise ScoringError(f"{target}: {error.strerror}") from None
     with held as lock:
         try:

@@ -100,11 +100,16 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
     return Dataset(train, validation, test, source.classes, description, skipped)
 
 
-def _new(settings: config.Data) -> tuple[Source, str]:
+def _new(settings: config.Data, wanted: str | None = None) -> tuple[Source, str]:
     """The data as it is now, without what is excluded, and the digest of all of it."""
     module = sources.find(settings.source)
     source = module.load(settings)
     digest = _digest_of(source)
+    if wanted not in (None, digest):
+        raise UnavailableError(
+            f"{source.name}: the pictures are not those that this run began with, and these are no "
+            "longer in data.cache; start another run"
+        )
     source = _without_excluded(source, settings)  # whose names may be gone by the next time
     if remember := getattr(module, "remember", None):
         remember(source, digest)
@@ -117,13 +122,7 @@ def _same(settings: config.Data, digest: str) -> tuple[Source, str]:
         source: Source | None = recalled(settings, digest)
         if source is not None:
             return source, digest
-    found, now = _new(settings)
-    if now != digest:
-        raise UnavailableError(
-            f"{found.name}: the pictures are not those that this run began with, and these are no "
-            "longer in data.cache; start another run"
-        )
-    return found, now
+    return _new(settings, digest)
 
 
 def draw_source_task(stand_in: config.StandIn, settings: config.Data) -> Images:

@@ -107,7 +107,7 @@ def paths(images: Images, split: str) -> list[str]:
     known: dict[int, str] = {}
     if images.file is not None:
         with index.opened(images.file.path.parent, SCHEMA) as db:
-            (number,) = db.execute("SELECT file FROM store").fetchone()
+            (number,) = db.execute("SELECT file FROM store").fetchone() or (None,)
             if images.file.path.name == f"pixels-{number}":  # else another run has begun another
                 known = dict(db.execute("SELECT row, name FROM pictures WHERE row IS NOT NULL"))
     named = ((row, known.get(row)) for row in images.rows.tolist())

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from jobs.errors import UnavailableError
 from serving.images import SUFFIXES
+from serving.tar import opened
 
 SUFFIX = ".tar"
 
@@ -33,10 +34,10 @@ def samples(file: Path, name: str) -> Iterator[Sample]:
         name: of the shard, for messages.
 
     Raises:
-        UnavailableError: it is no tar file, or a picture has no label.
+        UnavailableError: it is no whole tar file, or a picture has no label.
     """
     try:
-        with tarfile.open(file, "r|*") as shard:
+        with opened(file) as shard:
             for _, members in groupby(_files(shard), lambda member: member[0]):
                 yield from _sample(list(members), name)
     except tarfile.TarError as error:

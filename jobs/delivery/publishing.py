@@ -141,11 +141,13 @@ class Live:
 
     def _send(self, storage: Storage, name: str) -> None:
         path, key = self.folder.path / name, f"{run_key(self.folder)}/{name}"
+        if not path.is_file():
+            return
         known, etag = self.sent.get(name, (b"", None))
         # Before the file is read: what is replaced must not be newer than what replaces it.
         if etag is None and (head := storage.head(key)):
             etag = head["ETag"]
-        content = path.read_bytes() if path.is_file() else b""
+        content = path.read_bytes()
         content = content[: content.rfind(b"\n") + 1]  # a line may be half written
         if content == known:
             return

@@ -1,5 +1,6 @@
 """Many pictures, answered into Parquet files: each once, whatever happens on the way."""
 
+import errno
 import os
 import signal
 import sys
@@ -130,8 +131,10 @@ def test_what_was_answered_before_its_source_failed_is_kept(
     whole = tmp_path / "whole.tar"
     with tarfile.open(whole, "w") as tar:
         tar.add(photos, arcname=".")
+    with tarfile.open(whole) as tar:
+        offset = tar.getmembers()[6].offset
     short = tmp_path / "short.tar"
-    short.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    short.write_bytes(whole.read_bytes()[:offset])  # between two: Python takes it for the end
     with pytest.raises(ScoringError, match=r"short.tar: damaged: "):
         score(predictor, str(short), tmp_path / "out", threads=1)
     there = len(rows(tmp_path / "out"))
@@ -269,6 +272,23 @@ def test_an_output_is_of_one_model_and_one_process(
         pytest.raises(ScoringError, match=f"holds answers of {MODEL} exported; take another"),
         scoring.opened(target, {"name": MODEL, "version": "another"}),
     ):
+        pass
+
+
+def test_a_disk_that_is_full_is_no_wrong_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ScoringError, match=r"file: File exists"),
+        scoring.opened(tmp_path / "file", {}),
+    ):
+        pass
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"), scoring.opened(tmp_path / "out", {}):
         pass
 
 

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from command import job
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -13,7 +14,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from command import job
 from object_store import exported_run
 from readme import command_lines
 from service import start
@@ -161,8 +161,8 @@ def test_a_command_with_a_key_reads_nothing_that_is_not_signed(
     archive: Path, tmp_path: Path, command: str
 ) -> None:
     _, public = key_pair(tmp_path, "ours")
-    of = [tmp_path] if command == "score" else []
-    given = ["--out", tmp_path / "out", "--model", archive, "--public-key", public]
+    of = [str(tmp_path)] if command == "score" else []
+    given = [f"--out={tmp_path / 'out'}", f"--model={archive}", f"--public-key={public}"]
     done = job(command, *of, *given, module="serving")
     assert (done.returncode, done.stdout) == (3, "")
     assert f"{archive}.sig: " in done.stderr and not (tmp_path / "out").exists()

@@ -551,8 +551,10 @@ def test_what_is_sent_is_no_older_than_what_it_replaces(tmp_path: Path) -> None:
     write(tmp_path / "environment.json", json.dumps([{"time": "2026-01-01T00:00:00"}]))
     write(tmp_path / "metrics.jsonl", "one\n")
     sent: list[bytes] = []
+    asked: list[str] = []
 
-    def head(_: str) -> dict[str, str]:
+    def head(key: str) -> dict[str, str]:
+        asked.append(key)
         write(tmp_path / "metrics.jsonl", "one\ntwo\n")
         return {"ETag": "of both"}
 
@@ -563,6 +565,8 @@ def test_what_is_sent_is_no_older_than_what_it_replaces(tmp_path: Path) -> None:
     storage: Any = SimpleNamespace(head=head, put=put)
     Live(folder, config.Storage())._send(storage, "metrics.jsonl")
     assert sent == [b"one\ntwo\n"]
+    Live(folder, config.Storage())._send(storage, "config.yaml")
+    assert len(asked) == 1, "of a file that is not there yet nothing is asked"
 
 
 @pytest.mark.usefixtures("hurried")

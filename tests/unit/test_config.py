@@ -96,7 +96,7 @@ def test_what_cannot_be_carried_out_is_refused_with_the_path_of_the_key(
 def test_a_small_input_has_no_auxiliary_head_in_the_stand_in_either() -> None:
     settings = ["data.input_size=150", "weights.source=stand-in"]
     settings += [f"variants.{n}.optim.aux_weight=0" for n in ("scratch", "finetune", "frozen")]
-    with pytest.raises(ConfigurationError, match=r"^optim.aux_weight: the auxiliary head needs"):
+    with pytest.raises(ConfigurationError, match=r"^weights.stand_in.optim.aux_weight: the auxil"):
         config.load("default", settings)
     assert config.load("default", [*settings, "weights.stand_in.optim.aux_weight=0"])
     settings[1] = "weights.source=random"

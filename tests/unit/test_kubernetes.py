@@ -207,6 +207,15 @@ def test_a_job_looks_for_baked_data_where_the_image_has_them(rendered: dict[str,
     assert "HOME" not in environment(baked)
 
 
+@pytest.mark.parametrize("overlay", ["gpu", "own-pictures"])
+def test_no_volume_hides_the_baked_data(overlay: str, tmp_path: Path) -> None:
+    _, train = (ROOT / "Dockerfile").read_text().split(" AS train\n")
+    [home] = re.findall(r"^ENV HOME=(\S+)", train, re.MULTILINE)
+    objects = list(yaml.safe_load_all(composed(tmp_path, overlay, "baked-data")))
+    [container] = training(objects)["template"]["spec"]["containers"]
+    assert home not in [mount["mountPath"] for mount in container["volumeMounts"]]
+
+
 def test_a_canarys_weight_is_routed_to_services_of_their_own(rendered: dict[str, str]) -> None:
     objects = list(yaml.safe_load_all(rendered["canary-weights"]))
     [route] = of_kind(objects, "HTTPRoute")
@@ -447,6 +456,8 @@ def test_a_training_that_is_never_retried_and_one_that_never_succeeds_raise_aler
     assert "kube_job_failed{" in alerts["TrainingFailed"]
     assert "reason" not in alerts["TrainingFailed"]
     assert " or kube_cronjob_created{" in " ".join(alerts["TrainingOverdue"].split())
+    board = (K8S / "components" / "observability" / "dashboard.json").read_text()
+    assert "kube_job_status_failed" not in board and " or kube_cronjob_created{" in board
 
 
 def test_alerts_and_dashboard_ask_for_metrics_that_the_handler_declares() -> None:

@@ -135,12 +135,15 @@ def test_one_process_works_on_a_run_at_a_time(tmp_path: Path) -> None:
     folder, wanted = RunFolder(tmp_path / "deep" / "er"), tiny_config()
     with folder.open(wanted):
         assert folder.config() == wanted
+        with folder.open(wanted):  # a step of the same work
+            pass
         with (
             pytest.raises(ConfigurationError, match=f"^{folder.path}: another process is working"),
             RunFolder(folder.path).open(wanted),
         ):
             pass
-    with folder.open(wanted):
+    assert not folder.in_use
+    with RunFolder(folder.path).open(wanted):
         pass
 
 
