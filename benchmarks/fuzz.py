@@ -118,7 +118,7 @@ def paths(server: contenders.Server) -> list[str]:
 
 def send(url: SplitResult, path: str, kind: str, body: bytes) -> tuple[int, bytes]:
     """Status and answer; status 0 and the reason where there is none in time."""
-    with closing(http.client.HTTPConnection(str(url.hostname), url.port, timeout=LONGEST)) as link:
+    with closing(http.client.HTTPConnection(str(url.hostname), url.port)) as link:
         try:
             link.request("POST", path, body, {"Content-Type": kind})
             response = link.getresponse()
@@ -128,7 +128,7 @@ def send(url: SplitResult, path: str, kind: str, body: bytes) -> tuple[int, byte
 
 
 def connect(url: SplitResult) -> socket.socket:
-    return socket.create_connection((url.hostname, url.port), timeout=LONGEST)
+    return socket.create_connection((url.hostname, url.port))
 
 
 def send_raw(url: SplitResult, content: bytes) -> tuple[int, bytes]:
@@ -355,10 +355,12 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--idle", type=int, default=1000)
     parser.add_argument("--milliseconds", type=float, default=200, help="For each bomb.")
+    parser.add_argument("--longest", type=float, default=LONGEST, help="Seconds, for any answer.")
     parser.add_argument("--engine", choices=("torchserve", "asgi"), default="torchserve")
     parser.add_argument("--archive", type=Path)
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     options = parser.parse_args()
+    socket.setdefaulttimeout(options.longest)
     found = Found()
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         archive = (options.archive or make_archive(Path(work))).resolve()

@@ -103,7 +103,7 @@ def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:
 def _service(model_uri: str, log_file: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The service while the block runs: its address, once it is ready."""
     other, metrics = free_ports(2)
-    port = PORT if _is_free(PORT) else other
+    port = PORT if _taken(PORT) else other
     settings = {
         "MODEL_URI": model_uri,
         "SERVING_PORT": str(port),
@@ -173,13 +173,18 @@ def _stay(process: subprocess.Popen[bytes]) -> None:
     raise UnavailableError("the service has ended by itself")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _taken(port: int) -> bool:
+    """Whether the port was free; no other demo gets it then while this process lives. It stays
+    bound here and never listens, which on Linux lets Caddy listen, as both share the port."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before linger
         try:
-            probe.bind(("127.0.0.1", port))
+            holder.bind(("127.0.0.1", port))
         except OSError:
             return False
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.detach()
         return True
 
 

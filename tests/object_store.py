@@ -103,6 +103,7 @@ class Proxy:
         self.swallow = threading.Event()
         self.passed = 0  # bytes to the server
         self.stall_after: int | None = None
+        self.stalled_at = 0.0
         port = free_port()
         self.listener = socket.create_server(("127.0.0.1", port))
         self.address = f"http://127.0.0.1:{port}"
@@ -135,6 +136,7 @@ class Proxy:
                 if up:
                     self.passed += len(data)
                 if self.stall_after is not None and self.passed > self.stall_after:
+                    self.stalled_at = self.stalled_at or time.monotonic()
                     self.stalled.set()
                 if self.stalled.is_set() or (not up and self.swallow.is_set()):
                     continue

@@ -233,7 +233,7 @@ def status_of(picture: bytes) -> int:
 def version_of(picture: bytes) -> str:
     """By a connection of its own: one that is kept goes to one pod, which may be any."""
     try:
-        with Client(URL, model=MODEL) as client:
+        with Client(URL, model=MODEL, retries=8) as client:
             return client.predict(picture).model.version
     except ClientError as error:
         return str(error)

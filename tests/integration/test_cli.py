@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import called
-from conftest import changed_at
+from conftest import changed_at, copy_of
 from object_store import exported_run
 from rich.console import Console
 
@@ -65,13 +65,16 @@ def test_the_cache_of_whoever_runs_the_tests_is_left_alone() -> None:
     assert real != Path.home() and str(real / ".cache") not in shown
 
 
-def test_a_second_call_of_a_finished_run_does_nothing_more(compared: RunFolder) -> None:
-    before = changed_at(compared.path)
-    config = compared.path / "config.yaml"
-    again = called("run", "--config", config, "--out", compared.path.parent, "--run-id", "tiny")
+def test_a_second_call_of_a_finished_run_does_nothing_more(
+    compared: RunFolder, tmp_path: Path
+) -> None:
+    run = copy_of(compared, tmp_path)
+    before = changed_at(run.path)
+    config = run.path / "config.yaml"
+    again = called("run", "--config", config, "--out", tmp_path, "--run-id", run.run_id)
     assert again.returncode == 0 and "is finished; --run-id" in again.stderr
-    assert changed_at(compared.path) == before
-    result = json.loads((compared.path / "comparison.json").read_text())
+    assert changed_at(run.path) == before
+    result = json.loads((run.path / "comparison.json").read_text())
     assert result["sentences"][-1] in again.stdout.replace("\n", " ")
 
 
@@ -125,13 +128,14 @@ def test_the_closing_summary_fits_80_columns_whatever_the_names_are(
         assert "…" not in cells.partition(" ")[2], "names alone are cut short"
 
 
-def test_programs_get_results_as_json(compared: RunFolder) -> None:
-    settings = ("--config", compared.path / "config.yaml", "--out", compared.path.parent)
-    done = called("run", *settings, "--run-id", compared.run_id, "--json")
+def test_programs_get_results_as_json(compared: RunFolder, tmp_path: Path) -> None:
+    run = copy_of(compared, tmp_path)
+    settings = ("--config", run.path / "config.yaml", "--out", tmp_path)
+    done = called("run", *settings, "--run-id", run.run_id, "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["comparison"] == json.loads(compared.comparison().to_json())
-    assert Path(said["page"]).is_file() and said["run"] == str(compared.path)
+    assert said["comparison"] == json.loads(run.comparison().to_json())
+    assert Path(said["page"]).is_file() and said["run"] == str(run.path)
 
 
 def test_programs_get_what_a_promotion_did_as_json(

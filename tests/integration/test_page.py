@@ -8,17 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import browser, needs_browser
+from browser import browser, needs_browser, new_page
 from conftest import MODEL, classes_of, pictures, predictions
-from playwright.sync_api import (
-    Browser,
-    BrowserContext,
-    FilePayload,
-    Locator,
-    Page,
-    Route,
-    expect,
-)
+from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 from service import Service
 
 from jobs.runs import RunFolder
@@ -49,14 +41,6 @@ def phone(request: pytest.FixtureRequest, page: Page) -> Iterator[Page]:
     )
     yield new_page(context)
     context.close()
-
-
-def new_page(place: Browser | BrowserContext) -> Page:
-    """Whoever begins to listen for file choosers is not told when the browser reports them: on a
-    busy machine it may not yet do so when the next key opens one."""
-    page = place.new_page()
-    page.on("filechooser", lambda _: None)
-    return page
 
 
 @pytest.fixture
@@ -118,7 +102,7 @@ def test_it_shows_what_the_service_says(
 
     cards = page.locator(".result")
     expect(cards).to_have_count(3)
-    expect(page.locator(".busy")).to_have_count(0, timeout=30_000)
+    expect(page.locator(".busy")).to_have_count(0)
     newest_first = [*predictions(exported, 2), "Not a picture in one of JPEG, PNG, WEBP."][::-1]
     expect(cards.locator(".label")).to_have_text(newest_first)
     expect(cards.nth(1).locator(".top li")).to_have_count(5)
@@ -159,7 +143,9 @@ def test_a_sample_is_a_click_away(page: Page, service: Service, archive: Path) -
     samples = page.locator("#samples button")
     expect(samples).to_have_count(model.description.samples)
     images = samples.locator("img")
-    assert images.evaluate_all("all => all.every((one) => one.naturalWidth > 0)")
+    images.evaluate_all(
+        "all => Promise.all(all.map((one) => one.decode()))"
+    )  # fails if one is none
     samples.nth(2).click()
     sure = model.golden[2].probabilities
     label = model.classes[sure.index(max(sure))]

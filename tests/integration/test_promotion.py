@@ -314,7 +314,7 @@ def test_a_swap_whose_answer_is_lost_is_recognised_as_our_own(
     promote(exported_run(tmp_path / "a", right=150), gate(settings))
     promoted = exported_run(tmp_path / "b", right=150)
     candidate = promotion.candidate(promoted, "m")
-    changes = {"endpoint_url": proxy.address, "read_timeout": 1.0, "attempts": 3}
+    changes = {"endpoint_url": proxy.address, "read_timeout": 5.0, "attempts": 3}
     registry = Registry(Storage(settings.model_copy(update=changes)), "m")
     registry.add(candidate.files, candidate.whole)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import browser, needs_browser
+from browser import browser, needs_browser, new_page
 from conftest import changed_at, copy_of, tiny_config
 from PIL import Image
 from playwright.sync_api import expect
@@ -314,7 +314,7 @@ def test_an_answer_opens_by_keyboard_and_names_are_no_markup(redrawn: RunFolder)
     probabilities, true = softmax(test["logits"][[row]])[0], test["labels"][row]
     odd: list[str] = []
     with browser() as chromium:
-        shown = chromium.new_page()
+        shown = new_page(chromium)
         shown.on("dialog", lambda dialog: odd.append(dialog.message))
         shown.on("request", lambda request: odd.append(request.url[:40]))
         shown.goto((redrawn.path / "report" / "index.html").absolute().as_uri())
@@ -345,10 +345,10 @@ def test_an_answer_opens_by_keyboard_and_names_are_no_markup(redrawn: RunFolder)
     assert all(url.startswith(("file:", "data:")) for url in odd), odd
 
 
-def test_a_run_with_another_configuration_is_refused(run: RunFolder) -> None:
+def test_a_run_with_another_configuration_is_refused(run: RunFolder, tmp_path: Path) -> None:
     other = tiny_config(runtime={"seeds": [0, 1]}, optim={"epochs": 3})
     with pytest.raises(ConfigurationError, match=r"another configuration \(optim.epochs"):
-        pipeline.run(other, run)
+        pipeline.run(other, copy_of(run, tmp_path))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -356,11 +356,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         pipeline.report_again(RunFolder(tmp_path))
 
 
-def test_two_processes_cannot_work_on_one_run(run: RunFolder) -> None:
+def test_two_processes_cannot_work_on_one_run(run: RunFolder, tmp_path: Path) -> None:
+    copy = copy_of(run, tmp_path)
     with (
-        run.open(run.config()),
+        copy.open(copy.config()),
         pytest.raises(ConfigurationError, match="another process"),
-        RunFolder(run.path).open(run.config()),
+        RunFolder(copy.path).open(copy.config()),
     ):
         pass
 

@@ -149,7 +149,8 @@ def test_it_serves_the_form_that_is_right_on_this_machine_and_abstains_by_defaul
     picture, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
     with running(archive, tmp_path / "state", SERVING_ABSTAIN="0.999") as service:
         assert get(f"{service.address}/v2/models/{MODEL}")[1]["form"] == "float"
-        assert "float serves instead" in service.log.read_text()
+        while "float serves instead" not in service.log.read_text():  # by way of TorchServe
+            time.sleep(0.1)
         url = f"{service.address}/predictions/{MODEL}"
         _, headers, answer = exchange(url, picture, {"Content-Type": "image/png"})
         assert headers["X-Form"] == "float" and answer["top"][0]["label"] == label
@@ -200,16 +201,19 @@ def test_a_hundred_clients_with_good_and_bad_pictures_get_what_is_theirs(
 ) -> None:
     files, labels = pictures(exported, 10), predictions(exported, 10)
     wrong: list[Any] = []
+    right: list[int] = []
 
     def client(number: int) -> None:
         good = number % 3 != 0
         status, answer = service.predict(files[number % 10] if good else b"bad")
         fine = answer.get("label") == labels[number % 10] if good else status == 400
-        if not fine and status != 503:  # full is an answer, too
+        if fine:
+            right.append(status)
+        elif status != 503:  # full is an answer, too
             wrong.append((number, status, answer))
 
     run_all([threading.Thread(target=client, args=(number,)) for number in range(100)])
-    assert not wrong
+    assert not wrong and 200 in right
 
 
 def metrics_of(service: Service) -> str:
@@ -291,7 +295,7 @@ def test_sigterm_under_load_fails_no_request(
 ) -> None:
     """Clients send until the listener is gone, which is when a load balancer would have left."""
     file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
-    environment = {"SERVING_ENGINE": engine, "SERVING_ENDPOINT_SECONDS": "5"}
+    environment = {"SERVING_ENGINE": engine, "SERVING_ENDPOINT_SECONDS": "20"}
     with running(archive, tmp_path / "state", **environment) as service:
         with load(service, file, label, clients=8) as statuses:
             while statuses.total() < 200:
@@ -311,7 +315,7 @@ def test_too_much_memory_ends_the_service_and_no_request(
     archive: Path, exported: RunFolder, tmp_path: Path
 ) -> None:
     file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
-    environment = {"SERVING_ENGINE": "asgi", "SERVING_ENDPOINT_SECONDS": "5"}
+    environment = {"SERVING_ENGINE": "asgi", "SERVING_ENDPOINT_SECONDS": "20"}
     environment |= {"SERVING_MEMORY_MB": "1500"}
     environment |= leaking(tmp_path / "leak", megabytes=100)
     service = start(archive, tmp_path / "state", **environment)

@@ -16,7 +16,7 @@ def test_the_benchmark_of_serving_asks_every_contender(exported: RunFolder, tmp_
     archive = exported.path / "model" / f"{MODEL}.mar"
     out = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.serving", "--archive", str(archive)]
-    command += ["--rounds", "1", "--seconds", "1", "--clients", "2", "--out", str(out)]
+    command += ["--rounds", "1", "--seconds", "10", "--clients", "2", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())

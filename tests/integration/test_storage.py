@@ -378,13 +378,12 @@ def test_a_network_that_stalls_ends_within_the_timeouts(
     settings: config.Storage, proxy: Proxy, tmp_path: Path
 ) -> None:
     run = finished_run(tmp_path / "some-run", 60 * MIB)
-    changes = {"endpoint_url": proxy.address, "read_timeout": 1.0, "connect_timeout": 1.0}
+    changes = {"endpoint_url": proxy.address, "read_timeout": 5.0}
     proxy.stall_after = 20 * MIB
-    begin = time.monotonic()
     with pytest.raises(UnavailableError, match=r"timeout|timed out"):
         publish(Storage(settings.model_copy(update={**changes, "attempts": 1})), run)
     assert proxy.stalled.is_set()
-    assert time.monotonic() - begin < 25, "by default it takes 30 s"
+    assert time.monotonic() - proxy.stalled_at < 25, "by default it takes 30 s"
 
 
 # While a run trains

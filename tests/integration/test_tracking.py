@@ -268,9 +268,13 @@ def test_a_tracker_that_never_answers_keeps_no_run_from_its_end_and_no_other_fro
     pytest.importorskip("torch.utils.tensorboard", reason="extra tensorboard")  # takes seconds
     lines: list[str] = []
     monkeypatch.setattr(following, "log", lines.append)
-    monkeypatch.setattr(following, "SECONDS_AT_THE_END", 2.0)
+    monkeypatch.setattr(following, "SECONDS_AT_THE_END", 15.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "6000")
     pipeline.run(with_tracking(unfinished, mlflow=address_of(silent), tensorboard=True), unfinished)
-    assert lines == ["warning: the last metrics are not in MLflow: no answer for 2 s"]
+    assert lines == ["warning: the last metrics are not in MLflow: no answer for 15 s"]
+    silent.close()
+    [waiting] = [one for one in threading.enumerate() if one.name == "metrics to MLflow"]
+    waiting.join()  # what it says then belongs to no other test
     assert unfinished.finished and event_points(unfinished)
     listed = unfinished.manifest()["files"]
     assert not [name for name in listed if "tensorboard" in name], "they may change until the end"
