@@ -25,7 +25,7 @@ demo: $(VENV)/.demo ## all of it here: S3, training, promotion, service, an answ
 check: $(VENV)/.test ## quick check: lint, and the tests that need no torch, in under a minute
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
 
-unit: $(VENV)/.test
+unit: $(VENV)/.test ## the tests that need no torch (ARGS="-k config")
 	$(PYTEST) -q tests/unit $(ARGS)
 
 test: $(VENV)/.test ## all tests but the slow ones, in five minutes

@@ -199,7 +199,7 @@ def inspect(
     ),
     as_json: JsonOption = False,
 ) -> None:
-    """Look for doubles, leaks and wrong labels in the data, before anything is trained on it."""
+    """Look for duplicates, leaks and wrong labels in the data, before anything is trained on it."""
     resolved = _load(config, settings)
     from jobs import inspection
 

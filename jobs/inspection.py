@@ -45,7 +45,7 @@ def _inspect(job: Job, out: Path) -> Counter[str]:
     files = _files(root, data.paths)
     small = duplicates.thumbnails(data)
     found = duplicates.among(data, small, job.device.device).findings
-    log(f"doubles: {len(found)}")
+    log(f"duplicates: {len(found)}")
     suspects, agreement = _label_errors(job)
     found += suspects
     found += [Finding("damaged", path, why, 1.0) for path, why in data.skipped]

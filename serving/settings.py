@@ -101,6 +101,8 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         where = name if name in below and name not in given else PREFIX + name.upper()
+        if name == "model_uri" and first["type"] == "missing":
+            where = "MODEL_URI"
         raise SettingsError(f"{where}: {first['msg']}") from None
 
 

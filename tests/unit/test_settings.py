@@ -13,7 +13,7 @@ from serving.settings import Settings, SettingsError, from_environment
 @pytest.mark.parametrize(
     ("environment", "complaint"),
     [
-        ({}, "SERVING_MODEL_URI: Field required"),
+        ({}, "MODEL_URI: Field required"),
         ({"MODEL_URI": "m.mar", "SERVING_PRT": "80"}, "SERVING_PRT: Extra inputs"),
         ({"MODEL_URI": "m.mar", "SERVING_PORT": "many"}, "SERVING_PORT: Input should be"),
     ],
