@@ -93,6 +93,7 @@ def test_it_shows_what_the_service_says(
     for file, data in zip(files, [*pictures(exported, 2), b"no picture"], strict=True):
         file.write_bytes(data)
     asked, errors = [], []
+    page.goto("about:blank")  # which ends what an earlier test's page still asks
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(error.message))
 
@@ -138,6 +139,7 @@ def test_it_shows_what_the_service_says(
 @ONE_ENGINE
 def test_a_sample_is_a_click_away(page: Page, service: Service, archive: Path) -> None:
     model, asked = open_model(archive), []
+    page.goto("about:blank")  # which ends what an earlier test's page still asks
     page.on("request", lambda request: asked.append(request.url))
     page.goto(service.address)
     samples = page.locator("#samples button")
