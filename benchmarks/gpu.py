@@ -138,6 +138,7 @@ def _read(folder: RunFolder) -> dict[str, Any]:
                 "scoring_images_per_second": _rates(rows, name, "validation"),
             }
             for name, variant in result["variants"].items()
+            if variant["status"] == "done"
         },
     }
 

@@ -62,6 +62,7 @@ def steps(options: argparse.Namespace, device: devices.Device) -> dict[str, Any]
     start = time.perf_counter()
     train_epoch(trainer, images, lambda: None, wait)
     trainer.start_next_epoch()
+    device.start_measuring()  # without what compiling, and cuDNN's trials, took
     again = time.perf_counter()
     train_epoch(trainer, images, lambda: None, lambda _: None)
     trainer.totals.tolist()
@@ -77,7 +78,7 @@ def steps(options: argparse.Namespace, device: devices.Device) -> dict[str, Any]
 def scoring(options: argparse.Namespace, device: devices.Device) -> dict[str, Any]:
     network = _network(options, device)
     images = _images(options, options.pictures).to(device.device)
-    batch = device.scored_at_once(config.Evaluation())
+    batch = device.scored_at_once(config.load(options.config, options.set).evaluation)
     first = torch.arange(batch, device=device.device) % len(images)
     predict(network, images.take(first), batch, device.autocast)  # warms up
     start = time.perf_counter()

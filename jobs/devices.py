@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import importlib.util
 import os
 import platform
 import resource
@@ -57,6 +58,8 @@ class Device:
         given, *usual = ("CC", "gcc", "clang") if gpu else ("CXX", "g++", "clang++")
         if not any(shutil.which(name) for name in (os.environ.get(given), *usual) if name):
             return f"no {' or '.join(usual)}"
+        if gpu and importlib.util.find_spec("triton") is None:
+            return "no Triton"
         header = Path(sysconfig.get_config_var("INCLUDEPY"), "Python.h")
         return _unfit_for_code() if header.is_file() else f"no {header}"
 
@@ -111,8 +114,8 @@ def choose(runtime: Runtime) -> Device:
         device = _own_gpu()
     else:
         device = torch.device("cpu")
-        _set_threads()
         keep_freed_memory()
+    _set_threads()
     precision = runtime.precision
     if precision == "auto":
         precision = "bf16" if has_bf16(kind) else "fp32"

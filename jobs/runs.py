@@ -16,7 +16,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -354,17 +354,21 @@ class RunFolder:
         return content[: content.rfind(b"\n") + 1]
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Adds rows that are not there yet: an epoch done again after a crash adds nothing."""
+        """Adds rows that are not there yet. An epoch done again after a crash adds nothing; where
+        it came out differently, as on a GPU, its rows take the place of the earlier ones."""
         stamp = {"time": now(), "run_id": self.run_id}
         path = self.path / "metrics.jsonl"
-        with self.alone("writing"), naming(path), path.open("ab") as file:
-            known = {_key(row) for row in self.metrics()}
-            fresh = [stamp | row for row in rows if _key(row) not in known]
-            lines = [json.dumps({key: row.get(key) for key in COLUMNS}) + "\n" for row in fresh]
-            file.truncate(len(self._whole_lines()))
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with self.alone("writing"), naming(path):
+            there, given = self.metrics(), {_key(row): row for row in rows}
+            kept = [row for row in there if _is_same(row, given.get(_key(row), row))]
+            if len(kept) < len(there):
+                write(path, _lines(kept))
+            known = {_key(row) for row in kept}
+            with path.open("ab") as file:
+                file.truncate(len(self._whole_lines()))
+                file.write(_lines(stamp | row for row in rows if _key(row) not in known))
+                file.flush()
+                os.fsync(file.fileno())
 
     def write_manifest(self) -> None:
         """Lists every file with size and SHA-256, and so declares the run finished; what killed
@@ -398,6 +402,16 @@ def undelivered(parent: Path) -> RunFolder | None:
     newest = max(runs, key=lambda run: str(run.manifest()["started"]))
     done = newest.config().export.enabled or (newest.path / DELIVERED).exists()
     return None if done or newest.comparison().winner is None else newest
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(
+        json.dumps({key: row.get(key) for key in COLUMNS}) + "\n" for row in rows
+    ).encode()
+
+
+def _is_same(row: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
+    return all(row[name] == again.get(name) for name in ("loss", "aux_loss", "accuracy"))
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jobs import config
 from jobs.data import decoding, sources
-from jobs.data.images import Images, stratified
+from jobs.data.images import Images, fit_on, stratified
 from jobs.data.sources import Source
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.results import Facts
@@ -63,7 +63,9 @@ class Dataset:
         raise IndexError(position)
 
     def to(self, device: torch.device) -> "Dataset":
-        train, validation, test = (s.to(device) for s in (self.train, self.validation, self.test))
+        splits = (self.train, self.validation, self.test)
+        resident = fit_on(device, splits)
+        train, validation, test = (images.to(device, resident=resident) for images in splits)
         stored = self.stored or self
         return replace(self, train=train, validation=validation, test=test, stored=stored)
 

@@ -22,7 +22,7 @@ from jobs.data.index import Held
 from jobs.seeds import generator
 from serving.ahead import mapped
 
-RESIDENT_SHARE = 0.4  # of the free device memory that pixels may take
+RESIDENT_SHARE = 0.25  # of the free device memory that the pixels of all splits may take
 MOVED = 1000  # images at once, on their way to where they stay
 AHEAD = 2  # batches of other pixels that are on their way to the device while one is used
 
@@ -87,20 +87,19 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def to(self, device: torch.device) -> "Images":
-        """Moves labels, and the pixels too where they fit; otherwise batches move one by one."""
+    def to(self, device: torch.device, *, resident: bool = True) -> "Images":
+        """Moves labels, and to a GPU the pixels too if they are to stay there; otherwise batches
+        move one by one."""
         pixels, rows = self.pixels, self.rows
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            if len(rows) * pixels[0].nbytes <= RESIDENT_SHARE * free:
-                pixels, rows = self._moved(device), torch.arange(len(rows), device=device)
+        if device.type == "cuda" and resident:
+            pixels, rows = self._moved(device), torch.arange(len(rows), device=device)
         return replace(self, pixels=pixels, rows=rows, labels=self.labels.to(device))
 
     def _moved(self, device: torch.device) -> Tensor:
         """The pixels of this split alone, uint8 [N, 3, H, W]."""
         moved = torch.empty(len(self), *self.pixels.shape[1:], dtype=torch.uint8, device=device)
         for part, rows in zip(moved.split(MOVED), self.rows.split(MOVED), strict=True):
-            part.copy_(self.pixels[rows])
+            part.copy_(self.pixels.index_select(0, rows))
         return moved
 
     def take(self, positions: Tensor) -> "Images":
@@ -150,12 +149,25 @@ class Images:
         both ways in any two epochs.
         """
         count = len(self)
-        side = self.pixels.shape[-1]
-        reach = round(self.settings.shift * side)
+        down, right = (round(self.settings.shift * side) for side in self.pixels.shape[-2:])
         halves = torch.rand(count, generator=generator(seed)) < 0.5
         flip = (halves ^ bool(epoch % 2)) & self.settings.flip
-        shift = torch.randint(-reach, reach + 1, (count, 2), generator=generator(seed, epoch))
+        drawing = generator(seed, epoch)
+        if down == right:
+            shift = torch.randint(-down, down + 1, (count, 2), generator=drawing)
+        else:
+            each = (torch.randint(-r, r + 1, (count,), generator=drawing) for r in (down, right))
+            shift = torch.stack([*each], dim=1)
         return Draws(epoch, flip, shift).to(self.labels.device)
+
+
+def fit_on(device: torch.device, splits: Iterable[Images]) -> bool:
+    """Whether a GPU has room for all pixels beside what training takes."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    needed = sum(len(images) * images.pixels[:1].nbytes for images in splits)
+    return needed <= RESIDENT_SHARE * free
 
 
 def prefetched(pixels: Tensor, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -171,12 +183,13 @@ def prefetched(pixels: Tensor, batches: Sequence[Tensor], device: torch.device) 
     copying = _copying(device) if device.type == "cuda" else None
 
     def load(rows: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-        pictures = pixels[rows]
+        shape, pinned = (len(rows), *pixels.shape[1:]), copying is not None
+        pictures = torch.empty(shape, dtype=pixels.dtype, pin_memory=pinned)
+        torch.index_select(pixels, 0, rows, out=pictures)  # ten times as fast as pixels[rows]
         if copying is None:
             return pictures, None
         with torch.cuda.stream(copying):
-            pictures = pictures.pin_memory().to(device, non_blocking=True)
-            return pictures, copying.record_event()
+            return pictures.to(device, non_blocking=True), copying.record_event()
 
     # A new thread's own device is the first one, where each process would then take some memory.
     own = () if copying is None else (torch.cuda.set_device, (device,))

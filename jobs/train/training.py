@@ -23,6 +23,7 @@ from jobs.train import whole_batch
 from jobs.train.evaluation import predict, quick_scores
 from jobs.train.models import moving_norms, set_training_mode
 from jobs.train.writing import Row, Snapshot, Store, Writer
+from serving.processes import COMPILERS, cores
 from serving.progress import note, task
 
 SECONDS_BETWEEN_CHECKPOINTS = 20  # at the ends of short epochs
@@ -134,7 +135,10 @@ def compile_step(network: nn.Module) -> None:
     PyTorch goes on eagerly without a word.
     """
     from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
 
+    share = max(1, cores() // distributed.local_size())
+    inductor.compile_threads = min(inductor.compile_threads or share, share, COMPILERS)
     dynamo.recompile_limit += 1
     network.compile(dynamic=False)
 

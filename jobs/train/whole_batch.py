@@ -72,7 +72,8 @@ class WholeBatchNorm(nn.BatchNorm2d):
         mean = total / count
         variance = squares / count - mean.square()
         scale = self.weight * (variance + self.eps).rsqrt()
-        y: Tensor = (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
+        # Of x alone, which the squares have kept for the way back: x - mean would be kept, too.
+        y: Tensor = x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)

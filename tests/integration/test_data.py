@@ -1,5 +1,6 @@
 """Every source ends as the same arrays; splits share nothing; damaged pictures end no job."""
 
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 from jobs import config, pipeline
 from jobs.data import decoding
 from jobs.data.dataset import draw_source_task, load
-from jobs.data.images import augment, prefetched, stratified
+from jobs.data.images import RESIDENT_SHARE, augment, fit_on, prefetched, stratified
 from jobs.data.sources import generated
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import RunFolder
@@ -228,6 +229,23 @@ def test_any_two_epochs_in_a_row_show_an_image_both_ways() -> None:
     assert not torch.equal(first.shift, second.shift)
     assert first.shift.abs().max() <= round(0.125 * 75)
     assert not load(settings(flip=False, shift=0.0)).train.draws(0, 1).flip.any()
+
+
+def test_pictures_that_are_not_square_shift_by_the_same_share_of_either_side() -> None:
+    train = load(settings()).train
+    wide = replace(train, pixels=train.pixels[:, :, :24])
+    shift = wide.draws(0, 0).shift.abs()
+    assert shift.amax(0).tolist() == [round(0.125 * 24), round(0.125 * 75)]
+
+
+def test_pixels_stay_on_a_gpu_only_if_those_of_all_splits_leave_room_to_train(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    splits = list(load(settings()).splits.values())
+    needed = sum(images.pixels[images.rows].nbytes for images in splits)
+    free = [needed / RESIDENT_SHARE, needed / RESIDENT_SHARE - 1]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free.pop(0), 0))
+    assert fit_on(torch.device("cuda"), splits) and not fit_on(torch.device("cuda"), splits)
 
 
 def test_inputs_are_channels_last_floats_and_repeatable() -> None:

@@ -203,17 +203,26 @@ def test_a_row_has_every_column_and_is_written_once(folder: RunFolder) -> None:
         file.write('{"variant": "a", "seed": 3, "epo')
     assert len(folder.metrics()) == 1
     other = {"variant": "b", "seed": 5, "epoch": 1, "split": "test"}
-    variant.append([row(0, loss=9.0), *({**row(0), key: other[key]} for key in other)])
+    variant.append([row(0, seconds=9.0), *({**row(0), key: other[key]} for key in other)])
     found = folder.metrics()
     keys = [(r["variant"], r["seed"], r["epoch"], r["split"]) for r in found]
     assert keys == [
         ("a", 3, 0, "train"),
         *(("b", 3, 0, "train"), ("a", 5, 0, "train"), ("a", 3, 1, "train"), ("a", 3, 0, "test")),
     ]
-    assert {r["loss"] for r in found} == {1.5}, "what was there stays"
+    assert {r["seconds"] for r in found} == {None}, "what was there stays"
     assert {r["run_id"] for r in found} == {"r"} and {r["accuracy"] for r in found} == {None}
     assert all(tuple(r) == runs.COLUMNS and r["time"] <= runs.now() for r in found)
     assert len((folder.path / "metrics.jsonl").read_bytes().splitlines()) == 5
+
+
+def test_an_epoch_that_comes_out_differently_when_done_again_is_told_as_it_came_out(
+    folder: RunFolder,
+) -> None:
+    variant = folder.variant("a", 3)
+    variant.append([row(epoch) for epoch in range(3)])
+    variant.append([row(1, loss=9.0)])
+    assert [(r["epoch"], r["loss"]) for r in folder.metrics()] == [(0, 1.5), (2, 1.5), (1, 9.0)]
 
 
 def test_without_metrics_there_are_no_rows_and_damaged_ones_are_named(folder: RunFolder) -> None:
