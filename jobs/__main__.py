@@ -9,12 +9,9 @@ from jobs.errors import JobError, UnavailableError
 def main() -> None:
     try:
         app()
-    except JobError as error:
+    except (JobError, OSError) as error:  # such as a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(UnavailableError.exit_code)
+        sys.exit(getattr(error, "exit_code", UnavailableError.exit_code))
 
 
 if __name__ == "__main__":

@@ -336,7 +336,7 @@ class Job:
             whole.fc.load_state_dict(self._head(variant.head_of, seed))
         whole.to(self.device.device)
         before = models.first_kernels(whole)
-        parameters = models.count_parameters(whole)
+        trainable = models.count_parameters(whole, trainable=True)
 
         start = time.perf_counter()
         train = self._examples(variant, whole, dataset.train, seed)
@@ -364,8 +364,8 @@ class Job:
         return Done(
             variant=variant.name,
             seed=seed,
-            parameters=parameters.total,
-            trainable_parameters=parameters.trainable,
+            parameters=models.count_parameters(whole),
+            trainable_parameters=trainable,
             epochs=variant.optim.epochs,
             best_epoch=trainer.best_epoch,
             selected_on=select_on,

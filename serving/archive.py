@@ -71,7 +71,7 @@ TOLERANCES: Mapping[Form, Tolerance] = {
 }
 
 
-class ModelError(RuntimeError):
+class ModelError(Exception):
     """The archive is unavailable or invalid; the message is one line that says which."""
 
 
@@ -320,8 +320,6 @@ def open_model(path: Path, sha256: str | None = None) -> Model:
                 raise ModelError(f"{path}: damaged at {damaged}")
             _refuse_outside(path, archive.namelist())
             return _look(path, archive.read)
-    except ModelError:
-        raise
     except UNREADABLE as error:
         raise ModelError(f"{path}: not a model archive: {error}") from None
 
@@ -396,8 +394,6 @@ def unpack(archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) as file:
             _refuse_outside(archive, file.namelist())
             file.extractall(folder)
-    except ModelError:
-        raise
     except UNREADABLE as error:
         raise ModelError(f"{archive}: not a model archive: {error}") from None
 

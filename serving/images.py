@@ -6,26 +6,17 @@ What becomes of each kind of picture is a table in docs/pictures.md.
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of files, where their names have to do
 MAX_PIXELS = 25_000_000
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # by EXIF's orientation
 SRGB = ImageCms.createProfile("sRGB")
 SAME = 3  # of 255: a profile that changes no colour by more is one of sRGB, but for rounding
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `opened` refuses them
@@ -49,7 +40,9 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError("empty")
     with opened(io.BytesIO(data)) as picture:
         picture.load()
-        upright = _to_rgb(_upright(picture))
+        with suppress(Exception):  # whatever damaged metadata lead Pillow to: they cost no picture
+            ImageOps.exif_transpose(picture, in_place=True)
+        upright = _to_rgb(picture)
         upright.info = {"icc_profile": picture.info.get("icc_profile")}
         return upright
 
@@ -110,15 +103,6 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
         if np.abs(converted.astype(int) - colours).max() <= SAME:
             return None
     return transform
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # whatever damaged metadata lead Pillow to: they cost no picture
-        return picture
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return picture if turn is None else picture.transpose(turn)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

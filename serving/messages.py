@@ -6,7 +6,6 @@ BYTES (base64 of whole pictures) or UINT8 [N, 3, H, W] (pixels).
 """
 
 import base64
-import binascii
 import json
 import math
 import re
@@ -205,7 +204,7 @@ def _decoded(text: Any) -> bytes:
         raise RequestError("b64: a string is needed")
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise RequestError(f"b64: {error}") from None
 
 
@@ -269,7 +268,8 @@ def answer(
         return _answer_v2(request, found, classes, model, least)
     answers = [_prediction(request, *one, classes, model, least) for one in _each(found)]
     if request.explain and found.maps is not None:
-        answers = _explained(answers, found.maps)
+        for one, places in zip(answers, found.maps, strict=True):  # where no label is given, too
+            one["explanation"] = {"label": one["top"][0]["label"], "map": places.tolist()}
     return {"predictions": answers} if request.form is Form.V1 else answers[0]
 
 
@@ -277,16 +277,6 @@ def _each(found: Found) -> Iterator[tuple[NDArray[np.float32], float | None]]:
     """Probabilities [C] and familiarity of every picture."""
     for index, row in enumerate(found.probabilities):
         yield row, None if found.familiarity is None else float(found.familiarity[index])
-
-
-def _explained(
-    answers: Sequence[dict[str, Any]], maps: NDArray[np.float32]
-) -> list[dict[str, Any]]:
-    """The answers with the likeliest class and its map, also where the label is withheld."""
-    return [
-        {**answer, "explanation": {"label": answer["top"][0]["label"], "map": one.tolist()}}
-        for answer, one in zip(answers, maps, strict=True)
-    ]
 
 
 def _prediction(

@@ -1,7 +1,6 @@
 """Child processes of the supervisor, and the resources of this machine."""
 
 import contextlib
-import math
 import os
 import re
 import secrets
@@ -122,14 +121,9 @@ def cores() -> int:
     PyTorch counts the machine's cores; in a container that may use two of 64, its 64 threads
     would wait for each other. The cpuset shows in the affinity, the quota does not.
     """
-    return max(1, math.floor(min([len(os.sched_getaffinity(0)), *_quotas()])))
-
-
-def _quotas() -> Iterator[float]:
-    """In cores."""
-    for quota, period in _limits(QUOTA_FILES):
-        if quota not in ("max", "-1"):
-            yield int(quota) / int(period)
+    limits = (limit for limit in _limits(QUOTA_FILES) if limit[0] not in ("max", "-1"))
+    quotas = (int(quota) / int(period) for quota, period in limits)
+    return max(1, int(min([len(os.sched_getaffinity(0)), *quotas])))
 
 
 def memory() -> int:

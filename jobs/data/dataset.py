@@ -89,12 +89,13 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
     validation, train = train.take(held_out), train.take(kept)
     _require_pictures(source.classes, train, test)
     height, width = train.pixels.shape[-2:]
+    tested = test.labels.numpy().tobytes() + test.digests().tobytes()
     description = Facts(
         source=source.name,
         classes=tuple(source.classes),
         images=Counts(train=len(train), validation=len(validation), test=len(test)),
         image_size=(height, width),
-        test_digest=_test_digest(test),
+        test_digest=hashlib.sha256(tested).hexdigest(),
         digest=digest,
         skipped=tuple(": ".join(of) for of in source.skipped),
     )
@@ -190,10 +191,4 @@ def _digest_of(source: Source) -> str:
             of_class = np.sort(digests[labels == label].view("S32").ravel())
             digest.update(f"{name}\0{len(of_class)}\0".encode())
             digest.update(of_class.tobytes())
-    return digest.hexdigest()
-
-
-def _test_digest(test: Images) -> str:
-    digest = hashlib.sha256(test.labels.numpy().tobytes())
-    digest.update(test.digests().tobytes())
     return digest.hexdigest()

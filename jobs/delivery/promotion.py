@@ -101,7 +101,8 @@ def promote(folder: RunFolder, settings: Config) -> str:
     publishing.publish(storage, folder)
     champion = registry.channel(gate.channel)
     if champion and champion.version == promoted.version:
-        _same_archive(registry, promoted)
+        if registry.version(promoted.version).files != promoted.whole.files:
+            raise registry.taken(promoted.version)
         _sign(registry, promoted, gate)
         log(f"{gate.channel} serves {promoted.version} already")
         return registry.uri(promoted.version)
@@ -213,7 +214,7 @@ def _right_by_picture(predictions: Path, classes: Sequence[str]) -> dict[tuple[b
     """Whether each test picture was right, by its SHA-256 and its class: a picture that has been
     given another class is another one. Empty for an archive without digests."""
     arrays = read_arrays(predictions)
-    right = comparison.right_answers(predictions)
+    right = arrays["logits"].argmax(1) == arrays["labels"]
     pictures = zip(arrays.get("digests", ()), arrays["labels"], right, strict=False)
     return {(digest.tobytes(), classes[label]): bool(r) for digest, label, r in pictures}
 
@@ -258,11 +259,6 @@ def _sign(registry: Registry, promoted: Candidate, gate: config.Promotion) -> No
         advice = f"; {hint}" * isinstance(error, ModuleNotFoundError)
         raise ConfigurationError(f"promotion.signing_key: {error}{advice}") from None
     registry.sign(promoted.version, signature)
-
-
-def _same_archive(registry: Registry, promoted: Candidate) -> None:
-    if registry.version(promoted.version).files != promoted.whole.files:
-        raise registry.taken(promoted.version)
 
 
 def _swap(

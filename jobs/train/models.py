@@ -1,7 +1,6 @@
 """Inception-v3, the source of its weights, and the parameters that each variant trains."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,6 @@ class Head(nn.Module):
         """Logits [N, C] of pooled features [N, 2048]."""
         logits: Tensor = self.fc(self.dropout(features))
         return logits
-
-
-@dataclass(frozen=True)
-class Parameters:
-    total: int
-    trainable: int
 
 
 def build(num_classes: int, *, aux: bool) -> Inception3:
@@ -111,19 +104,17 @@ def set_training_mode(network: nn.Module, variant: Variant) -> None:
 
 def moving_norms(network: nn.Module, variant: Variant) -> list[nn.BatchNorm2d]:
     """The batch-norm layers whose statistics move when the variant trains."""
-    kept = variant.batch_norm == "eval"
-    every = variant.batch_norm == "train"
-    norms = batch_norms(network)
-    return [norm for norm in norms if every or (norm.weight.requires_grad and not kept)]
+    mode, norms = variant.batch_norm, batch_norms(network)
+    return [n for n in norms if mode == "train" or (mode == "auto" and n.weight.requires_grad)]
 
 
 def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
     return [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
-def count_parameters(network: nn.Module) -> Parameters:
-    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    return Parameters(sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains))
+def count_parameters(network: nn.Module, *, trainable: bool = False) -> int:
+    """Of all parameters, or of those alone that are trained."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad or not trainable)
 
 
 def load_pretrained(source: str) -> State:
@@ -228,13 +219,13 @@ def describe(num_classes: int, input_size: int) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
         for name, module in network.named_children():
             row = {"name": name, "type": type(module).__name__}
-            row["parameters"] = count_parameters(module).total
+            row["parameters"] = count_parameters(module)
             module.register_forward_hook(_remember_shape(row))
             rows.append(row)
         network(torch.empty(2, 3, input_size, input_size))
     return {
         "published_parameters": PUBLISHED_PARAMETERS,
-        "parameters": count_parameters(network).total,
+        "parameters": count_parameters(network),
         "input": [3, input_size, input_size],
         "layers": rows,
     }

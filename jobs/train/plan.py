@@ -41,12 +41,11 @@ def outline(
         each = _seconds_of_a_step(config, largest, len(dataset.classes), device)
     else:
         each = _seconds_of_a_pass(config, device) / FORWARD_SHARE
-    seconds = pictures * each
-    seconds = seconds / distributed.size() + REPORT_SECONDS
+    seconds = pictures * each / distributed.size() + REPORT_SECONDS
     names = list(dict.fromkeys(variant.name for variant in remaining))
     if stand_in is not None:
-        first = next(i for i, v in enumerate(remaining) if v.init == "pretrained")
-        names.insert(names.index(remaining[first].name), "the stand-in for ImageNet")
+        first = next(variant.name for variant in remaining if variant.init == "pretrained")
+        names.insert(names.index(first), "the stand-in for ImageNet")
     steps = [*names, "report"]
     if config.export.enabled:
         steps.append("archive")
