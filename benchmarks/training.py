@@ -39,7 +39,7 @@ from jobs import config, devices
 from jobs.data.images import Draws, Images
 from jobs.data.sources import generated
 from jobs.train import models
-from jobs.train.evaluation import predict, quick_scores
+from jobs.train.evaluation import loss_and_accuracy, predict
 from jobs.train.features import extract
 from jobs.train.training import Trainer, train_epoch
 from serving import processes
@@ -201,7 +201,7 @@ def _variant(
         for _ in range(optim.epochs):
             train_epoch(trainer, learnt, lambda: None, lambda _: None)
             logits = predict(trainer.scored_network, scored, 50, device.autocast)
-            quick_scores(logits, scored.labels)
+            loss_and_accuracy(logits, scored.labels)
             trainer.start_next_epoch()
 
     return epochs

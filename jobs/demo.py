@@ -103,7 +103,7 @@ def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:
 def _service(model_uri: str, log_file: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The service while the block runs: its address, once it is ready."""
     other, metrics = free_ports(2)
-    port = PORT if _taken(PORT) else other
+    port = PORT if _reserved(PORT) else other
     settings = {
         "MODEL_URI": model_uri,
         "SERVING_PORT": str(port),
@@ -173,7 +173,7 @@ def _stay(process: subprocess.Popen[bytes]) -> None:
     raise UnavailableError("the service has ended by itself")
 
 
-def _taken(port: int) -> bool:
+def _reserved(port: int) -> bool:
     """Whether the port was free; no other demo gets it then while this process lives. It stays
     bound here and never listens, which on Linux lets Caddy listen, as both share the port."""
     with socket.socket() as holder:

@@ -24,14 +24,14 @@ def held(file: Path, waiting: str) -> Iterator[None]:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
-        while not taken(lock.fileno()):
+        while not try_lock(lock.fileno()):
             note(lambda: waiting)
             interruption.check()
             time.sleep(SECONDS_BETWEEN_TRIES)
         yield
 
 
-def taken(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
     """Whether an open file is held from now on, and by this descriptor alone."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

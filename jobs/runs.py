@@ -33,7 +33,7 @@ from jobs import config, locks, results
 from jobs.config import Config
 from jobs.errors import ConfigurationError, UnavailableError, first_line
 from jobs.results import Comparison, Diverged, Done, Facts, Trained
-from serving.files import HALVES, digest_of, naming, replacing, write
+from serving.files import PARTIAL, digest_of, naming, replacing, write
 
 MANIFEST = "manifest.json"
 DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
@@ -136,7 +136,7 @@ class VariantFolder:
 
     def tidy(self) -> None:
         """Removes what a killed process was writing; for who trains it now, and so alone."""
-        for half in self.path.glob(HALVES):
+        for half in self.path.glob(PARTIAL):
             half.unlink()
 
     def save_result(self, result: Trained | Diverged) -> None:
@@ -232,7 +232,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
-            if not locks.taken(lock.fileno()):
+            if not locks.try_lock(lock.fileno()):
                 raise ConfigurationError(f"{self.path}: another process is working on this run")
             self._held = True
             try:
@@ -245,7 +245,7 @@ class RunFolder:
     def in_use(self) -> bool:
         """Whether a process works on it."""
         with (self.path / ".lock").open("w") as lock:
-            return not locks.taken(lock.fileno())
+            return not locks.try_lock(lock.fileno())
 
     def alone(self, what: str) -> AbstractContextManager[None]:
         """Does one thing in the folder after any other process that does the same."""
@@ -374,7 +374,7 @@ class RunFolder:
         """Lists every file with size and SHA-256, and so declares the run finished; what killed
         processes were writing is removed before."""
         with self.alone("writing"):
-            for half in self.path.rglob(HALVES):
+            for half in self.path.rglob(PARTIAL):
                 half.unlink()
         files = sorted(path.relative_to(self.path) for path in self.path.rglob("*"))
         entries = {

@@ -41,13 +41,13 @@ def paired_difference(
         difference=(only_a - only_b) / total,
         low=float(low),
         high=float(high),
-        p_value=sign_test(only_a, only_b),
+        p_value=exact_mcnemar(only_a, only_b),
         only_a=only_a,
         only_b=only_b,
     )
 
 
-def sign_test(a: int, b: int) -> float:
+def exact_mcnemar(a: int, b: int) -> float:
     """The two-sided p-value of so many successes and failures if both are equally likely: the
     exact McNemar test of discordant pairs. In whole numbers, without half a second of imports."""
     total, tail, term = a + b, 0, 1  # of the row of binomial coefficients
@@ -67,7 +67,7 @@ def wilson(right: ArrayLike, total: ArrayLike) -> tuple[Any, Any]:
     return np.maximum(0.0, low), np.minimum(1.0, high)
 
 
-def share_at_any_time(count: int, total: int) -> tuple[float, float]:
+def confidence_sequence(count: int, total: int) -> tuple[float, float]:
     """A 95 % interval of a share for those who look again and again: with that probability it
     holds the true share at every look, from the first one on (Robbins 1970).
 
@@ -160,7 +160,7 @@ def best_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> 
         return 1.0
     # The loss is convex in 1/temperature.
     best = math.exp(_last(lambda x: not _is_too_hot(math.exp(x), logits, labels), -3, 3))
-    gain = mean_loss(logits, labels) - mean_loss(logits / best, labels)
+    gain = cross_entropy(logits, labels) - cross_entropy(logits / best, labels)
     return best if 2 * len(labels) * gain >= SIGNIFICANT else 1.0
 
 
@@ -173,7 +173,7 @@ def _is_too_hot(temperature: float, logits: NDArray[np.float32], labels: NDArray
     return bool(expected.mean() < scaled[np.arange(len(labels)), labels].mean())
 
 
-def mean_loss(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def cross_entropy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Cross-entropy in nats of logits [N, C] and labels [N]."""
     rows = logits.astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)

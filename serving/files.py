@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-HALVES = ".*.part"  # what a process was writing that was killed
+PARTIAL = ".*.part"  # what a process was writing that was killed
 MARK = ".inception-transfer"  # in a temporary folder, which is of no more use once nobody holds it
 
 

@@ -59,7 +59,7 @@ class Held:
 def remove(path: Path) -> bool:
     """Removes a file unless it is held; whether it has."""
     with path.open("rb") as file:
-        free = locks.taken(file.fileno())
+        free = locks.try_lock(file.fileno())
         if free:
             path.unlink()
         return free

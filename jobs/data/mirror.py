@@ -20,7 +20,7 @@ from jobs.data.listing import SPLITS, Picture
 from jobs.data.origins import THREADS, Bucket, Entry, Folder
 from jobs.errors import JobError, UnavailableError
 from serving import ahead
-from serving.files import HALVES, write
+from serving.files import PARTIAL, write
 from serving.progress import log, task
 
 SCHEMA = """
@@ -49,7 +49,7 @@ def refreshed(settings: config.Data) -> Iterator[Iterator[Picture]]:
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     folder = Path(settings.cache).expanduser() / f"mirror-{digest}"
     with index.opened(folder, SCHEMA) as db:
-        for half in folder.glob(f"objects/*/{HALVES}"):
+        for half in folder.glob(f"objects/*/{PARTIAL}"):
             half.unlink()
         _list(db, folder, origin)
         _compare(db)

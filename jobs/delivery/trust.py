@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.statistics import MIN_FOR_TEMPERATURE, best_temperature, mean_loss
+from jobs.statistics import MIN_FOR_TEMPERATURE, best_temperature, cross_entropy
 from serving.messages import softmax
 from serving.progress import log
 from serving.trust import Array, Trust, roots
@@ -24,7 +24,7 @@ def fit_temperature(logits: Array, labels: NDArray[np.int64]) -> float:
     pictures; the log says why it is what it is."""
     found = best_temperature(logits, labels)
     if found != 1:
-        before, after = mean_loss(logits, labels), mean_loss(logits / found, labels)
+        before, after = cross_entropy(logits, labels), cross_entropy(logits / found, labels)
         log(f"export: temperature {found:.2f}, held-out loss {before:.3f} → {after:.3f}")
         return found
     why = "no temperature is better"

@@ -15,7 +15,7 @@ from enum import Enum
 from http.client import HTTPException
 
 from jobs.errors import UnavailableError
-from jobs.statistics import share_at_any_time
+from jobs.statistics import confidence_sequence
 from serving.archive import Interval, Record
 
 SECONDS = 10.0
@@ -181,7 +181,7 @@ def _samples(address: str) -> dict[tuple[str, str], float]:
 
 
 def _interval(count: int, total: int) -> Interval:
-    low, high = share_at_any_time(count, total)
+    low, high = confidence_sequence(count, total)
     return Interval(value=count / total if total else 0.0, low=low, high=high)
 
 

@@ -63,7 +63,7 @@ def class_maps(
     return torch.cat([models.class_maps(places, network.fc.weight.cpu()) for places in kept])
 
 
-def quick_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def loss_and_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Loss and accuracy, for the table of epochs."""
     labels = labels.cpu()
     return {
@@ -92,7 +92,7 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
         )
     ]
     return Scores(
-        **quick_scores(logits, labels),
+        **loss_and_accuracy(logits, labels),
         accuracy_low=low,
         accuracy_high=high,
         balanced=_balanced(confusion),

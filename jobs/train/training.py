@@ -20,7 +20,7 @@ from jobs.devices import Device
 from jobs.errors import ConfigurationError, Diverged, Interrupted
 from jobs.seeds import generator
 from jobs.train import whole_batch
-from jobs.train.evaluation import predict, quick_scores
+from jobs.train.evaluation import loss_and_accuracy, predict
 from jobs.train.models import moving_norms, set_training_mode
 from jobs.train.writing import Row, Snapshot, Store, Writer
 from serving.processes import COMPILERS, cores
@@ -67,7 +67,8 @@ class Trainer:
         self.forward = whole_batch.parallel(network, optim.batch_size)
         self.optimizer = make_optimizer(network, optim)
         self.schedule = make_schedule(self.optimizer, optim, self.steps_per_epoch)
-        self.average = Average(network, optim.average_decay) if optim.average_decay else None
+        decay = optim.average_decay
+        self.average = ExponentialAverage(network, decay) if decay else None
         self.epoch = self.step = 0  # the next ones
         # Loss, auxiliary loss, right answers, steps before the first loss that is not finite.
         self.totals = torch.zeros(4, device=device.device)
@@ -143,7 +144,7 @@ def compile_step(network: nn.Module) -> None:
     network.compile(dynamic=False)
 
 
-class Average:
+class ExponentialAverage:
     """An exponential average of a network's weights and batch-norm statistics.
 
     torch's own AveragedModel copies its counter to the device at every step and waits for it.
@@ -199,7 +200,7 @@ def train_epoch(
     if optim.balance == "logits":
         head = trainer.network.fc
         assert isinstance(head, nn.Linear)
-        adjustment = log_shares(examples.labels, head.out_features)
+        adjustment = log_priors(examples.labels, head.out_features)
     set_training_mode(trainer.network, trainer.variant)
     for inputs, labels in examples.batches(order.unbind(), draws):
         distributed.check()
@@ -220,7 +221,7 @@ def train_epoch(
         checkpoint()
 
 
-def log_shares(labels: Tensor, classes: int) -> Tensor:
+def log_priors(labels: Tensor, classes: int) -> Tensor:
     """float32 [classes]: the logarithm of each class's share of the training images, for logit
     adjustment (Menon et al. 2021, arXiv 2007.07314, with τ = 1).
 
@@ -307,7 +308,7 @@ def fit(
                     train_epoch(trainer, train, checkpoint, advance)
                     totals = read_totals(trainer)
                 rows = [training_row(trainer, totals)]
-                recalibrate(trainer, train, evaluation.batch_norm_images)
+                update_batch_norm(trainer, train, evaluation.batch_norm_images)
                 rows += [score(trainer, *split, scored_at_once) for split in scored.items()]
                 distributed.once(store.append, rows)
                 accuracy = rows[-1]["accuracy"]
@@ -372,7 +373,8 @@ def score(trainer: Trainer, split: str, examples: Examples, batch_size: int) -> 
             trainer.scored_network, examples, batch_size, trainer.device.autocast, advance
         )
     rate = len(examples) / (time.perf_counter() - start)
-    return _row(trainer, split, **quick_scores(logits, examples.labels), images_per_second=rate)
+    found = loss_and_accuracy(logits, examples.labels)
+    return _row(trainer, split, **found, images_per_second=rate)
 
 
 def _epoch_line(label: str, row: Row) -> str:
@@ -391,7 +393,7 @@ def _row(trainer: Trainer, split: str, **values: float | None) -> Row:
 
 
 @torch.no_grad()
-def recalibrate(trainer: Trainer, train: Examples, images: int) -> None:
+def update_batch_norm(trainer: Trainer, train: Examples, images: int) -> None:
     """Re-estimates the variant's moving batch-norm statistics on so many training images.
 
     After few steps the running averages still remember their start; a plain mean over some

@@ -12,7 +12,7 @@ from scipy.stats import ttest_1samp
 from jobs.report.comparison import sentence
 from jobs.results import Difference
 from jobs.statistics import mean_over_seeds, paired_difference
-from jobs.train.evaluation import calibration_error, calibration_interval, quick_scores, scores
+from jobs.train.evaluation import calibration_error, calibration_interval, loss_and_accuracy, scores
 
 
 def logits_of(predicted: list[int], classes: int = 3) -> torch.Tensor:
@@ -33,7 +33,7 @@ def test_a_loss_is_the_mean_of_the_right_classes_surprise() -> None:
     logits = torch.tensor([[3.0, 1.0], [1.0, 1.0], [1.0, 4.0], [1.0, 7.0]]).log()
     labels = torch.tensor([0, 1, 0, 1])
     expected = math.log(4 / 3) + math.log(2) + math.log(5) + math.log(8 / 7)
-    result = quick_scores(logits, labels)
+    result = loss_and_accuracy(logits, labels)
     assert result == {"loss": pytest.approx(expected / 4), "accuracy": 0.5}
     whole = scores(logits, labels)
     assert (whole.loss, whole.accuracy) == (result["loss"], result["accuracy"])

@@ -17,7 +17,7 @@ from service import Service, load, running, start
 
 from jobs.delivery import verdict
 from jobs.runs import RunFolder
-from jobs.statistics import share_at_any_time
+from jobs.statistics import confidence_sequence
 from serving import archive as archives
 from serving.engines import Shadow
 from serving.shadow import Guess, Mirror, Sent, guesses, outcome
@@ -31,7 +31,7 @@ def test_the_interval_holds_the_share_at_every_look(share: float) -> None:
     series, looks = 400, 500
     counts = (np.random.default_rng(5).random((series, looks)) < share).cumsum(axis=1)
     ends = {
-        (count, total): share_at_any_time(count, total)
+        (count, total): confidence_sequence(count, total)
         for total in range(1, looks + 1)
         for count in np.unique(counts[:, total - 1]).tolist()
     }
@@ -43,8 +43,8 @@ def test_the_interval_holds_the_share_at_every_look(share: float) -> None:
         for row in counts.tolist()
     )
     assert missed / series <= 0.05
-    assert share_at_any_time(0, 0) == (0.0, 1.0)
-    low, high = share_at_any_time(5_000, 10_000)
+    assert confidence_sequence(0, 0) == (0.0, 1.0)
+    low, high = confidence_sequence(5_000, 10_000)
     assert 0.48 < low < 0.49 and 0.51 < high < 0.52
 
 

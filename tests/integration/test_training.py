@@ -268,7 +268,7 @@ def test_a_step_neither_waits_for_the_device_nor_leaves_it(
     ):
         trainer = training.Trainer(trained, chosen, len(train), meta, seed=0)
         training.train_epoch(trainer, examples, lambda: None, steps.append)
-        training.recalibrate(trainer, examples, 60)
+        training.update_batch_norm(trainer, examples, 60)
         assert trainer.totals.is_meta
         with pytest.raises(RuntimeError, match="meta"):
             training.read_totals(trainer)  # this is where it waits
@@ -491,7 +491,7 @@ def test_the_loss_knows_both_heads() -> None:
 
 
 def test_the_adjusted_loss_is_that_of_logits_with_the_shares_of_the_classes_on_top() -> None:
-    adjustment = training.log_shares(torch.tensor([0, 0, 0, 1]), classes=3)
+    adjustment = training.log_priors(torch.tensor([0, 0, 0, 1]), classes=3)
     assert adjustment.exp().tolist() == pytest.approx([0.75, 0.25, 0.25])  # of 2 there is none
     labels = torch.tensor([0, 1])
     main, aux = torch.tensor([[2.0, 0.0, 1.0], [2.0, 0.0, 1.0]]), torch.zeros(2, 3)
@@ -579,7 +579,7 @@ def test_the_schedule_climbs_and_falls_to_zero() -> None:
 
 def test_the_average_follows_the_weights_and_their_statistics() -> None:
     network = nn.BatchNorm1d(2)
-    average = training.Average(network, decay=0.75)
+    average = training.ExponentialAverage(network, decay=0.75)
     with torch.no_grad():
         network.weight.fill_(3.0)
         network.state_dict()["running_mean"].fill_(5.0)
@@ -597,7 +597,7 @@ def test_recalibration_takes_the_mean_over_training_images(
     trainer = trainer_of(variant("scratch", average_decay=0.0), dataset, pretrained)
     first = trainer.network.get_submodule("Conv2d_1a_3x3")
     norm = first.get_submodule("bn")
-    training.recalibrate(trainer, dataset.train, 60)
+    training.update_batch_norm(trainer, dataset.train, 60)
     with torch.no_grad():
         everything, _ = next(dataset.train.batches([torch.arange(60)]))
         expected = first.get_submodule("conv")(everything).mean((0, 2, 3))

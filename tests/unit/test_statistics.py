@@ -13,11 +13,11 @@ from jobs import statistics
 from jobs.statistics import (
     balanced_accuracy,
     best_temperature,
+    confidence_sequence,
+    cross_entropy,
+    exact_mcnemar,
     holm,
-    mean_loss,
     paired_difference,
-    share_at_any_time,
-    sign_test,
     wilson,
 )
 
@@ -28,13 +28,13 @@ def test_the_sign_test_is_the_exact_binomial_one(a: int, b: int) -> None:
     from scipy.stats import binomtest
 
     expected = binomtest(a, a + b).pvalue if a + b else 1.0
-    assert sign_test(a, b) == pytest.approx(expected, rel=1e-9)
+    assert exact_mcnemar(a, b) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_sign_test_of_many_pairs_is_as_exact() -> None:
-    assert sign_test(10_000, 0) == 0.0  # 10^-3010 has no float
-    assert sign_test(5_000, 5_000) == 1.0
-    assert sign_test(4_900, 5_100) == sign_test(5_100, 4_900) < 0.05
+    assert exact_mcnemar(10_000, 0) == 0.0  # 10^-3010 has no float
+    assert exact_mcnemar(5_000, 5_000) == 1.0
+    assert exact_mcnemar(4_900, 5_100) == exact_mcnemar(5_100, 4_900) < 0.05
 
 
 @settings(max_examples=30)
@@ -57,11 +57,11 @@ def test_the_temperature_is_the_one_of_the_least_loss(seed: int, factor: float) 
     labels = np.array([rng.choice(5, p=np.exp(z) / np.exp(z).sum()) for z in logits])
     logits *= factor
     expected = minimize_scalar(
-        lambda log: mean_loss(logits / np.exp(log), labels), bounds=(-3, 3), method="bounded"
+        lambda log: cross_entropy(logits / np.exp(log), labels), bounds=(-3, 3), method="bounded"
     )
     found = best_temperature(logits, labels)
     assert found == 1.0 or found == pytest.approx(np.exp(expected.x), rel=1e-3)
-    assert (found == 1.0) == (2 * 400 * (mean_loss(logits, labels) - expected.fun) < 3.84)
+    assert (found == 1.0) == (2 * 400 * (cross_entropy(logits, labels) - expected.fun) < 3.84)
 
 
 def drawn(count: int, seed: int = 0) -> tuple[Any, Any]:
@@ -85,7 +85,7 @@ def test_a_temperature_needs_a_hundred_pictures_and_a_gain_that_is_no_chance(
     logits *= 5
     best = best_temperature(logits, labels)
     assert best > 2 and best_temperature(logits[:99], labels[:99]) == 1.0
-    gain = 2 * 100 * (mean_loss(logits, labels) - mean_loss(logits / best, labels))
+    gain = 2 * 100 * (cross_entropy(logits, labels) - cross_entropy(logits / best, labels))
     monkeypatch.setattr(statistics, "SIGNIFICANT", gain * 1.01)
     assert best_temperature(logits, labels) == 1.0
     monkeypatch.setattr(statistics, "SIGNIFICANT", gain * 0.99)
@@ -95,7 +95,7 @@ def test_a_temperature_needs_a_hundred_pictures_and_a_gain_that_is_no_chance(
 def test_a_loss_is_the_mean_of_the_right_classes_surprise() -> None:
     logits = np.log(np.array([[3, 1], [1, 1]], np.float32))
     expected = (math.log(4 / 3) + math.log(2)) / 2
-    assert mean_loss(logits, np.array([0, 1])) == pytest.approx(expected)
+    assert cross_entropy(logits, np.array([0, 1])) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("offset", [-800, 800])
@@ -103,7 +103,7 @@ def test_what_all_logits_have_in_common_says_nothing(offset: float) -> None:
     logits, labels = drawn(400)
     logits *= 3
     moved = logits + np.float32(offset)
-    assert mean_loss(moved, labels) == pytest.approx(mean_loss(logits, labels), abs=1e-3)
+    assert cross_entropy(moved, labels) == pytest.approx(cross_entropy(logits, labels), abs=1e-3)
     expected = best_temperature(logits, labels)
     assert best_temperature(moved, labels) == pytest.approx(expected, rel=1e-3) != 1.0
 
@@ -126,7 +126,7 @@ def test_the_sign_test_calls_equals_different_in_one_of_twenty_cases_at_most(pai
     from scipy.stats import binom
 
     outcomes = np.arange(pairs + 1)
-    called = np.array([sign_test(a, pairs - a) < 0.05 for a in outcomes.tolist()])
+    called = np.array([exact_mcnemar(a, pairs - a) < 0.05 for a in outcomes.tolist()])
     assert binom.pmf(outcomes, pairs, 0.5)[called].sum() <= 0.05
 
 
@@ -158,7 +158,7 @@ def test_shares_at_the_ends_are_twenty_times_less_likely_than_the_average_one(
     from scipy.special import betaln
 
     average = betaln(count + 1, total - count + 1)  # of the likelihoods of all shares
-    for share in share_at_any_time(count, total):
+    for share in confidence_sequence(count, total):
         likelihood = count * math.log(share) + (total - count) * math.log(1 - share)
         assert average - likelihood == pytest.approx(math.log(20), abs=1e-6)
 
@@ -166,11 +166,11 @@ def test_shares_at_the_ends_are_twenty_times_less_likely_than_the_average_one(
 @pytest.mark.parametrize("total", [1, 2, 100])
 def test_all_or_none_leave_the_share_open_at_that_end(total: int) -> None:
     least = (20 * (total + 1)) ** (-1 / total)
-    low, high = share_at_any_time(total, total)
+    low, high = confidence_sequence(total, total)
     assert low == pytest.approx(least) and high == 1.0
-    low, high = share_at_any_time(0, total)
+    low, high = confidence_sequence(0, total)
     assert low == 0.0 and high == pytest.approx(1 - least)
-    assert share_at_any_time(0, 0) == (0.0, 1.0)
+    assert confidence_sequence(0, 0) == (0.0, 1.0)
 
 
 def test_the_interval_of_a_mean_over_seeds_holds_the_truth() -> None:

@@ -9,7 +9,7 @@ import pytest
 from jobs.delivery import verdict
 from jobs.delivery.verdict import Advice, Seen
 from jobs.errors import UnavailableError
-from jobs.statistics import share_at_any_time
+from jobs.statistics import confidence_sequence
 
 SEEN = Seen(
     versions=("one", "two"),
@@ -90,13 +90,13 @@ def test_the_reason_has_the_figures_that_decided(seen: Seen, tolerance: float, r
 @pytest.mark.parametrize(("share", "advice"), [(0.999, Advice.STOP), (1.001, Advice.KEEP_LOOKING)])
 def test_a_shadow_is_stopped_for_what_it_loses_at_least(share: float, advice: Advice) -> None:
     """Of the pictures on which they differ, it is right on one side and wrong on the other."""
-    surest, fewest = share_at_any_time(40, 200)[1], share_at_any_time(200, 4200)[0]
+    surest, fewest = confidence_sequence(40, 200)[1], confidence_sequence(200, 4200)[0]
     lost = 100 * ((1 - surest) - surest) * fewest
     assert verdict.verdict(WORSE, share * lost).advice is advice
 
 
 def test_limits_themselves_are_within() -> None:
-    differ = share_at_any_time(200, 4200)
+    differ = confidence_sequence(200, 4200)
     even = replace(SEEN, shadow_surer=100, live_surer=100, errors=differ[0])
     assert verdict.verdict(even, 0.5).advice is Advice.KEEP_LOOKING
     assert verdict.verdict(even, differ[1] * 100).advice is Advice.PROMOTE
@@ -121,7 +121,7 @@ def test_a_verdict_is_told_in_words_and_as_json() -> None:
     assert (given["advice"], given["reason"]) == ("stop", found.reason)
     assert given["seen"]["agree"] == 4000 and given["seen"]["versions"] == ["one", "two"]
     for name, count, total in (("differ", 200, 4200), ("surer", 40, 200), ("failures", 3, 4002)):
-        low, high = share_at_any_time(count, total)
+        low, high = confidence_sequence(count, total)
         assert given[name] == {"value": count / total, "low": low, "high": high}
     nothing = verdict.verdict(replace(SEEN, agree=0, answered=0), 0.5).model_dump(mode="json")
     assert nothing["differ"] == {"value": 0.0, "low": 0.0, "high": 1.0}
