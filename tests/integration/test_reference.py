@@ -22,7 +22,8 @@ def test_every_key_of_the_configuration_is_there_once() -> None:
 def test_every_request_is_there_with_its_refusals() -> None:
     module = runpy.run_path(str(ROOT / "docs" / "reference.py"))
     _, *rows = module["requests"]()
-    assert len(rows) > 10 and all(row.startswith(("| `POST /", "| `GET /")) for row in rows)
+    methods = ("| `POST /", "| `PUT /", "| `GET /")
+    assert len(rows) > 10 and all(row.startswith(methods) for row in rows)
     document = json.dumps(yaml.safe_load(module["API"].read_text()))
     assert ": null" not in document, "a comma ends an unquoted text in braces"
     [predict] = [row for row in rows if "`POST /predictions/{model}`" in row]
