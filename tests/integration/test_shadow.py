@@ -180,7 +180,7 @@ def kill_shadow(service: Service) -> None:
     """The process whose settings are an engine's and that was given no shadow itself."""
     for child in psutil.Process(service.process.pid).children():
         words = child.cmdline()
-        if "serving.asgi" in words and "/other" in " ".join(words[:-3]):
+        if words[1:3] == ["-m", "serving.asgi"] and "/other" in words[3]:
             child.kill()
 
 
