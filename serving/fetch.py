@@ -74,7 +74,7 @@ def located(uri: str, sha256: str | None, target: Path, public_key: Path | None)
         ModelError: there is none, or it is not the one that was meant.
     """
     if not is_local(uri):
-        return open_model(fetch(uri, sha256, target, public_key), sha256)
+        return open_model(fetch(uri, sha256, target, public_key))
     if public_key is not None:
         check_signature(Path(uri), uri, public_key)
     return open_model(Path(uri), sha256)

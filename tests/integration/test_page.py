@@ -145,9 +145,7 @@ def test_a_sample_is_a_click_away(page: Page, service: Service, archive: Path) -
     samples = page.locator("#samples button")
     expect(samples).to_have_count(model.description.samples)
     images = samples.locator("img")
-    images.evaluate_all(
-        "all => Promise.all(all.map((one) => one.decode()))"
-    )  # fails if one is none
+    images.evaluate_all("all => Promise.all(all.map((one) => one.decode()))")  # or it fails
     samples.nth(2).click()
     sure = model.golden[2].probabilities
     label = model.classes[sure.index(max(sure))]
