@@ -101,7 +101,7 @@ EXPOSE 8080 8082
 STOPSIGNAL SIGTERM
 # A GPU's worker compiles the network first: minutes, in which no failure counts.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
-    CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8080/readyz', timeout=4)"]
+    CMD ["python", "-c", "import os; from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open(f'http://127.0.0.1:{os.environ.get(\"SERVING_PORT\", 8080)}/readyz', timeout=4)"]
 ENTRYPOINT ["tini", "--", "python", "-m", "serving"]
 
 FROM service AS serve-gpu

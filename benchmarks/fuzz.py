@@ -271,17 +271,28 @@ def drawn(size: tuple[int, int], kind: str, mode: str = "L") -> bytes:
     return encoded.getvalue()
 
 
+def scans(size: tuple[int, int], count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    Image.new("L", size).save(encoded := io.BytesIO(), "JPEG", progressive=True)
+    file = encoded.getvalue()
+    last = file.rindex(b"\xff\xda")
+    return file[:last] + count * file[last:-2] + file[-2:]
+
+
 def bombs() -> dict[str, tuple[str, bytes]]:
     """Each with its type; all of them are to be refused (the service counts before it reads)."""
     zeros = zlib.compress(bytes(200_000_000), 9)
     huge = drawn((16_000, 16_000), "PNG", "1")
     text = b"a\0\0" + zeros  # a name, and how it is compressed
     lines = zlib.compress(bytes(1 + 3 * 100) * 20)
+    one = {"b64": base64.b64encode(drawn((5_000, 5_000), "PNG", "1")).decode()}
+    tensor = {"name": "x", "shape": [1, 3, 1, 1], "datatype": "UINT8"}
     return {
         "PNG, promises 400 megapixels": ("image/png", png(20_000, 20_000, chunk(b"IDAT", zeros))),
         "PNG, has 256 megapixels": ("image/png", huge),
         "WebP, 64 megapixels": ("image/webp", drawn((8_000, 8_000), "WEBP")),
         "JPEG, 100 megapixels": ("image/jpeg", drawn((10_000, 10_000), "JPEG")),
+        "JPEG, 5,000 scans of 25 megapixels": ("image/jpeg", scans((5_000, 5_000), 5_000)),
         "PNG, 200 MB of text": (
             "image/png",
             png(100, 20, chunk(b"zTXt", text), chunk(b"IDAT", lines)),
@@ -309,6 +320,14 @@ def bombs() -> dict[str, tuple[str, bytes]]:
         "JSON, a picture of 256 megapixels": (
             "application/json",
             json.dumps({"b64": base64.b64encode(huge).decode()}).encode(),
+        ),
+        "JSON, 64 pictures of 25 megapixels": (
+            "application/json",
+            json.dumps({"instances": [one] * 64}).encode(),
+        ),
+        "JSON, a long text among 1,000 numbers": (
+            "application/json",
+            json.dumps({"inputs": [{**tensor, "data": [0] * 1000 + ["a" * 5_000_000]}]}).encode(),
         ),
         "multipart, 80,000 parts": (MULTIPART, form(*[b"x"] * 80_000)),
     }

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from serving import Predictor
 from serving.processes import cores
-from serving.scoring import score
+from serving.scoring import SCHEMA, score
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     threads = cores()
     predictor = Predictor.open(given.model, threads=threads, callers=threads)
     print(score(predictor, given.folder, given.out, threads=threads).text())
-    answers = pq.read_table(given.out)
+    answers = pq.read_table(given.out, schema=SCHEMA)  # of an empty folder, too
     for column, what in (("probability", "least sure"), ("familiarity", "least familiar")):
         print(f"{what}:")
         lowest = answers.filter(pc.field(column).is_valid()).sort_by(column).slice(0, 5)

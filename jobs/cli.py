@@ -345,7 +345,7 @@ def rollback(
     uri = promotion.rollback(resolved, version)
     _say(uri, as_json, uri=uri)
     try:
-        _deploy(deployment, uri, "rollback")
+        _deploy(resolved, deployment, uri, "rollback")
     except UnavailableError as error:
         chosen = uri.split("/")[-2]
         advice = f"the channel has moved; `rollback {chosen} --deployment {deployment}` goes on"
@@ -404,6 +404,8 @@ def prune(
     """Delete old runs and versions from S3; never one that a channel points to or remembers."""
     if days is None and keep is None:
         raise typer.BadParameter("a rule is needed: --older-than DAYS, --keep COUNT, or both")
+    if days is not None and not 0 <= days <= 36_500:
+        raise typer.BadParameter(f"--older-than {days}: 0 to 36500 days")
     from jobs import table
     from jobs.delivery import pruning
     from jobs.delivery.storage import Storage
@@ -495,14 +497,21 @@ def _promote(
     with graceful():
         uri = promotion.promote(folder, config)
     _say(uri, as_json, uri=uri)
-    _deploy(deployment, uri, "promote")
+    _deploy(config, deployment, uri, "promote")
 
 
-def _deploy(deployment: str | None, uri: str, command: str) -> None:
-    if deployment is not None:
-        from jobs.delivery.deployment import patch
+def _deploy(config: "Config", deployment: str | None, uri: str, command: str) -> None:
+    """A rollback that came while the cluster was asked may have been overwritten there: so whoever
+    patches last has to see that the channel still names what it rolled out."""
+    if deployment is None:
+        return
+    from jobs.delivery import promotion
+    from jobs.delivery.deployment import patch
 
+    rolled_out = None
+    while rolled_out != uri:
         patch(deployment, uri, f"{command} {uri}")
+        rolled_out, uri = uri, promotion.serving(config)
 
 
 def _load(config: str, settings: list[str] | None) -> "Config":

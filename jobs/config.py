@@ -117,7 +117,7 @@ def _known_source(name: str) -> str:
 
 
 def _paths(value: Any) -> Any:
-    return sorted(findings.paths_in(Path(value))) if isinstance(value, str) else value
+    return sorted(findings.paths_in(Path(value).expanduser())) if isinstance(value, str) else value
 
 
 class Data(Section):
@@ -288,6 +288,12 @@ class Evaluation(Section):
     batch_norm_images: Annotated[int, Field(ge=0)] = 0
     """Re-estimate batch-norm statistics on so many training images before each scoring; for
     runs of too few steps for the running averages to settle."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_norm_images == 1:
+            raise ValueError("batch_norm_images: one image has no statistics; 0 leaves them alone")
+        return self
 
 
 class Export(Section):
@@ -589,6 +595,8 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
     if not isinstance(target, dict):
         raise ConfigurationError(f"--set {setting}: {'.'.join(parents)} is not a section")
     target[last] = _parse(value, f"--set {setting}")
+    if (node := yaml.compose(value)) and node.end_mark.index < len(value.rstrip()):
+        raise ConfigurationError(f"--set {setting}: what follows # is a comment; quote the value")
 
 
 def _child(target: Any, part: str, setting: str) -> Any:

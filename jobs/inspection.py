@@ -15,6 +15,7 @@ from jobs.config import Config
 from jobs.data import decoding, duplicates, findings, label_errors
 from jobs.data.dataset import Dataset
 from jobs.data.findings import Finding
+from jobs.data.listing import MANIFESTS
 from jobs.pipeline import Job
 from jobs.report import inspection as page
 from jobs.runs import RunFolder
@@ -36,8 +37,8 @@ def inspect(config: Config, out: Path) -> Counter[str]:
     """
     with temporary() as work:
         folder = RunFolder(work / "inspection")
-        with folder.open(config):
-            return _inspect(Job(config, folder), out)
+        with folder.open(config):  # nothing is trained, whatever the variants ask for
+            return _inspect(Job(config.model_copy(update={"variants": ()}), folder), out)
 
 
 def _inspect(job: Job, out: Path) -> Counter[str]:
@@ -104,8 +105,13 @@ def _small_classes(data: Dataset) -> list[Finding]:
 def _files(root: str | None, paths: Sequence[str]) -> dict[str, Counter[str]]:
     """How many files have each size, mode and format, by what their headers say; nothing of a
     source without files."""
-    files = [Path(root or "").expanduser() / path for path in paths]
-    if root is None or not files[0].is_file():
+    if root is None:
+        return {}
+    place = Path(root).expanduser()
+    if root.endswith(MANIFESTS):
+        place = place.parent
+    files = [file for path in paths if (file := place / path).is_file()]
+    if not files:
         return {}
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(_header, files))

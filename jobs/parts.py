@@ -19,6 +19,7 @@ from jobs.errors import UnavailableError
 from jobs.runs import RunFolder
 from serving.files import digest_of, temporary, write
 from serving.progress import log, task
+from serving.tar import opened
 
 OF_THE_RUN = ("data.json", "environment.json", "metrics.jsonl")  # in each part's object
 
@@ -86,6 +87,7 @@ class Rendezvous:
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.storage, self.folder = Storage(config.storage), folder
         self.root = f"parts/{folder.run_id}/{config.digest}"
+        self.storage.get(f"{self.root}/last")  # no bucket, no access: said before hours of training
 
     def has(self, part: Part) -> bool:
         return self.storage.head(self._key(part)) is not None
@@ -147,13 +149,16 @@ def _unpack(packed: Path, folder: Path) -> None:
     """`extractall` takes no filter before Python 3.11.4, and Debian 12 has 3.11.2.
 
     Raises:
-        UnavailableError: it would write elsewhere than into the folder.
+        UnavailableError: it is damaged, or would write elsewhere than into the folder.
     """
-    with tarfile.open(packed) as tar:
-        for member in tar:
-            target = folder / member.name
-            inside = target.resolve().is_relative_to(folder.resolve())
-            content = tar.extractfile(member) if member.isfile() and inside else None
-            if content is None:
-                raise UnavailableError(f"{packed.name}: {member.name} is no file of a part")
-            write(target, content.read())
+    try:
+        with opened(packed) as tar:
+            for member in tar:
+                target = folder / member.name
+                inside = target.resolve().is_relative_to(folder.resolve())
+                content = tar.extractfile(member) if member.isfile() and inside else None
+                if content is None:
+                    raise UnavailableError(f"{packed.name}: {member.name} is no file of a part")
+                write(target, content.read())
+    except tarfile.TarError as error:
+        raise UnavailableError(f"{packed.name}: damaged: {error}") from None

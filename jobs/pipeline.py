@@ -173,7 +173,7 @@ class Job:
 
         Raises:
             UnavailableError: the data cannot be reached or read.
-            ConfigurationError: it has too few images, or the validation split is empty.
+            ConfigurationError: it has too few images for a batch, or the validation split is empty.
         """
         with distributed.held_once(self.folder.alone("the data")):
             begun = distributed.once(self._begun)  # other machines need not have the folder
@@ -203,6 +203,12 @@ class Job:
                 f"data.validation: {self.config.data.validation} of {len(dataset.train)} training "
                 "images is none, and evaluation.select_on validation chooses by them"
             )
+        for variant in self.config.variants:  # before the first of them is trained for hours
+            if variant.optim.batch_size > len(dataset.train):
+                raise ConfigurationError(
+                    f"variants.{variant.name}.optim.batch_size: {variant.optim.batch_size} is more "
+                    f"than the {len(dataset.train)} training images"
+                )
         if distributed.rank() == 0:
             self._describe(dataset)
         return dataset
@@ -361,6 +367,7 @@ class Job:
         logits = self._predict(trainer, "test", test, folder)
         after = models.first_kernels(whole)
         distributed.once(_write_kernels, folder, before, after)
+        trained = variant.optim.epochs * trainer.steps_per_epoch * variant.optim.batch_size
         return Done(
             variant=variant.name,
             seed=seed,
@@ -371,7 +378,7 @@ class Job:
             selected_on=select_on,
             selection_accuracy=trainer.best_accuracy,
             seconds=trainer.seconds,
-            images_per_second=variant.optim.epochs * len(train) / trainer.seconds,
+            images_per_second=trained / trainer.seconds,
             test=distributed.once(self._record, trainer, whole, logits, folder),
             peak_memory_bytes=self.device.peak_memory(),
         )
@@ -428,6 +435,8 @@ class Job:
                     f"{folder.checkpoint}: of another training: {errors.first_line(error)}; "
                     "without that file, the variant is trained from its start"
                 ) from None
+            if (kept := distributed.once(folder.kept)) is not None:
+                trainer.best_epoch, trainer.best_accuracy = kept
             log(f"{trainer.variant.name}: resumes in epoch {trainer.epoch + 1}")
         evaluation, every = self.config.evaluation, self.config.runtime.checkpoint_every
         fit(trainer, train, scored, evaluation, folder, every)
@@ -440,6 +449,8 @@ class Job:
             batch_size = self.device.scored_at_once(self.config.evaluation)
             autocast = self.device.autocast
             logits = predict(trainer.network, examples, batch_size, autocast, advance)
+        if not logits.isfinite().all():  # the last step has spoilt them, and no loss came after it
+            raise errors.Diverged(f"answers to the {split} images are not finite")
         arrays = {"logits": logits.numpy(), "labels": examples.labels.cpu().numpy()}
         file = folder.path / f"{split}_predictions.npz"
         distributed.once(write_arrays, file, arrays)

@@ -36,6 +36,7 @@ from jobs.results import Comparison, Diverged, Done, Facts, Trained
 from serving.files import PARTIAL, digest_of, naming, replacing, write
 
 MANIFEST = "manifest.json"
+KEPT = "kept"  # in the best weights' file; more entries would have no fixed order
 DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
 CHECKPOINT = "last.ckpt"
 TENSORBOARD = "tensorboard"  # written until after the manifest
@@ -178,11 +179,24 @@ class VariantFolder:
             ) from None
         return state
 
-    def save_best(self, state: Mapping[str, Any]) -> None:
+    def save_best(self, weights: Mapping[str, Any], epoch: int, accuracy: float) -> None:
         from safetensors.torch import save
 
-        whole = {**self.untrained, **state}
-        write(self.best, save({name: tensor.contiguous() for name, tensor in whole.items()}))
+        whole = {**self.untrained, **weights}
+        tensors = {name: tensor.contiguous() for name, tensor in whole.items()}
+        write(self.best, save(tensors, {KEPT: json.dumps([epoch, accuracy])}))
+
+    def kept(self) -> tuple[int, float] | None:
+        """Epoch and accuracy of the best weights, which may be newer than the checkpoint; None
+        where there are none, or damaged ones."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.best, "numpy") as file:
+                epoch, accuracy = json.loads(file.metadata()[KEPT])
+        except (OSError, SafetensorError):
+            return None
+        return epoch, accuracy
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         self.run.append_metrics(rows)
@@ -355,12 +369,22 @@ class RunFolder:
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Adds rows that are not there yet. An epoch done again after a crash adds nothing; where
-        it came out differently, as on a GPU, its rows take the place of the earlier ones."""
+        it came out differently, as on a GPU, its rows take the place of the earlier ones, and of
+        those of the epochs that followed."""
         stamp = {"time": now(), "run_id": self.run_id}
         path = self.path / "metrics.jsonl"
         with self.alone("writing"), naming(path):
             there, given = self.metrics(), {_key(row): row for row in rows}
-            kept = [row for row in there if _is_same(row, given.get(_key(row), row))]
+            redone: dict[tuple[str, int], int] = {}  # the first epoch that came out differently
+            for row in there:
+                if not _is_same(row, given.get(_key(row), row)):
+                    part = row["variant"], row["seed"]
+                    redone[part] = min(row["epoch"], redone.get(part, row["epoch"]))
+            kept = [
+                row
+                for row in there
+                if row["epoch"] < redone.get((row["variant"], row["seed"]), row["epoch"] + 1)
+            ]
             if len(kept) < len(there):
                 write(path, _lines(kept))
             known = {_key(row) for row in kept}
@@ -389,6 +413,22 @@ class RunFolder:
         }
         manifest = {"run_id": self.run_id, "started": self.started, "time": now(), "files": entries}
         write_json(self.path / MANIFEST, manifest)
+
+
+class Shown:
+    """The rows that somebody has been shown. Their number would not do: rows of an epoch that is
+    done again and comes out differently take the place of others."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.rows = {_key(row): row for row in rows}
+
+    def new(self, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+        """What has not been shown yet, and how many rows there are up to it; a row counts as shown
+        once the next one is asked for."""
+        for count, row in enumerate(rows, 1):
+            if self.rows.get(_key(row)) != row:
+                yield count, row
+                self.rows[_key(row)] = row
 
 
 def undelivered(parent: Path) -> RunFolder | None:

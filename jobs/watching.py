@@ -16,7 +16,7 @@ from jobs.delivery.publishing import LIVE
 from jobs.delivery.storage import Storage
 from jobs.errors import UnavailableError
 from jobs.results import Diverged, Result, read
-from jobs.runs import MANIFEST, Row, RunFolder
+from jobs.runs import MANIFEST, Row, RunFolder, Shown
 from serving.files import temporary, write
 
 SECONDS_BETWEEN_LOOKS = 3.0
@@ -68,7 +68,7 @@ def watch(run: str, settings: Sequence[str]) -> None:
     Raises:
         UnavailableError: there is none, or it is out of reach.
     """
-    console, shown = table.output(), 0
+    console, shown = table.output(), Shown()
     live = Live(console=console, auto_refresh=False) if console.is_interactive else None
     with live or nullcontext():
         for folder, _ in looks(run, settings):
@@ -76,9 +76,8 @@ def watch(run: str, settings: Sequence[str]) -> None:
             if live is not None:
                 live.update(table.progress(progress(config, folder)), refresh=True)
                 continue
-            for row in rows[shown:]:
+            for _, row in shown.new(rows):
                 print(_line(row, config), flush=True)
-            shown = len(rows)
 
 
 def state(run: str, settings: Sequence[str]) -> dict[str, Any]:

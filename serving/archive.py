@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.files import digest_of, temporary
+from serving.files import digest_of, naming, temporary
 
 UNREADABLE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)  # zipfile's errors
 FORMAT: Literal[2] = 2
@@ -393,7 +393,10 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as file:
             _refuse_outside(archive, file.namelist())
-            file.extractall(folder)
+            with naming(folder):
+                file.extractall(folder)
+    except OSError as error:
+        raise ModelError(f"{archive}: not unpacked: {error}") from None
     except UNREADABLE as error:
         raise ModelError(f"{archive}: not a model archive: {error}") from None
 

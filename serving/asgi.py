@@ -207,14 +207,18 @@ def respond(handler: Handler, batch: list[Waiting]) -> list[Response]:
         answers = handler.handle([{"body": one.body} for one in batch], context)
         whole = zip(answers, context.statuses, context.headers, strict=True)
         return [_response(*parts) for parts in whole]
-    except Exception:  # of an answer that is no JSON, such as NaN: the thread has to live
+    except Exception:  # the thread has to live
         logger.exception("a batch has no answers")
         return [Response(status_code=500) for _ in batch]
 
 
 def _response(answer: Any, status: int, headers: Mapping[str, str]) -> Response:
     kind = Response if isinstance(answer, bytes) else JSONResponse
-    return kind(answer, status, headers)
+    try:
+        return kind(answer, status, headers)
+    except ValueError:  # it is no JSON, such as NaN
+        logger.exception("an answer cannot be sent")
+        return Response(status_code=500)
 
 
 def give_up() -> None:

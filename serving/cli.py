@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from serving.client import URL, Client, ClientError, Prediction
+from serving.files import text
 
 EXIT_CODES = (
     "Exit codes: 0 drained after SIGTERM; every picture answered · 1 a child died; unexpected · "
@@ -132,11 +133,13 @@ def score(
 ) -> None:
     """Answer for many pictures without a service; goes on where an earlier call stopped."""
     _need("score", "pyarrow", "openvino")
+    if str(out).startswith("s3:"):
+        _fail(f"{out}: --out is a folder of this machine", 2)
     from serving.archive import ModelError
     from serving.predictor import Predictor
     from serving.processes import cores
     from serving.progress import log, task
-    from serving.scoring import ScoringError, SourceError, pictures
+    from serving.scoring import ScoringError, SourceError, counted
     from serving.scoring import score as score_here
 
     threads = cores()
@@ -149,8 +152,10 @@ def score(
                 from serving.cluster import score as score_on_ray
 
                 work = partial(score_on_ray, file, address=ray)
-            total = sum(1 for _ in pictures(source))
-            with task("score", total) as advance:
+            total, missing = counted(source, out)
+            if not total:
+                _fail(f"{source}: no pictures there", 2)
+            with task("score", missing) as advance:
                 summary = work(source=source, target=out, advance=advance)
     except ModelError as error:
         _fail(error, 3)
@@ -179,7 +184,7 @@ def repository(
     try:
         with _local(model, sha256, public_key) as file:
             print(write(file, out, form))
-    except ModelError as error:
+    except (ModelError, OSError) as error:
         _fail(error, 3)
 
 
@@ -224,7 +229,8 @@ def _print_lines(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
     done = []
     for file, answer in zip(files, answers, strict=True):
         if isinstance(answer, Prediction):
-            print(file, answer.label or UNKNOWN, f"{answer.probability:.4f}", sep="\t", flush=True)
+            shown = text(str(file)), answer.label or UNKNOWN, f"{answer.probability:.4f}"
+            print(*shown, sep="\t", flush=True)
         else:
             print(f"error: {file}: {answer}", file=sys.stderr)
         done.append(answer)

@@ -111,9 +111,8 @@ def score(
     if archive.is_dir():
         raise ScoringError(f"{archive}: --ray takes an archive, not a folder")
     ray = connect(address)
-    about = {"name": model.name, "version": model.version}
     work = partial(on_ray, archive=ray.put(archive.read_bytes()))
-    return collect(about, source, target, work, advance)
+    return collect(model.description, source, target, work, advance)
 
 
 def connect(address: str) -> Any:

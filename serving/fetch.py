@@ -98,31 +98,33 @@ def check_signature(path: Path, where: str, public_key: Path) -> None:
 
 def _resolved(uri: str, sha256: str | None) -> tuple[str, str | None]:
     """The archive's own address, and the digest that it should have."""
-    parts = urlsplit(uri)
-    key = parts.path.strip("/")
-    if not is_local(uri) and parts.scheme not in ("s3", "http", "https"):
+    if not is_local(uri) and _scheme(uri) not in ("s3", "http", "https"):
         raise ModelError(f"{uri}: a path, http(s)://… or s3://… is needed")
-    if parts.scheme != "s3" or key.endswith(".mar"):
+    bucket, key = s3.place(uri)
+    if _scheme(uri) != "s3" or key.endswith(".mar"):
         return uri, sha256
     with _explained(uri):
         client = s3.default_client()
         if archive.is_channel(key):
-            pointer = _read(client, parts.netloc, key, Pointer)
+            pointer = _read(client, bucket, key, Pointer)
             digest, key = pointer.sha256, archive.beside_channel(key, pointer.version)
         else:
-            version = _read(client, parts.netloc, f"{key}/{archive.VERSION}", Version)
+            version = _read(client, bucket, f"{key}/{archive.VERSION}", Version)
             digest = version.files[archive.ARCHIVE].sha256
-    return f"s3://{parts.netloc}/{key}/{archive.ARCHIVE}", digest
+    return f"s3://{bucket}/{key}/{archive.ARCHIVE}", digest
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0].lower()
 
 
 def _download(where: str, file: IO[bytes]) -> None:
-    parts = urlsplit(where)
     if is_local(where):
         with Path(where).open("rb") as source:
             shutil.copyfileobj(source, file, CHUNK)
-    elif parts.scheme == "s3":
+    elif _scheme(where) == "s3":
         with _explained(where):
-            s3.default_client().download_fileobj(parts.netloc, parts.path.strip("/"), file)
+            s3.default_client().download_fileobj(*s3.place(where), file)
     else:
         _download_http(where, file)
 

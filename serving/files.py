@@ -10,8 +10,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-PARTIAL = ".*.part"  # what a process was writing that was killed
+PARTIAL = ".*.part*"  # what a process was writing that was killed; boto3 adds a suffix of its own
 MARK = ".inception-transfer"  # in a temporary folder, which is of no more use once nobody holds it
+
+
+def text(name: str) -> str:
+    """A file's name as Parquet, JSON and SQLite take it, though it may not be in UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 @contextmanager
@@ -54,6 +59,7 @@ def temporary(place: Path | None = None) -> Iterator[Path]:
     Args:
         place: the folder to make it in; by default the system's for such.
     """
+    place = place and place.absolute()  # before Python 3.12 the folder would be relative, too
     with TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as name, ExitStack() as held:
         folder = Path(name)
         for mark in folder.parent.glob(f"*/{MARK}"):

@@ -5,7 +5,7 @@ Everything it needs is beside it in the archive, this package's modules included
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.drift import Drift
-from serving.images import ImageError
-from serving.messages import Explain, Found, Request, RequestError, failure, parse, unwrapped
+from serving.images import MAX_PIXELS, ImageError, pixels_of
+from serving.messages import (
+    Explain,
+    Found,
+    Picture,
+    Request,
+    RequestError,
+    failure,
+    parse,
+    unwrapped,
+)
 from serving.metrics import PROBE, Meter, seconds_since
 from serving.predictor import Predictor
 
 PNG = "image/png"
+MAX_PIXELS_IN_ALL = 4 * MAX_PIXELS  # of one request
 FORM_HEADER = "X-Form"  # of an answer: which form of the network gave it
 logger = logging.getLogger(__name__)
 Read = tuple[Request, list[NDArray[np.uint8]]]
@@ -90,16 +100,20 @@ class Handler:
 
     def _read(
         self, row: dict[str, Any], header: Callable[[str], str | None], meter: Meter
-    ) -> Read | ImageError | RequestError:
+    ) -> Read | Exception:
         start = time.perf_counter()
         try:
             asked = (header(f"X-{name}") for name in ("Top", "Abstain", "Confidence"))
             content = unwrapped(row, header("X-Multipart"))
             request = parse(content, *asked, explain=_explain(header))
             self.predictor.require(request)
+            _bound(request.pictures)
             return request, [self.predictor.pixels(picture) for picture in request.pictures]
         except (ImageError, RequestError) as error:
             return error.with_traceback(None)  # which would keep all that was read
+        except Exception as error:
+            logger.exception("a request failed")
+            return error.with_traceback(None)
         finally:
             meter.observe("decode_seconds", time.perf_counter() - start)
 
@@ -118,6 +132,15 @@ class Handler:
         for familiarity in () if found.familiarity is None else found.familiarity:
             meter.observe("familiarity", float(familiarity))
         return found
+
+
+def _bound(pictures: Sequence[Picture]) -> None:
+    """Raises:
+    RequestError: they have so many pixels that decoding them would hold up a worker for long.
+    """
+    files = [picture for picture in pictures if isinstance(picture, bytes)]
+    if len(files) > 1 and sum(map(pixels_of, files)) > MAX_PIXELS_IN_ALL:
+        raise RequestError(f"over {MAX_PIXELS_IN_ALL:,} pixels in all pictures together")
 
 
 def _explain(header: Callable[[str], str | None]) -> Explain | None:

@@ -17,6 +17,11 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of files, where their names have to do
 MAX_PIXELS = 25_000_000
+JPEG = b"\xff\xd8"  # at the beginning of a file
+# … of a scan, up to how many components it has: a video behind a photo has two bytes by chance.
+SCANS = (b"\xff\xda\0\x08\x01", b"\xff\xda\0\x0a\x02", b"\xff\xda\0\x0c\x03", b"\xff\xda\0\x0e\x04")
+MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each takes as long as a picture
+STRIP = 256  # rows
 SRGB = ImageCms.createProfile("sRGB")
 SAME = 3  # of 255: a profile that changes no colour by more is one of sRGB, but for rounding
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `opened` refuses them
@@ -38,6 +43,8 @@ def decode(data: bytes) -> Image.Image:
     """
     if not data:
         raise ImageError("empty")
+    if data.startswith(JPEG) and sum(map(data.count, SCANS)) > MAX_SCANS:
+        raise ImageError(f"over {MAX_SCANS} scans")
     with opened(io.BytesIO(data)) as picture:
         picture.load()
         with suppress(Exception):  # whatever damaged metadata lead Pillow to: they cost no picture
@@ -67,6 +74,16 @@ def opened(file: BinaryIO | str) -> Iterator[Image.Image]:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"damaged: {error}") from None
+
+
+def pixels_of(data: bytes) -> int:
+    """How many a file has, by its header.
+
+    Raises:
+        ImageError: as :func:`decode`.
+    """
+    with opened(io.BytesIO(data)) as picture:
+        return picture.width * picture.height
 
 
 def to_pixels(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -109,12 +126,21 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(("I", "F")):  # 16-bit grey: Pillow's own conversion would clip it
         return picture.point(lambda value: value / 257).convert("L").convert("RGB")
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        return _over_white(picture)
     if picture.mode == "CMYK":
         picture = in_srgb(picture)
     return picture.convert("RGB")
+
+
+def _over_white(picture: Image.Image) -> Image.Image:
+    """In strips: three copies with four channels of the largest picture would take 300 MB."""
+    flat = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, STRIP):
+        box = (0, top, picture.width, min(top + STRIP, picture.height))
+        strip = picture.crop(box).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        flat.paste(Image.alpha_composite(white, strip).convert("RGB"), box)
+    return flat
 
 
 def to_png(image_CHW: NDArray[np.uint8]) -> bytes:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -224,12 +225,21 @@ def _parse_v2(content: Mapping[str, Any]) -> Request:
     if not isinstance(data, list):
         raise RequestError("data: a list is needed")
     readers = {"BYTES": _bytes_tensor, "UINT8": _uint8_tensor}
-    if tensor.get("datatype") not in readers:
+    reader = readers.get(str(tensor.get("datatype")))
+    if reader is None:
         raise RequestError("datatype: BYTES (base64 of a picture) or UINT8 (pixels) is needed")
     identity = content.get("id")
-    if identity is not None and not isinstance(identity, str):
+    if identity is not None and not (isinstance(identity, str) and _is_text(identity)):
         raise RequestError("id: a string is needed")
-    return Request(readers[tensor["datatype"]](shape, data), Form.V2, id=identity)
+    return Request(reader(shape, data), Form.V2, id=identity)
+
+
+def _is_text(string: str) -> bool:
+    """JSON may have half a surrogate pair, which no answer can have."""
+    try:
+        return string.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _bytes_tensor(shape: list[int], data: list[Any]) -> list[Picture]:
@@ -244,12 +254,15 @@ def _uint8_tensor(shape: list[int], data: list[Any]) -> list[Picture]:
     if shape[2] * shape[3] > MAX_PIXELS:
         raise RequestError(f"shape: over {MAX_PIXELS:,} pixels")
     try:
-        values = np.asarray(data).reshape(shape)
-    except ValueError:
-        raise RequestError(f"data: {shape} does not fit it") from None
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-        raise RequestError("data: whole numbers from 0 to 255 are needed")
-    return list(values.astype(np.uint8))
+        for _ in shape[1:]:  # it may be nested as the shape is
+            if data and isinstance(data[0], list):
+                data = list(chain.from_iterable(map(list.__iter__, data)))  # no text
+        values = np.frombuffer(bytes(data), np.uint8)
+    except (TypeError, ValueError):
+        raise RequestError("data: whole numbers from 0 to 255 are needed") from None
+    if len(values) != math.prod(shape):
+        raise RequestError(f"data: {shape} does not fit it")
+    return list(values.reshape(shape))
 
 
 def answer(

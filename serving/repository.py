@@ -1,5 +1,6 @@
 """An archive's network for servers that read OpenVINO's format: OpenVINO Model Server, KServe."""
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from serving import archive, runtimes
 from serving.archive import FILES, Model, ModelError
-from serving.files import temporary
+from serving.files import naming, temporary
 from serving.predictor import Predictor
 
 INPUT, OUTPUT = "pictures", "probabilities"
@@ -28,6 +29,7 @@ def write(file: Path, out: Path, form: Literal["float", "int8"] = "float") -> Pa
     Raises:
         ModelError: it is no archive, has no such form, or is there already; or what was written
             does not give the golden answers on this machine.
+        OSError: it cannot be written; nothing is there then.
     """
     with archive.unpacked(file) as folder, temporary() as work:
         opened = archive.open_model(folder)
@@ -39,9 +41,16 @@ def write(file: Path, out: Path, form: Literal["float", "int8"] = "float") -> Pa
         _convert(opened, opened.path / FILES[form][0], work / "model.xml")
         if (deviation := _deviation(opened, form, work / "model.xml")) is not None:
             raise ModelError(f"{form} is not right on this machine: {deviation}")
-        target.mkdir(parents=True)
-        for name in ("model.bin", "model.xml"):
-            (target / name).write_bytes((work / name).read_bytes())
+        part = target.with_name(".1.part")
+        shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
+        try:
+            with naming(part):
+                part.mkdir(parents=True)
+                for name in ("model.bin", "model.xml"):
+                    shutil.copyfile(work / name, part / name)
+            part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return target
 
 

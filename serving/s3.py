@@ -24,7 +24,7 @@ ADVICE = {
     "ExpiredTokenException": EXPIRED,
     "InvalidToken": "the session token is not valid; renew the credentials",
     "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
-    "404": "there is no such bucket",
+    "404": "it is not there, or there is no such bucket",
     "NoSuchBucket": "there is no such bucket",
     "301": REGION,
     "PermanentRedirect": REGION,
@@ -76,10 +76,23 @@ def client(
     )
 
 
+def place(uri: str) -> tuple[str, str]:
+    """Bucket and key of `s3://bucket/key`; in a key, `#` and `?` are characters like others."""
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    return bucket, key.strip("/")
+
+
 def default_client() -> Any:
     """All of it from boto3's chain. Amazon's own addresses carry the bucket in the host's name;
-    other servers want it in the path."""
-    amazons = client()
+    other servers want it in the path.
+
+    Raises:
+        OSError: AWS_ENDPOINT_URL is no address.
+    """
+    try:
+        amazons = client()
+    except ValueError as error:
+        raise OSError(f"AWS_ENDPOINT_URL: {error}") from None
     host = urlsplit(amazons.meta.endpoint_url).hostname or ""
     return amazons if ".amazonaws.com" in host else client(style="path")
 
@@ -115,6 +128,20 @@ def found(ask: Callable[[], Answer]) -> Answer | None:
         if status(error) == 404 and code(error) != "NoSuchBucket":
             return None
         raise
+
+
+def read(client: Any, attempts: int, **where: str) -> bytes:
+    """An object. Tries again, as boto3 does with requests but not with a body that breaks off."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    for left in reversed(range(attempts)):
+        try:
+            body: bytes = client.get_object(**where)["Body"].read()
+            return body
+        except (HTTPClientError, IncompleteReadError):
+            if not left:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def code(error: Any) -> str:

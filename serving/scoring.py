@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from errno import EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from functools import cache, partial
 from itertools import count, islice
 from pathlib import Path
@@ -31,17 +32,21 @@ from numpy.typing import NDArray
 
 from serving import s3
 from serving.ahead import mapped
-from serving.files import replacing, write
+from serving.archive import Description
+from serving.files import PARTIAL, replacing, text, write
 from serving.images import SUFFIXES, ImageError, decode, to_pixels
 from serving.messages import Request
 from serving.predictor import Predictor
 from serving.progress import log
 from serving.tar import opened as opened_tar
 
+# What is wrong with one file. Other errors of a disk or a share are of it as a whole, and may pass.
+OF_THE_FILE = (None, ENOENT, ENOTDIR, EISDIR, EACCES, ENAMETOOLONG, ELOOP)
 ROWS = 5000  # in a part, at most
 SECONDS = 60.0  # of work in a part, at most: what a kill may cost
 BATCH = 4  # pictures that a thread takes at once
 AHEAD = 2  # batches for each thread that wait for it
+ATTEMPTS = 3  # to get an object
 S3 = "s3://"
 ABOUT = "_scoring.json"  # readers of Parquet pass over such names
 
@@ -66,7 +71,7 @@ class ScoringError(RuntimeError):
 
 
 class SourceError(ScoringError):
-    """S3 does not answer, or not with these credentials; or no cluster does."""
+    """S3 does not answer, or not with these credentials; or a disk, or a cluster, does not."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,18 @@ class Item:
         """
         Raises:
             OSError: it cannot be read.
-            SourceError: storage fails, which no row should hide.
+            SourceError: storage, the disk or the share fails, which no row should hide.
         """
         if self.content is not None:
             return self.content
         if self.place.startswith(S3):
             return _get(self.place)
-        return Path(self.place).read_bytes()
+        try:
+            return Path(self.place).read_bytes()
+        except OSError as error:
+            if error.errno not in OF_THE_FILE:
+                raise SourceError(f"{text(self.place)}: {error.strerror}") from None
+            raise
 
 
 @dataclass
@@ -125,41 +135,60 @@ def pictures(source: str) -> Iterator[Item]:
     Raises:
         ScoringError: there is no such source, or it is damaged.
     """
+    return _found(source)[1]
+
+
+def _found(source: str) -> tuple[str, Iterator[Item]]:
+    """What the names of a source's pictures are relative to, and these pictures."""
     path = Path(source).absolute()
     if source.startswith(S3):
-        yield from _in_s3(source)
-    elif path.is_dir():
-        yield from _in_folder(path)
-    elif not path.is_file():
+        return S3, _in_s3(source)
+    if path.is_dir():
+        return str(path), _in_folder(path)
+    if not path.is_file():
         raise ScoringError(f"{source}: no such folder or file")
-    elif path.name.lower().endswith(SUFFIXES):
-        yield Item(_text(path.name), str(path))
-    elif tarfile.is_tarfile(path):
-        yield from _in_tar(path)
-    else:
-        yield from _in_list(path)
+    if path.name.lower().endswith(SUFFIXES):
+        return str(path.parent), iter([Item(text(path.name), str(path))])
+    if tarfile.is_tarfile(path):
+        return str(path), _in_tar(path)
+    return str(path.parent), _in_list(path)
 
 
-def _text(name: str) -> str:
-    """A file's name as Parquet takes it, though it may not be in UTF-8."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+def counted(source: str, target: Path) -> tuple[int, int]:
+    """How many pictures a source has, and how many of them the target does not have yet.
+
+    Raises:
+        ScoringError: as :func:`pictures`.
+    """
+    done = finished(target)
+    there = [_is_in(done, item.path) for item in pictures(source)]
+    return len(there), len(there) - sum(there)
 
 
 def _in_list(path: Path) -> Iterator[Item]:
-    with path.open(errors="surrogateescape") as lines:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for line in filter(None, map(str.strip, lines)):
             if "\0" in line:
                 raise ScoringError(f"{path}: neither a picture, a tar file nor a list of files")
-            yield Item(_text(line), str(path.parent / line))
+            yield Item(text(line), line if line.startswith(S3) else str(path.parent / line))
 
 
 def _in_folder(folder: Path) -> Iterator[Item]:
-    for parent, folders, names in os.walk(folder):
+    links = 0
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders.sort()
+        links += sum((Path(parent) / name).is_symlink() for name in folders)
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES):
                 file = Path(parent) / name
-                yield Item(_text(file.relative_to(folder).as_posix()), str(file))
+                yield Item(text(file.relative_to(folder).as_posix()), str(file))
+    if links:  # one may lead back to where it is
+        log(f"{folder}: passed over {links:,} links to folders")
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be read would be passed over in silence."""
+    raise SourceError(f"{text(error.filename)}: {error.strerror}")
 
 
 def _in_tar(path: Path) -> Iterator[Item]:
@@ -170,7 +199,7 @@ def _in_tar(path: Path) -> Iterator[Item]:
                 if not member.name.lower().endswith(SUFFIXES):
                     continue
                 if member.isreg() and (content := tar.extractfile(member)):
-                    yield Item(_text(member.name), content=content.read())
+                    yield Item(text(member.name), content=content.read())
                 links += member.issym() or member.islnk()
     except tarfile.TarError as error:
         raise ScoringError(f"{path}: damaged: {error}") from None
@@ -197,11 +226,10 @@ def _get(address: str) -> bytes:
     """
     bucket, _, key = address.removeprefix(S3).partition("/")
     with s3.explained(address, SourceError):
-        answer = s3.found(lambda: _client().get_object(Bucket=bucket, Key=key))
-        if answer is not None:
-            content: bytes = answer["Body"].read()
-            return content
-    raise FileNotFoundError("vanished")
+        content = s3.found(lambda: s3.read(_client(), ATTEMPTS, Bucket=bucket, Key=key))
+    if content is None:
+        raise FileNotFoundError("vanished")
+    return content
 
 
 @cache
@@ -219,11 +247,11 @@ def score(
 ) -> Summary:
     """:func:`collect` of what this process answers."""
     work = partial(in_order, predictor=predictor, threads=threads)
-    return collect(predictor.model, source, target, work, advance)
+    return collect(predictor.description, source, target, work, advance)
 
 
 def collect(
-    model: dict[str, str],
+    model: Description,
     source: str,
     target: Path,
     work: Callable[[Iterator[Item]], Iterator[list[Row]]],
@@ -232,22 +260,22 @@ def collect(
     """Writes a row for every picture of the source that the target does not have yet.
 
     Args:
-        model: its name and version.
+        model: what answers.
         work: gives each picture's row, some at a time, in any order.
-        advance: told how many more are done, those of earlier calls too.
+        advance: told how many more are done.
 
     Raises:
         ScoringError: see :func:`pictures` and :func:`opened`; or the work's own.
     """
     summary, start = Summary(), time.monotonic()
-    with opened(target, model):
+    origin, items = _found(source)
+    with opened(target, about(model, origin)):
         done = finished(target)
 
         def missing() -> Iterator[Item]:
-            for item in pictures(source):
+            for item in items:
                 if _is_in(done, item.path):
                     summary.skipped += 1
-                    advance(1)
                 else:
                     yield item
 
@@ -303,12 +331,19 @@ def answers(predictor: Predictor, items: Sequence[Item]) -> list[Row]:
     return rows
 
 
+def about(model: Description, origin: str) -> dict[str, str]:
+    """What all rows of a folder have in common. A version's name is a run's, which may be used
+    again; and a name in a row is a picture's in one folder or tar file."""
+    digest = hashlib.sha256(model.to_json()).hexdigest()
+    return {"name": model.name, "version": model.version, "model": digest, "pictures": origin}
+
+
 @contextmanager
-def opened(target: Path, model: dict[str, str]) -> Iterator[None]:
-    """Holds the output for one process and one version of a model.
+def opened(target: Path, about: dict[str, str]) -> Iterator[None]:
+    """Holds the output for one process, one model and one source of pictures.
 
     Raises:
-        ScoringError: another process writes there, or another model has, or nobody may.
+        ScoringError: another process writes there, or of others has, or nobody may.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -320,16 +355,15 @@ def opened(target: Path, model: dict[str, str]) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ScoringError(f"{target}: another process writes there") from None
-        for left_behind in target.glob(".*.part"):
+        for left_behind in target.glob(PARTIAL):
             left_behind.unlink()
-        about = target / ABOUT
-        if not about.is_file():
-            write(about, json.dumps(model) + "\n")
-        if (found := json.loads(about.read_text())) != model:
-            raise ScoringError(
-                f"{target}: holds answers of {found.get('name')} {found.get('version')}; "
-                "take another folder"
-            )
+        file = target / ABOUT
+        if not file.is_file():
+            write(file, json.dumps(about) + "\n")
+        if (found := json.loads(file.read_text())) != about:
+            what = {key: value for key, value in found.items() if about.get(key) != value}
+            said = ", ".join(f"{key} {value}" for key, value in what.items())
+            raise ScoringError(f"{target}: holds other answers ({said}); take another folder")
         yield
 
 

@@ -5,10 +5,10 @@ Unknown names are refused in both. `SERVING_CONFIG` names the file; its keys are
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving import processes
 
@@ -75,12 +75,20 @@ class Settings(BaseModel):
     """Its digest, needed where the first one's is."""
     shadow_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The share of the requests that it gets."""
-    endpoint_seconds: Annotated[float, Field(ge=0)] = 5
+    endpoint_seconds: Annotated[float, Field(ge=0, le=3600)] = 5
     """After SIGTERM, how long requests are still accepted while load balancers notice."""
     drain_seconds: Positive = 30
     """… and then how long those in flight may take."""
     state_dir: Path | None = None
     """The one directory that is written to; a temporary one when absent."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.port == self.metrics_port:
+            raise ValueError(f"SERVING_METRICS_PORT: {self.port} is SERVING_PORT, too")
+        if self.api_keys and not self.api_keys.replace(",", "").strip():
+            raise ValueError("SERVING_API_KEYS: has no key; without the setting, none is needed")
+        return self
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -99,6 +107,8 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         return Settings.model_validate({**below, **given})
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            raise SettingsError(str(first["ctx"]["error"])) from None
         name = str(first["loc"][0])
         where = name if name in below and name not in given else PREFIX + name.upper()
         if name == "model_uri" and first["type"] == "missing":

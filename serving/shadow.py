@@ -22,6 +22,7 @@ from serving.metrics import PROBE
 
 WAITING = 16  # requests; further ones are not compared
 SECONDS = 60.0  # for an answer
+LOADING = 600.0  # seconds that it may take
 PAUSE = 1.0  # between looks at a shadow that has not answered yet
 NO_ANSWER = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Mirror:
         self.queue: queue.Queue[Sent] = queue.Queue(WAITING)
         self.pictures = Counter(
             "inception_shadow_pictures",
-            "Pictures of both: agree, or the model that is surer of another label",
+            "Pictures of both: agree, or by how much one is surer of another label, of 1 in all",
             ["outcome"],
             registry=registry,
         )
@@ -107,8 +108,10 @@ class Mirror:
                 fails = True
 
     def _wait(self) -> None:
-        """Until the shadow listens for the first time: loading is no failure."""
-        while True:
+        """Until the shadow listens for the first time: loading is no failure, unless it never
+        ends."""
+        end = time.monotonic() + LOADING
+        while time.monotonic() < end:
             try:
                 self._ask("GET", "/metrics")
                 return
@@ -122,7 +125,8 @@ class Mirror:
         answer = self._ask("POST", "/predictions", sent.body, headers)
         seconds = time.perf_counter() - start
         for live, shadow in zip(guesses(sent.answer), guesses(answer), strict=True):
-            self.pictures.labels(outcome(live, shadow)).inc()
+            for outcome, share in outcomes(live, shadow).items():
+                self.pictures.labels(outcome).inc(share)
             self.probability.labels("live").observe(live.probability)
             self.probability.labels("shadow").observe(shadow.probability)
         self.seconds.labels("live").observe(sent.seconds)
@@ -143,11 +147,14 @@ class Mirror:
         return content
 
 
-def outcome(live: Guess, shadow: Guess) -> str:
-    """Where they differ, the calibrated probability says which is likelier to be right."""
+def outcomes(live: Guess, shadow: Guess) -> dict[str, float]:
+    """What a picture counts as, 1 in all. Where they differ, the calibrated probabilities say how
+    likely each is to be right: twice the mean share of the shadow, less 1, is what it gains in
+    accuracy on such pictures."""
     if live.label == shadow.label:
-        return "agree"
-    return "shadow_surer" if shadow.probability > live.probability else "live_surer"
+        return {"agree": 1.0}
+    share = (1 + shadow.probability - live.probability) / 2
+    return {"shadow_surer": share, "live_surer": 1 - share}
 
 
 def guesses(answer: bytes) -> Iterator[Guess]:

@@ -7,7 +7,9 @@ dies ends the service with exit code 1, and so, after a drain, does too much mem
 """
 
 import math
+import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -16,8 +18,9 @@ from functools import partial
 from pathlib import Path
 
 from serving import api, engines, processes, torchserve
+from serving.archive import ModelError
 from serving.fetch import located
-from serving.files import temporary
+from serving.files import naming, temporary
 from serving.log import log
 from serving.readiness import INTERVAL_SECONDS, Readiness
 from serving.settings import Settings, SettingsError
@@ -48,15 +51,20 @@ class Supervisor:
             ModelError: there is no model to serve.
             SettingsError: it cannot do what it is set to.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stopping.set())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                signal.signal(number, lambda *_: self.stopping.set())
         with ExitStack() as held:
             try:
                 state = held.enter_context(temporary(self.settings.state_dir))
             except OSError as error:
                 raise SettingsError(f"SERVING_STATE_DIR: {error.strerror or error}") from None
             try:
-                self._start(state)
+                try:
+                    with naming(state):
+                        self._start(state)
+                except OSError as error:  # a full disk, for the most part
+                    raise ModelError(str(error)) from None
                 return self._watch()
             finally:
                 for child in reversed(self._running()):
@@ -69,6 +77,8 @@ class Supervisor:
         settings = self.settings
         if settings.shadow_uri is not None and settings.engine != "asgi":
             raise SettingsError("SERVING_SHADOW_URI: a shadow needs SERVING_ENGINE=asgi")
+        for port in (settings.port, settings.metrics_port):
+            _refuse_taken(port)
         target = state / "model.mar"
         self.model = located(settings.model_uri, settings.model_sha256, target, settings.public_key)
         if settings.abstain and not self.model.description.held_out:
@@ -197,3 +207,15 @@ class Supervisor:
         except subprocess.TimeoutExpired:  # it had its time; what is still in flight is lost
             log("drained", cut_short="the gateway did not stop in time")
         return 0
+
+
+def _refuse_taken(port: int) -> None:
+    """The gateway would share a port with another one without a word, and the clients, too.
+
+    Raises:
+        SettingsError: somebody has the port.
+    """
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise SettingsError(f"port {port}: {os.strerror(error.errno or 0)}") from None

@@ -52,6 +52,7 @@ def kinds() -> dict[str, Kind]:
         "WebP": Kind(encoded(rgb, **lossless), shown),
         "JPEG": Kind(encoded(rgb, "JPEG", **JPEG), shown, 3),
         "progressive JPEG": Kind(encoded(rgb, "JPEG", progressive=True, **JPEG), shown, 3),
+        "JPEG with a film behind it": Kind(encoded(rgb, "JPEG", **JPEG) + film(), shown, 3),
         "one pixel": Kind(encoded(Image.new("RGB", (1, 1), (9, 8, 7))), np.array([[(9, 8, 7)]])),
         "grey": Kind(encoded(rgb.convert("L")), in_greys),
         "grey JPEG": Kind(encoded(rgb.convert("L"), "JPEG", **JPEG), in_greys, 3),
@@ -91,6 +92,7 @@ def kinds() -> dict[str, Kind]:
         "truncated PNG": Kind(encoded(noise())[:700], "damaged: "),
         "truncated WebP": Kind(encoded(noise(), "WEBP")[:200], "not a picture|damaged: "),
         "no pixels": Kind(bomb(100), "damaged: "),
+        "JPEG of 5,000 scans": Kind(scans(5_000), "over 100 scans$"),
         "100 megapixels": Kind(bomb(10_000), "over 25,000,000 pixels"),
         "400 megapixels": Kind(bomb(20_000), "over 25,000,000 pixels"),
         "GIF": Kind(encoded(rgb, "GIF"), "not a picture in one of JPEG, PNG, WEBP"),
@@ -112,6 +114,18 @@ def turned(picture: Image.Image, orientation: int) -> bytes:
     stored = Image.open(io.BytesIO(encoded(picture, exif=exif)))
     exif[ORIENTATION] = orientation
     return encoded(ImageOps.exif_transpose(stored), exif=exif)
+
+
+def film() -> bytes:
+    """What telephones put behind a photo that moves: compressed, so any two bytes occur in it."""
+    return 200 * (b"\xff\xda" + np.random.default_rng(0).bytes(50))
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG of many scans, all but a few of which are its last one again."""
+    file = encoded(drawing(), "JPEG", progressive=True)
+    last = file.rindex(b"\xff\xda")
+    return file[:last] + count * file[last:-2] + file[-2:]
 
 
 def noise() -> Image.Image:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from jobs import config, interruption
 from jobs.data import index
 from jobs.data.images import Images
-from jobs.data.listing import SPLITS, Picture
+from jobs.data.listing import MANIFESTS, SPLITS, Picture
 from jobs.errors import UnavailableError
 from serving import ahead
 from serving.files import naming
@@ -119,7 +119,9 @@ def paths(images: Images, split: str) -> list[str]:
 
 def below_root(name: str, settings: config.Data) -> str:
     root = str(settings.root)
-    place = root if "://" in root else str(Path(root).expanduser())
+    place = root.rstrip("/") if "://" in root else os.path.abspath(Path(root).expanduser())
+    if place.endswith(MANIFESTS):
+        place = place.rpartition("/")[0]
     return name.removeprefix(f"{place.rstrip('/')}/")
 
 
@@ -270,7 +272,7 @@ def _header_size(file: bytes) -> Shape:
 def _read(path: Path, size: Shape) -> Read:
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None, ImageError("is not there")
     digest = hashlib.sha256(data).digest()
     try:

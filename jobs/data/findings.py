@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -49,12 +50,15 @@ def paths_in(file: Path) -> tuple[str, ...]:
         ValueError: it cannot be read as text.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        content = file.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ValueError(f"{file}: {reason}") from None
-    header: Sequence[str] = next(csv.reader(lines[:1]), [])
+    rows = csv.reader(io.StringIO(content, newline=""))  # in a name, a line may end
+    header: Sequence[str] = next(rows, [])
     if "path" in header:
         column = header.index("path")
-        lines = [row[column] for row in csv.reader(lines[1:]) if len(row) > column]
-    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        found = [row[column] for row in rows if len(row) > column]
+    else:
+        found = [line.strip() for line in re.split(r"\r?\n", content)]
+    return tuple(dict.fromkeys(filter(None, found)))

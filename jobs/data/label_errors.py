@@ -38,7 +38,7 @@ def cross_validated(features: Array, labels: Labels, classes: int) -> Array:
         rest = np.setdiff1d(order, left_out)
         counts = np.bincount(labels[rest], minlength=classes)
         rest = rest[counts[labels[rest]] > 1]  # one picture says nothing of its class's spread
-        if (counts > 1).sum() < 2:
+        if not len(left_out) or (counts > 1).sum() < 2:
             continue  # there is nothing to tell apart
         known = features[rest]
         directions = PCA(min(DIRECTIONS, *known.shape), svd_solver="randomized", random_state=0)
@@ -51,9 +51,9 @@ def cross_validated(features: Array, labels: Labels, classes: int) -> Array:
 
 def thresholds(probabilities: Array, labels: Labels) -> Array:
     """float32 [C]: of every class, the mean probability that its own pictures have of it; 2, which
-    nothing reaches, for a class without pictures."""
+    nothing reaches, for a class without pictures, or with so few that no classifier learned it."""
     own = [probabilities[labels == c, c] for c in range(probabilities.shape[1])]
-    return np.array([p.mean() if len(p) else 2.0 for p in own], dtype=np.float32)
+    return np.array([p.mean() if p.any() else 2.0 for p in own], dtype=np.float32)
 
 
 def suspects(probabilities: Array, labels: Labels) -> tuple[Labels, Labels, Array]:
@@ -67,10 +67,11 @@ def suspects(probabilities: Array, labels: Labels) -> tuple[Labels, Labels, Arra
         Their positions, the classes that they seem to be of, and by how much the probability of
         that class is above that of the given one.
     """
-    confident = probabilities >= thresholds(probabilities, labels)
+    limits = thresholds(probabilities, labels)
+    confident = probabilities >= limits
     counted = np.where(confident, probabilities, -1).argmax(1)
     rows = np.arange(len(labels))
     margins = probabilities[rows, counted] - probabilities[rows, labels]
-    off = np.flatnonzero(confident.any(1) & (margins > 0))
+    off = np.flatnonzero(confident.any(1) & (margins > 0) & (limits[labels] <= 1))
     order = off[np.argsort(-margins[off], kind="stable")]
     return order, counted[order], margins[order]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.errors import ConfigurationError, UnavailableError
+from serving.files import text
+from serving.progress import log
 
 SPLITS = ("train", "test")
 MANIFESTS = (".csv", ".parquet")
@@ -29,6 +31,7 @@ def in_folders(root: Path) -> Iterator[Picture]:
     Raises:
         UnavailableError: there is no `train`, or a class is empty.
     """
+    others: list[Path] = []
     for split in SPLITS:
         folder = root / split
         if not folder.is_dir():
@@ -37,15 +40,29 @@ def in_folders(root: Path) -> Iterator[Picture]:
                     f"{folder}: no such folder; pictures go to {folder}/<class>/"
                 )
             continue
-        for label in sorted(d.name for d in folder.iterdir() if d.is_dir() and d.name[0] != "."):
+        labels = sorted(d.name for d in folder.iterdir() if d.is_dir() and d.name[0] != ".")
+        others += (f for f in folder.iterdir() if f.name not in labels and f.name[0] != ".")
+        for label in labels:
             empty = True
             with os.scandir(folder / label) as entries:
                 for entry in entries:
-                    if entry.is_file() and entry.name[0] != ".":
+                    if entry.name[0] == ".":
+                        continue
+                    if entry.is_file():
                         empty = False
                         yield _on_disk(entry.path, entry.stat(), split, label)
+                    else:
+                        others.append(Path(entry.path))
             if empty:
                 raise UnavailableError(f"{folder / label}: the class has no pictures")
+    others += (
+        d for d in root.iterdir() if d.is_dir() and d.name not in SPLITS and d.name[0] != "."
+    )
+    if others:
+        log(
+            f"passed over {len(others):,} that are not train/<class>/<picture>, nor of test, "
+            f"the first: {text(str(others[0]))}"
+        )
 
 
 def in_manifest(file: Path) -> Iterator[Picture]:
@@ -56,22 +73,26 @@ def in_manifest(file: Path) -> Iterator[Picture]:
     """
     if not file.is_file():
         raise UnavailableError(f"{file}: no such file")
-    root = file.parent
+    root = Path(os.path.normpath(file.parent.absolute()))
     for path, split, label in rows(file):
-        place = root / path
-        if not Path(os.path.normpath(place)).is_relative_to(root):
+        place = Path(os.path.normpath(root / path))
+        if not place.is_relative_to(root):
             raise UnavailableError(f"{file}: {path} is not below {root}")
-        stat = place.stat() if place.is_file() else None
+        try:
+            stat = place.stat() if place.is_file() else None
+        except OSError as error:  # its name is too long
+            raise UnavailableError(f"{file}: {path}: {error.strerror}") from None
         yield _on_disk(str(place), stat, split, label)
 
 
 def _on_disk(path: str, stat: os.stat_result | None, split: str, label: str) -> Picture:
-    name = path.encode("utf-8", "backslashreplace").decode()
-    return Picture(name, os.fsencode(path), version(stat) if stat else "", split, label)
+    return Picture(text(path), os.fsencode(path), version(stat) if stat else "", split, text(label))
 
 
 def version(stat: os.stat_result) -> str:
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
+    """With the time of its last change of name: of pictures that swap their names, sizes and times
+    of writing may be the same."""
+    return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
 
 
 def rows(file: Path) -> Iterator[tuple[str, str, str]]:
@@ -87,6 +108,8 @@ def rows(file: Path) -> Iterator[tuple[str, str, str]]:
         split = row.get("split") or "train"
         if not path or label in (None, ""):
             raise UnavailableError(f"{file}: row {number} lacks path (or url) or label")
+        if "\0" in str(path) or not isinstance(label, str | int | float):
+            raise UnavailableError(f"{file}: row {number}: a path and one word or number is needed")
         if split not in SPLITS:
             raise UnavailableError(f"{file}: row {number}: the split {split} is not train or test")
         yield str(path), str(split), str(label)

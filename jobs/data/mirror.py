@@ -59,7 +59,7 @@ def refreshed(settings: config.Data) -> Iterator[Iterator[Picture]]:
 
 
 def has_shards(root: Path) -> bool:
-    return any(any((root / split).glob(f"*{shards.SUFFIX}")) for split in SPLITS)
+    return any(any((root / split).glob(f"[!.]*{shards.SUFFIX}")) for split in SPLITS)
 
 
 def check(settings: config.Data) -> tuple[bool, str]:

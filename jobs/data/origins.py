@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from urllib3 import PoolManager, Timeout
 from urllib3.exceptions import HTTPError
@@ -12,7 +11,7 @@ from jobs import config
 from jobs.data import listing, shards
 from jobs.errors import ConfigurationError, UnavailableError
 from serving import s3
-from serving.files import replacing, write
+from serving.files import replacing, text, write
 
 THREADS = s3.CONNECTIONS  # that may fetch at once
 LARGE = 8 * 2**20  # bytes of an object that is fetched in parts, straight to the disk
@@ -35,8 +34,7 @@ class Bucket:
         Raises:
             ConfigurationError: `data.s3.endpoint_url` is no address.
         """
-        parts = urlsplit(str(settings.root))
-        self.bucket, self.root = parts.netloc, parts.path.strip("/")
+        self.bucket, self.root = s3.place(str(settings.root))
         self.attempts = settings.s3.attempts
         limits = Timeout(connect=settings.s3.connect_timeout, read=settings.s3.read_timeout)
         self.http = PoolManager(maxsize=THREADS, timeout=limits, retries=False)
@@ -106,20 +104,7 @@ class Bucket:
                 self.direct = answer.status == 404
             except HTTPError:
                 self.direct = False
-        return self._read_slowly(where)
-
-    def _read_slowly(self, where: dict[str, str]) -> bytes:
-        """Tries again, as boto3 does with requests but not with a body that breaks off."""
-        from botocore.exceptions import HTTPClientError, IncompleteReadError
-
-        for left in reversed(range(self.attempts)):
-            try:
-                body: bytes = self.client.get_object(**where)["Body"].read()
-                return body
-            except (HTTPClientError, IncompleteReadError):
-                if not left:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
+        return s3.read(self.client, self.attempts, **where)
 
 
 class Folder:
@@ -145,7 +130,9 @@ class Folder:
                     raise UnavailableError(
                         f"{path}: a root has shards or class folders, and this one has both"
                     )
-            for path in sorted((self.path / split).glob(f"*{shards.SUFFIX}")):
+            for path in sorted((self.path / split).glob(f"[!.]*{shards.SUFFIX}")):
+                if text(str(path)) != str(path):
+                    raise UnavailableError(f"{text(str(path))}: a shard's name has to be in UTF-8")
                 stat = path.stat()
                 yield Entry(str(path), listing.version(stat), stat.st_size)
 

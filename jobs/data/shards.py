@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.errors import UnavailableError
+from serving.files import text
 from serving.images import SUFFIXES
 from serving.tar import opened
 
@@ -50,9 +51,11 @@ def _files(shard: tarfile.TarFile) -> Iterator[tuple[str, str, str, bytes]]:
     for member in shard:
         content = shard.extractfile(member) if member.isreg() else None
         if content is not None:
-            parent, slash, last = member.name.rpartition("/")
+            path = text(member.name)
+            parent, slash, last = path.rpartition("/")
             stem, _, suffix = last.partition(".")
-            yield parent + slash + stem, suffix.lower(), member.name, content.read()
+            if stem:  # else it is a hidden file, such as a Mac adds to every other
+                yield parent + slash + stem, suffix.lower(), path, content.read()
 
 
 def _sample(files: list[tuple[str, str, str, bytes]], name: str) -> Iterator[Sample]:
@@ -73,4 +76,4 @@ def _label(contents: dict[str, bytes]) -> str | None:
     except ValueError:
         return None
     label = about.get("label", about.get("cls")) if isinstance(about, dict) else None
-    return None if label is None else str(label)
+    return str(label) if isinstance(label, str | int | float) else None

@@ -4,6 +4,7 @@ The archive runs in separate processes that see only its unpacked files: whateve
 would be missing in the service too.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -76,13 +77,14 @@ def compare(logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Che
     typical, largest = probability_errors(softmax(logits), softmax(reference))
     # A constant added to all logits of an image changes no answer.
     given, expected = (x - x.mean(axis=1, keepdims=True) for x in (logits, reference))
-    spread = _rms(expected - expected.mean(axis=0))
+    # Pictures that all have the same logits, or a single one, differ by nothing but their classes.
+    spread = _rms(expected - expected.mean(axis=0)) or _rms(expected)
     error = _rms(given - expected)
     return Check(
         images=len(labels),
         accuracy=float((logits.argmax(1) == labels).mean()),
         agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
-        logit_error=error / spread if error else 0.0,
+        logit_error=error / spread if spread else math.inf if error else 0.0,
         probability_error=typical,
         largest_probability_error=largest,
     )

@@ -141,6 +141,16 @@ def rollback(settings: Config, version: str | None = None) -> str:
     return registry.uri(target)
 
 
+def serving(settings: Config) -> str:
+    """The address of the version that the channel points to.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    registry = Registry(Storage(settings.storage), settings.export.name)
+    return registry.uri(_pointed_to(registry, settings.promotion.channel).version)
+
+
 def fetch(settings: Config, version: str | None, out: Path) -> Path:
     """Downloads an archive, by default of the version that the channel points to.
 

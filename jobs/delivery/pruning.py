@@ -76,7 +76,8 @@ def protected(storage: Storage) -> set[str]:
 
 def _groups(storage: Storage) -> Iterator[list[Item]]:
     """The runs, then their parts, then each model's versions."""
-    yield _items(storage.entries("runs/"))
+    runs = storage.entries("runs/dt=")
+    yield _items([entry for entry in runs if "/run_id=" in entry.key])
     yield _items(storage.entries("parts/"))
     for name in storage.folders(f"{MODELS}/"):
         entries = storage.entries(f"{MODELS}/{name}/")
@@ -86,12 +87,13 @@ def _groups(storage: Storage) -> Iterator[list[Item]]:
 
 def _items(entries: list[Entry]) -> list[Item]:
     """Objects by runs/dt=…/run_id=…, parts/<run_id>/<digest> or models/<name>/<version>: three
-    parts of the key."""
+    parts of the key. Others than those in such folders are somebody else's."""
 
     def prefix(entry: Entry) -> str:
         return "".join(f"{part}/" for part in entry.key.split("/")[:3])
 
-    return [Item(key, tuple(found)) for key, found in groupby(entries, prefix)]
+    inside = (entry for entry in entries if entry.key.count("/") > 2)
+    return [Item(key, tuple(found)) for key, found in groupby(inside, prefix)]
 
 
 def _delete(storage: Storage, item: Item) -> None:

@@ -52,6 +52,10 @@ def publish(storage: Storage, folder: RunFolder) -> int:
         except Conflict:
             there = storage.get(f"{root}/{MANIFEST}")
             _refuse_another_run(json.loads(there.body) if there else None, manifest, storage)
+            if there is None or there.body != ours:  # over whose files ours may have been written
+                raise UnavailableError(
+                    f"{storage.uri}/{root}: another process has published it meanwhile; call again"
+                ) from None
     log(f"published {sent + 1} files to {storage.uri}/{root}")
     return sent + 1
 
@@ -131,11 +135,7 @@ class Live:
         """
         if not (self.folder.path / "environment.json").is_file():
             return
-        if self.storage is None:
-            storage = Storage(self.settings)
-            if storage.digest(f"{run_key(self.folder)}/{MANIFEST}"):
-                raise ConfigurationError(f"a finished run is there as {self.folder.run_id}")
-            self.storage = storage
+        self.storage = self.storage or Storage(self.settings)
         for name in LIVE:
             self._send(self.storage, name)
 
@@ -145,8 +145,11 @@ class Live:
             return
         known, etag = self.sent.get(name, (b"", None))
         # Before the file is read: what is replaced must not be newer than what replaces it.
-        if etag is None and (head := storage.head(key)):
-            etag = head["ETag"]
+        if etag is None:
+            head = storage.head(key)
+            etag = head["ETag"] if head else None
+            if storage.head(f"{run_key(self.folder)}/{MANIFEST}"):
+                raise ConfigurationError(f"a finished run is there as {self.folder.run_id}")
         content = path.read_bytes()
         content = content[: content.rfind(b"\n") + 1]  # a line may be half written
         if content == known:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from jobs import config, interruption
 from jobs.errors import ConfigurationError, UnavailableError
 from serving import s3
+from serving.files import naming
 from serving.progress import Advance
 
 PART = 16 * 2**20  # bytes of a file that is sent in parts; S3 takes 10,000 of them
@@ -60,8 +60,7 @@ class Storage:
         """
         if settings.uri is None:
             raise ConfigurationError("storage.uri: not set; it is written s3://bucket/prefix")
-        parts = urlsplit(settings.uri)
-        self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
+        self.bucket, self.prefix = s3.place(settings.uri)
         self.uri = "/".join(part for part in (f"s3://{self.bucket}", self.prefix) if part)
         self.settings = settings
         with self._explained():
@@ -132,7 +131,7 @@ class Storage:
             interruption.check()
             advance(size / 2**20)
 
-        with self._explained():
+        with self._explained(), naming(path):
             self.client.download_file(self.bucket, self._key(key), str(path), Callback=count)
 
     def entries(self, prefix: str) -> list[Entry]:

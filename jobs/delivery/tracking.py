@@ -16,7 +16,7 @@ from typing import Any
 from jobs.config import Config
 from jobs.errors import ConfigurationError
 from jobs.following import Look
-from jobs.runs import TENSORBOARD, Row, RunFolder
+from jobs.runs import TENSORBOARD, Row, RunFolder, Shown
 
 SILENCE = 10.0  # seconds that a client of Prometheus's port may say nothing
 VALUES = ("loss", "aux_loss", "accuracy", "images_per_second", "learning_rate")
@@ -49,7 +49,7 @@ class TensorBoard:
     """Writes event files, anew from the first row whenever the job is started."""
 
     def __init__(self, folder: RunFolder, _: Config) -> None:
-        self.folder, self.shown = folder, 0
+        self.folder, self.shown = folder, Shown()
         self.writers: dict[Path, Any] = {}
 
     def look(self) -> None:
@@ -58,14 +58,13 @@ class TensorBoard:
         root = self.folder.path / TENSORBOARD
         if not self.writers:
             shutil.rmtree(root, ignore_errors=True)
-        for row in self.folder.metrics()[self.shown :]:
+        for _, row in self.shown.new(self.folder.metrics()):
             path = root / row["variant"] / f"seed-{row['seed']}"
             if path not in self.writers:  # who has read an earlier file there forgets its points
                 self.writers[path] = SummaryWriter(path, purge_step=0)
             for name, value in _values(row):
                 tag = f"{name}/{row['split']}"
                 self.writers[path].add_scalar(tag, value, row["epoch"], _seconds(row))
-            self.shown += 1
         for writer in self.writers.values():
             writer.flush()
 
@@ -79,7 +78,7 @@ class MLflow:
     def __init__(self, folder: RunFolder, config: Config) -> None:
         self.folder, self.config = folder, config
         self.run: Any = None
-        self.shown = 0
+        self.shown = Shown()
 
     def look(self) -> None:
         if not (self.folder.path / "environment.json").is_file():
@@ -101,11 +100,12 @@ class MLflow:
         found = client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else client.create_experiment(name)
         tags = {"run_id": self.folder.run_id, "started": self.folder.started}
-        wanted = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
-        [run, *_] = client.search_runs([experiment], wanted) or [
+        # A filter takes a time, but not every name.
+        runs = client.search_runs([experiment], f"tags.started = '{tags['started']}'")
+        [run, *_] = [run for run in runs if run.data.tags.get("run_id") == tags["run_id"]] or [
             client.create_run(experiment, tags=tags, run_name=self.folder.run_id)
         ]
-        self.shown = int(run.data.tags.get("rows", 0))
+        self.shown = Shown(self.folder.metrics()[: int(run.data.tags.get("rows", 0))])
         settings = self.config.experiment
         settings["variants"] = {variant["name"]: variant for variant in settings["variants"]}
         for key, value in _flat(settings):
@@ -115,14 +115,13 @@ class MLflow:
     def _send(self, client: Any, id: str) -> None:
         from mlflow.entities import Metric, RunTag
 
-        for row in self.folder.metrics()[self.shown :]:
+        for count, row in self.shown.new(self.folder.metrics()):
             place = f"{row['variant']}/seed-{row['seed']}/{row['split']}"
             metrics = [
                 Metric(f"{place}/{name}", value, _seconds(row) * 1000, row["epoch"])
                 for name, value in _values(row)
             ]
-            client.log_batch(id, metrics=metrics, tags=[RunTag("rows", str(self.shown + 1))])
-            self.shown += 1
+            client.log_batch(id, metrics=metrics, tags=[RunTag("rows", str(count))])
         if self.folder.finished:
             client.log_artifact(id, str(self.folder.path / "comparison.json"))
             client.set_terminated(id)

@@ -2,8 +2,8 @@
 
 Nobody knows the right labels of what clients send. Where both models agree, they are right or wrong
 together; where they differ, the calibrated probability of each for its own label stands in for
-being right. That makes McNemar's test of the pictures on which they differ, with intervals that
-allow one to look as often as one likes.
+being right. So each picture on which they differ is shared between them by their probabilities,
+which makes a test like McNemar's, with intervals that allow one to look as often as one likes.
 """
 
 import re
@@ -43,9 +43,9 @@ class Seen:
     """The one that serves, and the shadow."""
     agree: int
     """Pictures on which both name the same class."""
-    live_surer: int
-    """… another one, and the one that serves is surer of its own."""
-    shadow_surer: int
+    live_surer: float
+    """… another one: the share of these that goes to the one that serves, and …"""
+    shadow_surer: float
     answered: int
     """Requests that the shadow got and answered."""
     failed: int
@@ -61,7 +61,7 @@ class Seen:
 
     @property
     def differ(self) -> int:
-        return self.live_surer + self.shadow_surer
+        return round(self.live_surer + self.shadow_surer)
 
 
 class Verdict(Record):
@@ -73,7 +73,7 @@ class Verdict(Record):
     differ: Interval
     """Share of the pictures on which they differ."""
     surer: Interval
-    """Share of those on which the shadow is surer."""
+    """The shadow's share of those: 0.5 where both are as likely to be right."""
     failures: Interval
     """Share of the requests that the shadow did not answer."""
 
@@ -81,12 +81,13 @@ class Verdict(Record):
         seen = self.seen
         live, shadow = seen.versions
         pictures = seen.agree + seen.differ
+        gained = 2 * self.surer.value - 1 if seen.differ else 0.0
         return "\n".join(
             [
                 f"{self.advice.value}: {self.reason}",
                 f"serves {live}, its shadow is {shadow}",
                 f"{pictures:,} pictures: they differ on {seen.differ:,}, {_percent(self.differ)}; "
-                f"the shadow is surer on {seen.shadow_surer:,} of these",
+                f"the shadow's probability less the other's is {gained:+.3f} there",
                 f"mean probability of the likeliest class: {seen.live_probability:.3f}, the "
                 f"shadow's {seen.shadow_probability:.3f}",
                 f"{seen.failed:,} of {seen.failed + seen.answered:,} requests without an answer "
@@ -102,7 +103,7 @@ def verdict(seen: Seen, tolerance: float) -> Verdict:
         tolerance: percentage points of accuracy that the shadow may lose.
     """
     differ = _interval(seen.differ, seen.agree + seen.differ)
-    surer = _interval(seen.shadow_surer, seen.differ)
+    surer = _interval(seen.shadow_surer, seen.live_surer + seen.shadow_surer)
     failures = _interval(seen.failed, seen.failed + seen.answered)
     allowed = tolerance / 100
     lost = (1 - 2 * surer.high) * differ.low  # at least, of accuracy
@@ -151,17 +152,17 @@ def read(addresses: Iterable[str]) -> Seen:
         label = f'role="{role}"'
         return counts[f"{what}_sum", label] / max(counts[f"{what}_count", label], 1)
 
-    def count(what: str, outcome: str) -> int:
-        return int(counts[f"{what}_total", f'outcome="{outcome}"'])
+    def count(what: str, outcome: str) -> float:
+        return counts[f"{what}_total", f'outcome="{outcome}"']
 
     return Seen(
         versions=(versions["live"], versions["shadow"]),
-        agree=count("pictures", "agree"),
+        agree=int(count("pictures", "agree")),
         live_surer=count("pictures", "live_surer"),
         shadow_surer=count("pictures", "shadow_surer"),
-        answered=count("requests", "answered"),
-        failed=count("requests", "failed"),
-        dropped=count("requests", "dropped"),
+        answered=int(count("requests", "answered")),
+        failed=int(count("requests", "failed")),
+        dropped=int(count("requests", "dropped")),
         live_seconds=mean("seconds", "live"),
         shadow_seconds=mean("seconds", "shadow"),
         live_probability=mean("probability", "live"),
@@ -180,7 +181,7 @@ def _samples(address: str) -> dict[tuple[str, str], float]:
     return {(n, labels.strip("{}")): float(value) for n, labels, value in SAMPLE.findall(text)}
 
 
-def _interval(count: int, total: int) -> Interval:
+def _interval(count: float, total: float) -> Interval:
     low, high = confidence_sequence(count, total)
     return Interval(value=count / total if total else 0.0, low=low, high=high)
 

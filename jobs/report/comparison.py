@@ -49,6 +49,7 @@ def compare(folder: RunFolder, config: Config) -> Comparison:
             _winner_sentence(config, winner),
             *(pair.sentence for pair in pairs),
             *(_without_leaks(folder, config, facts, done[name]) for name in ranked if facts.leaked),
+            *_mixed(folder),
         ),
         seeds=len(config.runtime.seeds),
         thresholds=tuple(sorted({t for s in done.values() for t in s.seconds_to_accuracy})),
@@ -181,6 +182,17 @@ def _without_leaks(folder: RunFolder, config: Config, facts: Facts, of: Summary)
         f"{len(facts.leaked):,} test images that are also in training, {of.accuracy_mean:.2%} with "
         "them"
     )
+
+
+def _mixed(folder: RunFolder) -> list[str]:
+    """What a run that went on on other machines has to say."""
+    precisions = sorted({str(one["precision"]) for one in folder.environments()})
+    if len(precisions) < 2:
+        return []
+    return [
+        f"trained in {' and in '.join(precisions)}, on machines of different kinds: part of the "
+        "differences may be theirs"
+    ]
 
 
 def _winner_sentence(config: Config, best: Summary | None) -> str:

@@ -68,7 +68,7 @@ def loss_and_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
     labels = labels.cpu()
     return {
         "loss": F.cross_entropy(logits, labels).item(),
-        "accuracy": (logits.argmax(1) == labels).float().mean().item(),
+        "accuracy": (logits.argmax(1) == labels).double().mean().item(),  # 90 % is not below 0.9
     }
 
 
@@ -122,14 +122,19 @@ def calibration_interval(logits: Tensor, labels: Tensor) -> Interval:
     """That with the basic bootstrap's 95 % interval over pictures (Davison and Hinkley 1997).
 
     Few pictures a bin look like error even where there is none; resampling adds as much of it
-    again, which this interval takes off. So it may lie below the value.
+    again, which this interval takes off. So it may lie below the value. Near zero it adds less, and
+    the interval begins at zero unless the value is more than chance gives to probabilities that are
+    exactly right.
     """
     bins, excess = _by_confidence(logits, labels)
     value, count, source = _binned(bins, excess), len(labels), generator("calibration")
     draws = (torch.randint(count, (count,), generator=source) for _ in range(RESAMPLES))
     drawn = torch.tensor([_binned(bins[draw], excess[draw]) for draw in draws])
     low, high = (2 * value - drawn.quantile(torch.tensor([0.975, 0.025]))).clamp(0, 1).tolist()
-    return Interval(value=value, low=low, high=high)
+    sure = logits.softmax(1).amax(1)
+    right = (torch.bernoulli(sure, generator=source) for _ in range(RESAMPLES))
+    chance = torch.tensor([_binned(bins, sure - hits) for hits in right])
+    return Interval(value=value, low=low if value > chance.quantile(0.975) else 0.0, high=high)
 
 
 def _by_confidence(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

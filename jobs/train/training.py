@@ -54,9 +54,12 @@ class Trainer:
             compiled: whether its training step is; scoring is too short to win the time back.
 
         Raises:
-            ConfigurationError: they do not fill one batch, or a batch not all processes.
+            ConfigurationError: they do not fill one batch, or a batch not all processes, or it has
+                one image where batch norm needs several.
         """
         optim = variant.optim
+        if optim.batch_size == 1 and moving_norms(network, variant):
+            raise ConfigurationError("optim.batch_size: one image has no batch-norm statistics")
         self.images = images
         self.steps_per_epoch = images // optim.batch_size  # a last batch of one has no statistics
         if not self.steps_per_epoch:
@@ -275,7 +278,8 @@ def fit(
             a short epoch either.
 
     Raises:
-        Diverged: the loss is not finite; the last good checkpoint stays.
+        Diverged: the loss is not finite, or the answers of every epoch are not; the last good
+            checkpoint stays.
         Interrupted: asked to stop; the state is saved.
     """
     optim = trainer.variant.optim
@@ -311,14 +315,17 @@ def fit(
                 update_batch_norm(trainer, train, evaluation.batch_norm_images)
                 rows += [score(trainer, *split, scored_at_once) for split in scored.items()]
                 distributed.once(store.append, rows)
-                accuracy = rows[-1]["accuracy"]
+                accuracy, finite = rows[-1]["accuracy"], math.isfinite(rows[-1]["loss"])
                 note(functools.partial(_epoch_line, label, rows[-1]))
-                if evaluation.keep == "last" or accuracy > trainer.best_accuracy:
+                if evaluation.keep == "last" or (finite and accuracy > trainer.best_accuracy):
                     trainer.best_accuracy, trainer.best_epoch = accuracy, trainer.epoch
-                    best = Snapshot(trainer.scored_network.state_dict())
+                    kept = {"epoch": trainer.epoch, "accuracy": accuracy}
+                    best = Snapshot({"weights": trainer.scored_network.state_dict(), **kept})
                 trainer.start_next_epoch()
                 if distributed.once(is_due):
                     save()
+            if trainer.best_epoch < 0:
+                raise Diverged("no epoch's answers were finite")
             writer.begin(best)
             writer.finish()
         except Interrupted:

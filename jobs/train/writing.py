@@ -20,7 +20,7 @@ class Store(Protocol):
 
     def save_checkpoint(self, state: dict[str, Any]) -> None: ...
 
-    def save_best(self, state: dict[str, Tensor]) -> None: ...
+    def save_best(self, weights: dict[str, Tensor], epoch: int, accuracy: float) -> None: ...
 
     def append(self, rows: list[Row]) -> None: ...
 
@@ -74,6 +74,9 @@ class Writer:
     def begin(self, best: Snapshot | None, state: dict[str, Any] | None = None) -> None:
         """Begins to write the best weights, if any, then the state as it is now, if given.
 
+        Args:
+            best: of what :meth:`Store.save_best` takes.
+
         Raises:
             JobError, OSError: what was begun before has failed.
         """
@@ -95,9 +98,9 @@ class Writer:
         self, best: Snapshot | None, state: Snapshot | None, aside: AbstractContextManager[Any]
     ) -> None:
         with aside:
-            weights, progress = (part.on_cpu() if part else None for part in (best, state))
-        if weights is not None:
-            self._store.save_best(weights)
+            kept, progress = (part.on_cpu() if part else None for part in (best, state))
+        if kept is not None:
+            self._store.save_best(**kept)
         if progress is not None:
             self._store.save_checkpoint(progress)
 

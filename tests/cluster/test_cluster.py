@@ -193,13 +193,19 @@ def logs(cluster: Cluster, job: str) -> str:
 
 
 def start(cluster: Cluster, name: str, *arguments: str) -> None:
-    """A Job from the CronJob with arguments of its own, as docs/operations.md says."""
-    job = cluster.get("cronjob/training")["spec"]["jobTemplate"]
-    if arguments:
-        job["spec"]["template"]["spec"]["containers"][0]["args"] = list(arguments)
+    """A Job from the CronJob that runs a command once and alone, as docs/operations.md says."""
+    job = cluster.get("cronjob/training")["spec"]["jobTemplate"]["spec"]
+    indexed = ("completionMode", "completions", "parallelism", "backoffLimitPerIndex")
+    for field in ("podFailurePolicy", *indexed):
+        job.pop(field, None)
+    job["backoffLimit"] = 0
+    [container] = job["template"]["spec"]["containers"]
+    container.pop("command", None)
+    for amounts in container["resources"].values():
+        amounts.pop("nvidia.com/gpu", None)
+    container["args"] = list(arguments)
     metadata = {"name": name, "namespace": "inception-transfer"}
-    kind = {"apiVersion": "batch/v1", "kind": "Job"}
-    cluster.apply([{**kind, "metadata": metadata, "spec": job["spec"]}])
+    cluster.apply([{"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}])
 
 
 class Load:
@@ -553,10 +559,8 @@ def test_an_eviction_that_would_leave_too_few_is_refused(
 
 def test_a_wrong_configuration_says_so_and_exits_with_2(cluster: Cluster) -> None:
     start(cluster, "wrong", "run", "--config=no-such", "--run-id=wrong")
-    wait("its first pod", lambda: cluster.get("job/wrong")["status"].get("failed"))
-    # This old Kubernetes knows no podFailurePolicy: the next pod may be on its way already.
-    ours = [p for p in pods(cluster, "training") if p["metadata"]["labels"]["job-name"] == "wrong"]
-    [pod, *_] = [p for p in ours if p["status"]["phase"] == "Failed"]
+    wait("its end", lambda: finished(cluster, "wrong", "Failed"))
+    [pod] = [p for p in pods(cluster, "training") if p["metadata"]["labels"]["job-name"] == "wrong"]
     state = pod["status"]["containerStatuses"][0]["state"]["terminated"]
     said = cluster.kubectl("logs", pod["metadata"]["name"]).stdout
     assert state["exitCode"] == 2 and "--config no-such" in said

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,6 +18,7 @@ import urllib3
 from conftest import free_port
 
 from serving import asgi, supervisor
+from serving.handler import Handler
 from serving.settings import Settings
 
 
@@ -165,6 +166,17 @@ def test_an_answer_that_is_no_json_is_an_error_and_the_thread_lives(
         patch.setattr(handler, "handle", lambda *_: [{"probability": float("nan")}])
         assert client.post(b"x").status == 500
     assert client.post(b"x").status == 200
+
+
+def test_an_answer_that_is_no_json_costs_no_other_one(
+    handler: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [{"probability": float("nan")}, {"id": "\ud800"}, {"probability": 0.5}]
+    monkeypatch.setattr(handler, "handle", lambda *_: answers)
+    batch = [asgi.Waiting(b"", {}) for _ in answers]
+    responses = asgi.respond(cast(Handler, handler), batch)
+    assert [one.status_code for one in responses] == [500, 500, 200]
+    assert responses[-1].body == b'{"probability":0.5}'
 
 
 def test_a_batch_that_hangs_ends_the_process() -> None:

@@ -49,8 +49,8 @@ class Kept:
             if state[name] is not None:
                 self.means[name].append(statistics(state[name]))
 
-    def save_best(self, state: dict[str, Tensor]) -> None:
-        self.means["best"].append(statistics(state))
+    def save_best(self, weights: dict[str, Tensor], epoch: int, accuracy: float) -> None:
+        self.means["best"].append(statistics(weights))
 
     def append(self, rows: list[dict[str, Any]]) -> None: ...
 

@@ -33,10 +33,22 @@ def test_a_checkpoint_comes_back_and_a_damaged_one_is_not_gone_on_from(
 def test_the_best_weights_have_those_of_layers_that_were_not_trained(tmp_path: Path) -> None:
     trained = torch.arange(6.0).reshape(2, 3).T  # not in the order in which a file has it
     variant = VariantFolder(tmp_path, RunFolder(tmp_path), {"trunk": torch.ones(2)})
-    variant.save_best({"head": trained})
+    variant.save_best({"head": trained}, 0, 0.5)
     found = load_file(variant.best)
     assert set(found) == {"trunk", "head"}
     assert torch.equal(found["head"], trained) and torch.equal(found["trunk"], torch.ones(2))
+
+
+def test_the_best_weights_say_of_which_epoch_they_are(tmp_path: Path) -> None:
+    variant = variant_of(tmp_path)
+    assert variant.kept() is None
+    variant.save_best({"head": torch.ones(2)}, 7, 0.1)
+    assert variant.kept() == (7, 0.1)
+    before = variant.best.read_bytes()
+    variant.save_best({"head": torch.ones(2)}, 7, 0.1)
+    assert variant.best.read_bytes() == before
+    variant.best.write_bytes(before[:20])
+    assert variant.kept() is None
 
 
 class Planted:

@@ -32,6 +32,10 @@ from jobs.runs import RunFolder
             3,
             "weights /no.safetensors: no such file",
         ),
+        *(
+            (["prune", "--older-than", days], 2, f"--older-than {float(days)}: 0 to 36500 days")
+            for days in ("nan", "inf", "-1")
+        ),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line_and_a_documented_code(

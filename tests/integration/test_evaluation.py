@@ -45,7 +45,7 @@ def test_balanced_accuracy_is_given_where_classes_differ_in_size() -> None:
     labels = torch.tensor([0] * 16 + [1] * 10)
     balanced = scores(logits_of([0] * 26), labels).balanced
     assert balanced is not None and balanced.value == pytest.approx(0.5)  # the third has none
-    assert 0.4 < balanced.low < 0.5 < balanced.high < 0.65
+    assert 0.39 < balanced.low < 0.5 < balanced.high < 0.61
     labels = torch.tensor([0] * 16 + [1])
     alone = scores(logits_of([0] * 17), labels).balanced
     assert alone is not None and alone.value == pytest.approx(0.5), "a single picture is a class"
@@ -100,6 +100,22 @@ def test_the_interval_of_a_calibration_error_is_the_basic_bootstraps() -> None:
     assert calibration_interval(*answers((1.0, 1, 9))).high == 1
 
 
+def test_the_calibration_error_of_probabilities_that_are_right_may_be_none() -> None:
+    source = torch.Generator().manual_seed(0)
+    free = 0
+    for _ in range(30):
+        logits = torch.randn(300, 5, generator=source) * 2
+        labels = torch.multinomial(logits.softmax(1), 1, generator=source)[:, 0]
+        free += calibration_interval(logits, labels).low == 0
+    assert free >= 26
+
+
+def test_an_accuracy_reaches_the_threshold_that_it_is() -> None:
+    """Nine tenths as a 32-bit float are fewer."""
+    labels = torch.zeros(200, dtype=torch.int64)
+    assert loss_and_accuracy(logits_of([0] * 180 + [1] * 20), labels)["accuracy"] == 0.9
+
+
 def test_a_paired_difference_is_exact() -> None:
     right_a = np.array([True] * 8 + [False] * 2 + [True] * 10)
     right_b = np.array([False] * 8 + [True] * 2 + [True] * 10)
@@ -119,7 +135,7 @@ def test_a_paired_difference_turns_round_with_its_sides(answers: list[tuple[bool
     assert one.low <= one.difference <= one.high
 
 
-def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):

@@ -353,6 +353,9 @@ def test_a_constant_answer_is_no_form_of_a_model(form: Any, reference: Any) -> N
     shifted = reference + np.float32(3)  # which changes no probability
     assert compare(shifted, reference, LABELS).within(TOLERANCES[form])
     assert not compare(reference * np.float32("nan"), reference, LABELS).within(TOLERANCES[form])
+    one = reference[:1], LABELS[:1]  # which has no spread over pictures
+    assert compare(one[0] * np.float32(1.0001), *one).within(TOLERANCES[form])
+    assert not compare(one[0][:, ::-1], *one).within(TOLERANCES[form])
 
 
 @pytest.mark.parametrize(("undecided", "accepted"), [(1, True), (2, False)])

@@ -104,7 +104,7 @@ def test_a_damaged_configuration_of_a_run_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [cut, replace])
 def test_damaged_weights_of_a_run_are_named(damage: Damage, tmp_path: Path) -> None:
     variant = variant_of(tmp_path)
-    variant.save_best({"weight": torch.arange(10_000)})
+    variant.save_best({"weight": torch.arange(10_000)}, 0, 0.5)
     damage(variant.best)
     with pytest.raises(UnavailableError, match=f"weights {variant.best}: unreadable: "):
         models.read(variant.best)
@@ -115,7 +115,7 @@ def test_a_damaged_stand_in_of_the_cache_is_trained_again(
 ) -> None:
     kept = tmp_path / "stand-in.safetensors"
     variant = variant_of(tmp_path)
-    variant.save_best({"weight": torch.arange(10_000)})
+    variant.save_best({"weight": torch.arange(10_000)}, 0, 0.5)
     kept.write_bytes(variant.best.read_bytes())
     cut(kept)
     assert not pipeline._take_stand_in(variant, kept)
@@ -128,7 +128,7 @@ def test_a_stand_in_that_cannot_be_kept_for_others_costs_this_run_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     variant = variant_of(tmp_path)
-    variant.save_best({"weight": torch.arange(10)})
+    variant.save_best({"weight": torch.arange(10)}, 0, 0.5)
     (file := tmp_path / "file").touch()
     pipeline._keep_stand_in(variant, file / "stand-in.safetensors")
     assert "weights: other runs have to train them again: " in capsys.readouterr().err
@@ -282,6 +282,24 @@ def test_one_variant_that_diverges_ends_its_training_with_1(
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert "scratch has no result: the loss was no longer finite in epoch 1, step " in line
+
+
+@pytest.mark.usefixtures("thin")
+def test_weights_that_the_last_step_spoils_end_their_variant_alone(
+    tiny_yaml: Path, tmp_path: Path
+) -> None:
+    """No loss comes after the only step; the others are trained and compared."""
+    settings = [
+        "optim.epochs=1",
+        "optim.batch_size=60",
+        "variants.scratch.optim.learning_rate=1e30",
+    ]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    done = called("run", "--config", tiny_yaml, "--out", tmp_path, "--run-id", "r", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "scratch: stopped: no epoch's answers were finite; the other variants" in done.stderr
+    variants = RunFolder(tmp_path / "r").comparison().variants
+    assert [v.status for v in variants.values()] == ["diverged", "done", "done"]
 
 
 @pytest.mark.usefixtures("thin")

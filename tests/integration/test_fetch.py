@@ -127,6 +127,29 @@ def test_a_version_and_a_channel_lead_to_the_archive_in_s3(
     assert not (tmp_path / "other.mar").exists()
 
 
+@pytest.mark.parametrize("version", ["a#1", "a?b"])
+def test_a_version_may_have_a_name_that_an_address_of_the_web_could_not(
+    settings: config.Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", settings.endpoint_url or "")
+    run = exported_run(tmp_path / version, right=150)
+    promote(run, tiny_config(storage=settings.model_dump(), export={"name": "m"}))
+    root, archive = f"{settings.uri}/models/m", run.path / "model" / "m.mar"
+    for number, uri in enumerate((f"{root}/{version}/", f"{root}/channels/production.json")):
+        assert digest_of(fetch(uri, None, tmp_path / f"{number}.mar")) == digest_of(archive)
+    fetch(f"{root}/{version}/model.mar", digest_of(archive), tmp_path / "by-digest.mar")
+
+
+@pytest.mark.parametrize("uri", ["s3://b/models/m/v/", "s3://b/m.mar"])
+def test_an_endpoint_of_the_environment_that_is_no_address_is_named(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    complaint = f"^{uri}: AWS_ENDPOINT_URL: Invalid endpoint: localhost:9000$"
+    with pytest.raises(ModelError, match=complaint):
+        fetch(uri, "0" * 64, tmp_path / "got.mar")
+
+
 def test_an_archive_that_was_changed_in_s3_is_refused(
     promoted: tuple[str, Path], store: ObjectStore, tmp_path: Path
 ) -> None:

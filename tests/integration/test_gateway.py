@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from drawings import bomb
+from kinds import scans
 from PIL import Image
-from service import Service, exchange, get, run_all
+from service import LONGEST, Service, exchange, get, run_all
 
 from jobs.runs import RunFolder
 from serving.archive import open_model
@@ -72,6 +73,7 @@ def refused(file: bytes) -> dict[str, bytes]:
         "truncated": file[: len(file) // 2],
         "gif": encoded(Image.new("RGB", (4, 4)), "GIF"),
         "bomb": bomb(15_000),  # 225 million pixels
+        "scans": scans(5_000),
         "json": b'{"b64": 1}',
     }
 
@@ -192,6 +194,8 @@ def test_a_request_id_comes_back_and_one_is_made_where_none_is_fit(
         (f"{PREDICT}?top=%0d%0aX:1", {}, 400, "bad_request"),
         (f"{PREDICT}?top=%E0%A4%A", {}, 400, "bad_request"),
         (f"{PREDICT}?x=1&top=1%20", {}, 400, "bad_request"),
+        (f"{PREDICT}?%74op=%00", {}, 400, "bad_request"),
+        (f"{PREDICT}?%61bstain=%0a", {}, 400, "bad_request"),
         ("/readyz", {}, 405, "method_not_allowed"),
         ("/wfpredict/x", {}, 404, "not_found"),
         ("/predictions", {}, 404, "not_found"),
@@ -248,6 +252,19 @@ def test_who_asks_whether_to_send_too_much_is_told_at_once(link: socket.socket) 
     assert answer.startswith(b"HTTP/1.1 413 ") and b"too_large" in answer
 
 
+@pytest.mark.parametrize(
+    ("key", "status", "code"), [("third-key", 413, "too_large"), ("no-key", 401, "unauthorized")]
+)
+def test_who_asks_with_a_key_is_told_at_once_too(
+    locked: Service, key: str, status: int, code: str
+) -> None:
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    head += f"Authorization: Bearer {key}\r\nContent-Length: 50000000\r\n"
+    with connect(locked) as link:
+        answer = whole_answer(link, head.encode() + b"Expect: 100-continue\r\n\r\n")
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()) and code.encode() in answer
+
+
 @pytest.mark.parametrize("length", ["Content-Length: 200000000", "Transfer-Encoding: chunked"])
 def test_what_is_not_read_of_a_body_is_no_request(link: socket.socket, length: str) -> None:
     head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n{length}\r\n\r\n"
@@ -273,6 +290,34 @@ def test_a_body_where_none_is_wanted_is_no_request_of_another_client(
             assert link.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
         status, answer = get(f"{service.address}/readyz")
         assert (status, answer) == (200, {"ready": True})
+
+
+UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\nUpgrade: "
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_who_would_rather_speak_another_protocol_gets_an_answer_in_this_one(
+    service: Service, exported: RunFolder, protocol: str
+) -> None:
+    """… and a body behind such a wish is no request of another client."""
+    file, label = pictures(exported, 1)[0], predictions(exported, 1)[0]
+    hidden = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nbad".encode()
+    for body, status in ((file, 200), *[(hidden, 400)] * 20):
+        head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        head += f"{UPGRADE}{protocol}\r\nContent-Length: {len(body)}\r\n\r\n"
+        with connect(service) as link:
+            link.settimeout(LONGEST)
+            link.sendall(head.encode() + body)
+            assert link.recv(1 << 16).startswith(f"HTTP/1.1 {status} ".encode())
+        beside, answer = service.predict(file)
+        assert (beside, answer.get("label")) == (200, label)
+
+
+def test_nobody_is_answered_in_http_2(link: socket.socket) -> None:
+    """Which would be another way past the limits of the first one."""
+    settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    answer = whole_answer(link, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+    assert answer.startswith(b"HTTP/1.1 ")
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH"])

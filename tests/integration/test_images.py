@@ -50,6 +50,28 @@ def test_every_mode_becomes_the_rgb_that_a_viewer_shows(
         assert picture.getpixel((2, 2)) == expected
 
 
+@pytest.mark.parametrize("height", [512, 513, 769])
+def test_a_tall_picture_lies_on_white_as_one_whole(height: int) -> None:
+    """It is laid there in strips."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, 5, 4), np.uint8)
+    rgba = Image.fromarray(noise)
+    rgb, grey = rgba.convert("RGB"), rgba.convert("L")
+    clear = {"transparency": bytes(range(256))}
+    for data in (
+        encoded(rgba),
+        encoded(rgba.convert("LA")),
+        encoded(rgb.quantize(256), **clear),
+        encoded(rgb, transparency=rgb.getpixel((2, height - 1))),
+        encoded(grey, transparency=grey.getpixel((2, height - 1))),
+    ):
+        with Image.open(io.BytesIO(data)) as picture:
+            whole = picture.convert("RGBA")
+        white = Image.new("RGBA", whole.size, "white")
+        expected = Image.alpha_composite(white, whole).convert("RGB")
+        assert decode(data).tobytes() == expected.tobytes()
+        assert expected.tobytes() != whole.convert("RGB").tobytes(), "some of it is clear"
+
+
 def test_cmyk_and_one_pixel_are_read() -> None:
     cmyk = decode(encoded(solid("CMYK", (0, 255, 255, 0)), "JPEG", quality=100))
     red, green, blue = np.asarray(cmyk)[2, 2]

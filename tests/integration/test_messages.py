@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from base64 import b64encode
 from dataclasses import replace
 from typing import Any
@@ -170,7 +171,10 @@ WHOLE = "data: whole numbers from 0 to 255 are needed$"
             {"inputs": [tensor(datatype="FP32")]},
             r"datatype: BYTES \(base64 of a picture\) or UINT8 \(pixels\) is needed$",
         ),
+        ({"inputs": [tensor(datatype=[])]}, "datatype: BYTES"),
+        ({"inputs": [tensor(datatype={})]}, "datatype: BYTES"),
         ({"inputs": [tensor()], "id": 3}, "id: a string is needed$"),
+        ({"inputs": [tensor()], "id": "\ud800"}, "id: a string is needed$"),
         (
             {"inputs": [tensor(**{**PIXEL, "shape": [1, 1, 1, 1]}, data=[1])]},
             r"shape: \[N, 3, height, width\] is needed, not \[1, 1, 1, 1\]$",
@@ -184,11 +188,18 @@ WHOLE = "data: whole numbers from 0 to 255 are needed$"
             "shape: over 25,000,000 pixels$",
         ),
         ({"inputs": [tensor(**PIXEL, data=[1, 2])]}, r"data: \[1, 3, 1, 1\] does not fit it$"),
-        ({"inputs": [tensor(**PIXEL, data=[[1], 2, 3])]}, "data: .* does not fit it$"),
+        ({"inputs": [tensor(**PIXEL, data=[1, 2, 3, 4])]}, "data: .* does not fit it$"),
+        ({"inputs": [tensor(**PIXEL, data=[])]}, "data: .* does not fit it$"),
+        ({"inputs": [tensor(**PIXEL, data=[[]])]}, "data: .* does not fit it$"),
+        ({"inputs": [tensor(**PIXEL, data=[[1], 2, 3])]}, WHOLE),
+        ({"inputs": [tensor(**PIXEL, data=[[[[[1]]], [[[2]]], [[[3]]]]])]}, WHOLE),
+        ({"inputs": [tensor(**PIXEL, data=[[1, 2], "3"])]}, WHOLE),
+        ({"inputs": [tensor(**PIXEL, data=[{"1": 2}])]}, WHOLE),
         ({"inputs": [tensor(**PIXEL, data=[1, 2, 256])]}, WHOLE),
         ({"inputs": [tensor(**PIXEL, data=[1, 2, -1])]}, WHOLE),
         ({"inputs": [tensor(**PIXEL, data=[1, 2, 0.5])]}, WHOLE),
-        ({"inputs": [tensor(**PIXEL, data=[True, True, False])]}, WHOLE),
+        ({"inputs": [tensor(**PIXEL, data=[1, 2, 3.0])]}, WHOLE),
+        ({"inputs": [tensor(**PIXEL, data=[1, 2, None])]}, WHOLE),
         ({"inputs": [tensor(**PIXEL, data=[1, 2, 10**30])]}, WHOLE),
     ],
 )
@@ -208,7 +219,24 @@ def test_as_much_as_is_allowed_is_taken() -> None:
     assert len(whole.pictures) == MAX_PICTURES and whole.id is None
     extremes = read({"inputs": [tensor(**PIXEL, data=[0, 255, 0])]})
     assert np.ravel(extremes.pictures[0]).tolist() == [0, 255, 0]
+    truths = read({"inputs": [tensor(**PIXEL, data=[True, False, 7])]})
+    assert np.ravel(truths.pictures[0]).tolist() == [1, 0, 7]
     assert extremes.pictures[0].dtype == np.uint8  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_long_text_among_numbers_takes_no_more_memory_than_itself(nested: bool) -> None:
+    """As an array of texts, each number would take as much."""
+    numbers = [*range(250)] * 4
+    data = [numbers, "a" * 1_000_000] if nested else [*numbers, "a" * 1_000_000]
+    body = {"inputs": [tensor(shape=[1, 3, 100, 100], datatype="UINT8", data=data)]}
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError, match=f"^{WHOLE}"):
+            parse({"body": body})
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_side_of_a_tensor_is_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sqlite3
 import tarfile
@@ -180,6 +181,25 @@ def test_a_test_set_that_is_set_aside_stays_nearly_the_same_while_the_data_grow(
     after = {digest.tobytes() for digest in load(pictures.settings).test.digests()}
     assert (len(before), len(after)) == (40, 50)
     assert len(before & after) >= 34, "drawn anew, it would be 8"
+
+
+def test_a_root_may_have_a_name_that_an_address_of_the_web_could_not(
+    store: ObjectStore, credentials: None, tmp_path: Path
+) -> None:
+    pictures = Pictures(store, f"a#1/b?c-{time.monotonic_ns()}", tmp_path / "cache")
+    pictures.fill(2)
+    pictures.put("train/dog/one #1?.png", png(7))
+    assert len(pixels(load(pictures.settings))) == 7
+
+
+def test_what_killed_processes_were_fetching_is_removed(pictures: Pictures) -> None:
+    pictures.fill(2)
+    load(pictures.settings)
+    folder = kept(pictures)[0].parent
+    for half in (".x.1.part", ".x.1.part.AbCd1234"):
+        (folder / half).touch()
+    load(pictures.settings)
+    assert len(kept(pictures)) == 6
 
 
 def test_a_run_goes_on_with_what_it_began_with(
@@ -560,6 +580,29 @@ def test_shards_in_a_bucket_and_on_the_disk_are_the_same_pictures(
     (tmp_path / "shards" / "test" / "cat").mkdir()
     with pytest.raises(UnavailableError, match=r"test/cat: a root has shards or class folders"):
         load(pictures.at(root=str(tmp_path / "shards")))
+
+
+LATIN = os.fsdecode(b"caf\xe9")
+
+
+def test_names_that_are_not_utf_8_are_told_as_they_are(pictures: Pictures, tmp_path: Path) -> None:
+    make_photos(root := tmp_path / "photos", size=(32, 32))
+    for split in ("train", "test"):
+        (root / split / "cat").rename(root / split / LATIN)
+    assert load(pictures.at(root=str(root))).classes == (r"caf\xe9", "dog")
+
+    samples = labelled(0, 8) | {f"{LATIN}/9.png": png(9), f"{LATIN}/9.cls": b"cat"}
+    samples |= {f"{LATIN}.png": b"no picture", f"{LATIN}.cls": b"cat"}
+    pictures.put("train/0.tar", shard(samples))
+    loaded = load(pictures.settings)
+    assert [name for name, _ in loaded.skipped] == [r"train/0.tar: caf\xe9.png"]
+    assert r"train/0.tar: caf\xe9/9.png" in loaded.paths and len(pixels(loaded)) == 9
+
+    (shards := tmp_path / "shards" / "train").mkdir(parents=True)
+    (shards / f"{LATIN}.tar").write_bytes(shard(labelled(0, 8)))
+    with pytest.raises(UnavailableError) as caught:
+        load(pictures.at(root=str(tmp_path / "shards")))
+    assert str(caught.value) == rf"{shards}/caf\xe9.tar: a shard's name has to be in UTF-8"
 
 
 def test_a_damaged_picture_of_a_shard_is_named_as_it_can_be_left_out(pictures: Pictures) -> None:

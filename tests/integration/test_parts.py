@@ -310,6 +310,32 @@ def test_old_parts_are_pruned_and_those_of_today_are_not(
     assert not keys_of(store, settings)
 
 
+def test_a_bucket_that_is_not_there_is_said_before_anything_is_trained(
+    three: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.pipeline.train_part", lambda *_: pytest.fail("hours of it"))
+    lost = three.storage.model_dump(mode="json") | {"uri": "s3://no-such-bucket/x"}
+    with pytest.raises(UnavailableError, match=r"^s3://no-such-bucket/x: there is no such"):
+        parts.run(tiny_config(storage=lost), RunFolder(tmp_path / "r"), three.parts[0])
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_part_that_arrives_damaged_is_one_line(tmp_path: Path, damage: str) -> None:
+    packed, file = tmp_path / "part.tar", tmp_path / "best.safetensors"
+    file.write_bytes(os.urandom(5000))
+    with tarfile.open(packed, "w") as tar:
+        for name in ("a", "b"):
+            tar.add(file, name)
+    with tarfile.open(packed) as tar:
+        header = tar.getmembers()[1].offset
+    whole = packed.read_bytes()
+    cut, changed = whole[: header + 600], whole[:header] + b"?" * 100 + whole[header + 100 :]
+    packed.write_bytes(cut if damage == "cut" else changed)
+    with pytest.raises(UnavailableError, match=r"^part\.tar: damaged: ") as caught:
+        parts._unpack(packed, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ["../outside", "{tmp_path}/outside", "link"])
 def test_a_part_that_would_write_elsewhere_is_refused(tmp_path: Path, kind: str) -> None:
     packed = tmp_path / "part.tar"

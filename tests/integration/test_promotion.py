@@ -15,6 +15,7 @@ import yaml
 from botocore.awsrequest import AWSResponse
 from command import called, forked
 from conftest import MODEL, tiny_config
+from memory_s3 import Memory, in_memory
 from object_store import BUCKET, Proxy, exported_run, finished_run, keys_of
 from typer.testing import CliRunner
 
@@ -439,6 +440,27 @@ def test_prune_goes_by_its_rule_and_spares_what_a_channel_names(
     assert serving(registry) == "a"
 
 
+def test_prune_deletes_what_is_a_run_a_part_or_a_version_and_no_file_of_somebody_else(
+    memory: Memory,
+) -> None:
+    storage = Storage(in_memory())
+    folders = ("runs/dt=2026-01-31/run_id=", "parts/r/", "models/m/")
+    for age in ("old", "new"):
+        for folder in folders:
+            storage.put(f"{folder}{age}/file", b"x", replacing=None)
+    foreign = ("runs/queries.sql", "runs/dt=2026-01-31/README.txt", "models/m/NOTES.md")
+    for key in (*foreign, "runs/athena/tables/x/part.csv"):
+        storage.put(key, b"x", replacing=None)
+    before = set(memory.objects)
+    gone = prune(storage, days=None, keep=1, now=later(2), dry_run=False)
+    assert [item.prefix for item in gone] == [f"{folder}old/" for folder in folders]
+    assert before - set(memory.objects) == {f"some/prefix/{f}old/file" for f in folders}
+    prune(storage, days=0, keep=0, now=later(2), dry_run=False)
+    assert set(memory.objects) == {
+        f"some/prefix/{key}" for key in (*foreign, "runs/athena/tables/x/part.csv")
+    }
+
+
 # In a cluster
 
 
@@ -538,3 +560,24 @@ def test_a_rollback_whose_cluster_is_lost_can_be_repeated_and_goes_back_once(
     )
     CliRunner().invoke(app, ["rollback", "b", *command[1:]])
     assert serving(registry) == "b"
+
+
+def test_a_rollback_while_a_cluster_is_asked_to_roll_out_is_what_it_serves_at_the_end(
+    settings: config.Storage, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(exported_run(tmp_path / "a", right=150), gate(settings))
+    run = exported_run(tmp_path / "b", right=150)
+    asked: list[str] = []
+
+    def patch(name: str, uri: str, cause: str) -> None:
+        asked.append(uri)
+        if len(asked) == 1:
+            rollback(gate(settings))
+
+    monkeypatch.setattr(deployment, "patch", patch)
+    arguments = [f"--set=storage.{k}={json.dumps(v)}" for k, v in settings.model_dump().items()]
+    command = ["promote", str(run.path), "--set=export.name=m", "--deployment=inference"]
+    done = CliRunner().invoke(app, [*command, *arguments])
+    assert done.exit_code == 0, done.output
+    assert asked == [f"{settings.uri}/models/m/{version}/" for version in "ba"]
+    assert serving(registry) == "a"

@@ -159,6 +159,8 @@ def test_the_command_says_on_ray_what_it_says_on_one_machine(
     assert by_path(tmp_path / "out")["001.png"]["label"]
     again = job(*command, module="serving")
     assert "0 scored, nothing new; 3 were there already" in again.stderr
+    here = job(*command[:-2], module="serving")
+    assert "0 scored, nothing new; 3 were there already" in here.stderr, "nor without Ray"
 
 
 def test_a_cluster_that_is_out_of_reach_is_one_line_and_exit_code_3(

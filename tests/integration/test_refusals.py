@@ -19,6 +19,18 @@ def test_a_validation_share_that_rounds_to_no_image_cannot_choose(tmp_path: Path
         pipeline.run(config, RunFolder(tmp_path / "r"))
 
 
+def test_a_batch_that_a_later_variant_cannot_fill_is_told_before_the_first_is_trained(
+    tmp_path: Path,
+) -> None:
+    first, second = tiny_config().variants[:2]
+    larger = second.model_copy(update={"optim": second.optim.model_copy(update={"batch_size": 61})})
+    folder = RunFolder(tmp_path / "r")
+    said = r"^variants.finetune.optim.batch_size: 61 is more than the 60 training images"
+    with pytest.raises(ConfigurationError, match=said):
+        pipeline.run(tiny_config().model_copy(update={"variants": (first, larger)}), folder)
+    assert not list(folder.path.glob("variants/*"))
+
+
 def test_where_the_test_set_chooses_there_need_be_none(tmp_path: Path) -> None:
     config = tiny_config(data={"validation": 0.001}, evaluation={"select_on": "test"})
     dataset = pipeline.Job(config, RunFolder(tmp_path / "r")).dataset

@@ -1,5 +1,8 @@
 """An archive's network, for servers that read OpenVINO's format."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +50,29 @@ def test_what_is_wrong_on_this_machine_is_not_written(
     with pytest.raises(ModelError, match=r"int8 is not right on this machine: .* golden labels"):
         repository.write(archive, tmp_path / out, "int8")
     assert not (tmp_path / out).exists()
+
+
+def test_a_full_disk_leaves_nothing_and_a_killed_call_is_in_nobodys_way(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path, target: Path) -> None:
+        target.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    command = ["repository", "--model", str(archive), "--out", str(tmp_path)]
+    folder = tmp_path / archive.stem
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        done = CliRunner().invoke(app, command)
+    assert (done.exit_code, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert f"No space left on device: '{folder}" in done.stderr
+    assert list(folder.iterdir()) == []
+
+    (folder / ".1.part").mkdir()
+    (folder / ".1.part" / "model.bin.half").touch()
+    assert CliRunner().invoke(app, command).exit_code == 0
+    found = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*"))]
+    assert found == ["1", "1/model.bin", "1/model.xml"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import signal
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import IncompleteReadError
+from botocore.response import StreamingBody
 from command import forked
 from conftest import MODEL, pictures
 from object_store import BUCKET
 from service import Service
+from test_examples import run_example
 from typer.testing import CliRunner
 
 from jobs.config import Storage
@@ -26,7 +29,7 @@ from jobs.runs import RunFolder
 from serving import Predictor, cluster, scoring
 from serving.cli import app
 from serving.processes import java_home
-from serving.scoring import ScoringError, score
+from serving.scoring import ScoringError, SourceError, score
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,28 @@ def photos(exported: RunFolder, tmp_path: Path) -> Path:
     (folder / "damaged.jpg").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("not looked at")
     return folder
+
+
+@pytest.fixture
+def put(
+    store: ObjectStore, settings: Storage, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, bytes], str]:
+    """Puts an object where the scoring looks for it, and gives its address."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.address)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+    def put(name: str, body: bytes) -> str:
+        uri = f"{settings.uri}/{name}"
+        store.client().put_object(Bucket=BUCKET, Key=uri.removeprefix(f"s3://{BUCKET}/"), Body=body)
+        return uri
+
+    return put
+
+
+def packed(photos: Path, file: Path) -> Path:
+    with tarfile.open(file, "w") as tar:
+        tar.add(photos, arcname=".")
+    return file
 
 
 def rows(target: Path) -> list[dict[str, Any]]:
@@ -86,8 +111,7 @@ def test_a_list_a_tar_file_and_s3_are_answered_as_a_folder_is(
 ) -> None:
     names = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.png"))
     (photos / "list.txt").write_text("\n".join([*names, "gone.png", ""]))
-    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
-        tar.add(photos, arcname=".")
+    packed(photos, tmp_path / "photos.tar")
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.address)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     prefix = f"pictures-{time.monotonic_ns()}"
@@ -128,18 +152,132 @@ def test_what_was_answered_before_its_source_failed_is_kept(
 ) -> None:
     monkeypatch.setattr(scoring, "BATCH", 1)
     monkeypatch.setattr(scoring, "AHEAD", 0)
-    whole = tmp_path / "whole.tar"
-    with tarfile.open(whole, "w") as tar:
-        tar.add(photos, arcname=".")
-    with tarfile.open(whole) as tar:
+    file = packed(photos, tmp_path / "photos.tar")
+    with tarfile.open(file) as tar:
         offset = tar.getmembers()[6].offset
-    short = tmp_path / "short.tar"
-    short.write_bytes(whole.read_bytes()[:offset])  # between two: Python takes it for the end
-    with pytest.raises(ScoringError, match=r"short.tar: damaged: "):
-        score(predictor, str(short), tmp_path / "out", threads=1)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:offset])  # between two: Python takes it for the end
+    with pytest.raises(ScoringError, match=r"photos.tar: damaged: "):
+        score(predictor, str(file), tmp_path / "out", threads=1)
     there = len(rows(tmp_path / "out"))
     assert 0 < there < 10
-    assert score(predictor, str(whole), tmp_path / "out", threads=1).skipped == there
+    file.write_bytes(whole)
+    assert score(predictor, str(file), tmp_path / "out", threads=1).skipped == there
+
+
+def failing(patch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    """Lets the system refuse to read files of that name."""
+    read = Path.read_bytes
+
+    def read_bytes(self: Path) -> bytes:
+        if self.name == name:
+            raise OSError(number, os.strerror(number), str(self))
+        return read(self)
+
+    patch.setattr(Path, "read_bytes", read_bytes)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_disk_that_fails_is_in_no_row_and_the_next_call_answers_everything(
+    number: int,
+    predictor: Predictor,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        failing(patch, "5.png", number)
+        with pytest.raises(SourceError, match=f"^{photos}/5.png: {os.strerror(number)}$"):
+            score(predictor, str(photos), tmp_path / "out", threads=1)
+    there = len(rows(tmp_path / "out"))
+    again = score(predictor, str(photos), tmp_path / "out", threads=1)
+    assert (again.done, again.skipped) == (10 - there, there) and there <= 5
+    found = rows(tmp_path / "out")
+    assert len({row["path"] for row in found}) == len(found) == 10
+    assert [row["path"] for row in found if row["error"]] == ["damaged.jpg"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT])
+def test_a_file_that_cannot_be_read_is_a_row(
+    number: int,
+    predictor: Predictor,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing(monkeypatch, "5.png", number)
+    assert score(predictor, str(photos), tmp_path / "out", threads=1).done == 10
+    errors = {row["path"]: row["error"] for row in rows(tmp_path / "out") if row["error"]}
+    assert errors.pop("5.png") == f"not readable: {os.strerror(number)}"
+    assert list(errors) == ["damaged.jpg"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over_and_links_to_folders_are(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "round").symlink_to(photos)
+    assert len(list(scoring.pictures(str(photos)))) == 10
+    assert f"{photos}: passed over 1 links to folders\n" in capsys.readouterr().err
+    scandir = os.scandir
+
+    def refused(path: str) -> Any:
+        if Path(path).name == "more":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(SourceError, match=f"^{photos}/more: Permission denied$"):
+        list(scoring.pictures(str(photos)))
+
+
+def test_progress_is_of_what_is_missing(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
+    target, advanced = tmp_path / "out", [0]
+
+    def advance(count: int) -> None:
+        advanced[-1] += count
+
+    assert scoring.counted(str(photos), target) == (10, 10)
+    score(predictor, str(photos), target, 1, advance)
+    (photos / "new.png").write_bytes((photos / "1.png").read_bytes())
+    assert scoring.counted(str(photos), target) == (11, 1)
+    advanced.append(0)
+    score(predictor, str(photos), target, 1, advance)
+    assert advanced == [10, 1] and scoring.counted(str(photos), target) == (11, 0)
+
+
+def test_a_list_has_addresses_in_s3_too_and_may_begin_with_a_mark_of_its_encoding(
+    predictor: Predictor, photos: Path, tmp_path: Path, put: Callable[[str, bytes], str]
+) -> None:
+    address = put("far.png", (photos / "1.png").read_bytes())
+    (photos / "list.txt").write_text(f"0.png\n{address}\n", encoding="utf-8-sig")
+    score(predictor, str(photos / "list.txt"), tmp_path / "out", threads=1)
+    found = {row["path"]: row["label"] for row in rows(tmp_path / "out")}
+    assert found == {
+        "0.png": predictor(photos / "0.png")["label"],
+        address: predictor(photos / "1.png")["label"],
+    }
+
+
+def test_a_body_that_breaks_off_is_fetched_again_and_not_for_ever(
+    put: Callable[[str, bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item, read = scoring.Item("1.png", put("1.png", b"a picture")), StreamingBody.read
+    left = 1
+
+    def break_off(self: StreamingBody, amt: int | None = None) -> bytes:
+        nonlocal left
+        if left:
+            left -= 1
+            raise IncompleteReadError(actual_bytes=1, expected_bytes=2)
+        body: bytes = read(self, amt)
+        return body
+
+    monkeypatch.setattr(StreamingBody, "read", break_off)
+    assert item.read() == b"a picture" and left == 0
+    left = 100
+    with pytest.raises(SourceError, match=f"^{item.place}: "):
+        item.read()
+    assert left == 100 - scoring.ATTEMPTS
 
 
 def test_names_in_no_encoding_are_answered_and_links_in_a_tar_file_are_passed_over(
@@ -259,20 +397,61 @@ def test_killed_in_the_middle_it_goes_on_and_every_picture_is_there_once(
     assert not list(target.glob(".*.part"))
 
 
-def test_an_output_is_of_one_model_and_one_process(
+def test_an_output_is_of_one_process_one_archive_and_one_source(
     predictor: Predictor, photos: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "out"
+    monday, tuesday = (packed(photos, tmp_path / f"{day}.tar") for day in ("monday", "tuesday"))
     with (
-        scoring.opened(target, predictor.model),
+        scoring.opened(target, scoring.about(predictor.description, str(monday))),
         pytest.raises(ScoringError, match="another process writes there"),
     ):
-        score(predictor, str(photos), target, threads=1)
-    with (
-        pytest.raises(ScoringError, match=f"holds answers of {MODEL} exported; take another"),
-        scoring.opened(target, {"name": MODEL, "version": "another"}),
+        score(predictor, str(monday), target, threads=1)
+    assert score(predictor, str(monday), target, threads=1).done == 10
+    with pytest.raises(ScoringError) as caught:
+        score(predictor, str(tuesday), target, threads=1)
+    held = f"{target}: holds other answers"
+    assert str(caught.value) == f"{held} (pictures {monday}); take another folder"
+    again = predictor.description.model_copy(update={"seed": 7})  # under the same version
+    with pytest.raises(ScoringError, match=rf"^{held} \(model \w{{64}}\); take another folder$"):
+        scoring.collect(again, str(monday), target, lambda items: pytest.fail("it answers"))
+    assert len(rows(target)) == 10
+
+
+def test_what_names_its_pictures_alike_shares_an_output(
+    predictor: Predictor, photos: Path, tmp_path: Path, put: Callable[[str, bytes], str]
+) -> None:
+    """A folder, the lists and the pictures in it; and prefixes of S3."""
+
+    def scored(source: str | Path, name: str) -> tuple[int, int]:
+        summary = score(predictor, str(source), tmp_path / name, threads=1)
+        return summary.done, summary.skipped
+
+    (photos / "list.txt").write_text("1.png\nmore/7.png\n")
+    assert scored(photos / "list.txt", "out") == (2, 0)
+    assert scored(photos / "2.png", "out") == (1, 0)
+    assert scored(photos, "out") == (7, 3)
+    for name in ("monday/1.png", "tuesday/1.png"):
+        prefix, _, _ = put(name, (photos / "1.png").read_bytes()).rpartition("/")
+        assert scored(prefix, "s3") == (1, 0)
+
+
+def test_a_source_without_pictures_and_an_output_in_s3_are_wrong_use(
+    archive: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (empty := tmp_path / "empty").mkdir()
+    for source, target, complaint in (
+        (empty, "out", f"{empty}: no pictures there"),
+        (photos, "s3://bucket/answers", "--out is a folder of this machine"),
     ):
-        pass
+        command = ["score", str(source), "--out", target, "--model", str(archive)]
+        done = CliRunner().invoke(app, command)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert complaint in done.stderr and not Path(target).exists()
+    paths: dict[str, str | Path] = {"photos": empty, archive.name: archive}
+    said = run_example("score_folder.py", tmp_path, paths)
+    assert said.startswith("0 scored") and said.endswith("least sure:\nleast familiar:\n")
 
 
 def test_a_disk_that_is_full_is_no_wrong_use(

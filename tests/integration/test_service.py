@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
@@ -309,6 +310,18 @@ def test_sigterm_under_load_fails_no_request(
         assert service.process.wait() == 0
     assert statuses.total() > before
     assert set(statuses) == {200}, statuses
+
+
+def test_a_terminal_that_is_closed_ends_the_service_and_all_its_processes(
+    archive: Path, tmp_path: Path
+) -> None:
+    with running(archive, tmp_path / "state", SERVING_ENGINE="asgi") as service:
+        children = psutil.Process(service.process.pid).children(recursive=True)
+        assert len(children) >= 2
+        service.process.send_signal(signal.SIGHUP)
+        assert service.process.wait() == 0
+    assert [event["event"] for event in service.events()[-2:]] == ["draining", "drained"]
+    assert not psutil.wait_procs(children, timeout=60)[1]
 
 
 def test_too_much_memory_ends_the_service_and_no_request(

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 from command import job
-from conftest import MakeOnce, pictures
+from conftest import MakeOnce, free_port, pictures
 from prometheus_client import CollectorRegistry
 from service import Service, load, running, start
 
@@ -20,7 +20,7 @@ from jobs.runs import RunFolder
 from jobs.statistics import confidence_sequence
 from serving import archive as archives
 from serving.engines import Shadow
-from serving.shadow import Guess, Mirror, Sent, guesses, outcome
+from serving.shadow import Guess, Mirror, Sent, guesses, outcomes
 
 EVERYTHING = {"SERVING_ENGINE": "asgi", "SERVING_SHADOW_SHARE": "1"}
 
@@ -55,9 +55,14 @@ def test_guesses_are_found_in_every_form_of_an_answer() -> None:
     assert list(guesses(json.dumps(one).encode())) == [cat]
     assert list(guesses(json.dumps({"predictions": [one, one]}).encode())) == [cat, cat]
     assert list(guesses(json.dumps({"outputs": [v2]}).encode())) == [Guess(1, 0.7), Guess(0, 0.5)]
-    assert outcome(cat, Guess("cat", 0.1)) == "agree"
-    assert outcome(cat, Guess("dog", 0.8)) == "shadow_surer"
-    assert outcome(cat, Guess("dog", 0.6)) == "live_surer"
+
+
+def test_a_picture_on_which_they_differ_is_shared_by_the_probabilities() -> None:
+    cat = Guess("cat", 0.7)
+    assert outcomes(cat, Guess("cat", 0.1)) == {"agree": 1}
+    for probability, share in ((0.7, 0.5), (0.9, 0.6), (0.1, 0.2)):
+        shares = outcomes(cat, Guess("dog", probability))
+        assert shares == pytest.approx({"shadow_surer": share, "live_surer": 1 - share})
 
 
 class Engine(BaseHTTPRequestHandler):
@@ -122,13 +127,26 @@ def test_a_mirror_counts_what_both_say(mirrored: Callable[..., dict[str, float]]
     ]
     counted = mirrored(*sent, counted=5)
     assert counted["inception_shadow_pictures_total agree"] == 1
-    assert counted["inception_shadow_pictures_total shadow_surer"] == 1
-    assert counted["inception_shadow_pictures_total live_surer"] == 1
+    assert counted["inception_shadow_pictures_total shadow_surer"] == pytest.approx(0.55 + 0.35)
+    assert counted["inception_shadow_pictures_total live_surer"] == pytest.approx(0.45 + 0.65)
     assert counted["inception_shadow_requests_total answered"] == 3
     assert counted["inception_shadow_requests_total failed"] == 2
     assert counted["inception_shadow_probability_sum live"] == pytest.approx(3 * 0.8)
     assert counted["inception_shadow_probability_sum shadow"] == pytest.approx(0.9 + 0.9 + 0.5)
     assert counted["inception_shadow_tested_accuracy live"] == 0.9
+
+
+def test_a_shadow_that_never_listens_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """… as soon as loading cannot be the reason any more."""
+    monkeypatch.setattr("serving.shadow.LOADING", 0.1)
+    monkeypatch.setattr("serving.shadow.PAUSE", 0.01)
+    registry = CollectorRegistry()
+    versions = {"live": "one", "shadow": "two"}
+    mirror = Mirror(Shadow(port=free_port(), versions=versions, accuracies={}), 1.0, registry)
+    mirror.offer(Sent(b"", {}, b"{}", 0.1))
+    name, outcome = "inception_shadow_requests_total", {"outcome": "failed"}
+    wait_for(lambda: registry.get_sample_value(name, outcome) == 1)
+    assert registry.get_sample_value(name, {"outcome": "answered"}) is None
 
 
 @pytest.fixture(scope="session")

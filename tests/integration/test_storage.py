@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -147,6 +148,38 @@ def test_a_published_file_that_changes_takes_the_old_manifest_away_first(
     monkeypatch.setattr(storage, "send", look)
     assert publish(storage, run) == 2
     assert seen == [False]
+    assert_whole(store, settings, run)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_of_two_that_publish_a_run_at_once_one_is_told_unless_they_publish_the_same(
+    store: ObjectStore,
+    settings: config.Storage,
+    run: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    same: bool,
+) -> None:
+    other = RunFolder(tmp_path / "elsewhere" / "some-run")
+    shutil.copytree(run.path, other.path)
+    if not same:
+        write(other.path / "metrics.jsonl", '{"loss": 0.5}\n')
+        other.write_manifest()
+    storage = Storage(settings)
+    put = storage.put
+
+    def put_late(*arguments: Any, **options: Any) -> str:
+        publish(Storage(settings), other)
+        return put(*arguments, **options)
+
+    monkeypatch.setattr(storage, "put", put_late)
+    if same:
+        publish(storage, run)
+    else:
+        told = r"some-run: another process has published it meanwhile; call again$"
+        with pytest.raises(UnavailableError, match=told):
+            publish(storage, run)
+        assert publish(Storage(settings), run) == 2, "the metrics and the manifest"
     assert_whole(store, settings, run)
 
 
@@ -552,8 +585,10 @@ def test_what_is_sent_is_no_older_than_what_it_replaces(tmp_path: Path) -> None:
     sent: list[bytes] = []
     asked: list[str] = []
 
-    def head(key: str) -> dict[str, str]:
+    def head(key: str) -> dict[str, str] | None:
         asked.append(key)
+        if key.endswith("manifest.json"):
+            return None
         write(tmp_path / "metrics.jsonl", "one\ntwo\n")
         return {"ETag": "of both"}
 
@@ -565,7 +600,8 @@ def test_what_is_sent_is_no_older_than_what_it_replaces(tmp_path: Path) -> None:
     Live(folder, config.Storage())._send(storage, "metrics.jsonl")
     assert sent == [b"one\ntwo\n"]
     Live(folder, config.Storage())._send(storage, "config.yaml")
-    assert len(asked) == 1, "of a file that is not there yet nothing is asked"
+    names = [key.rpartition("/")[2] for key in asked]
+    assert names == ["metrics.jsonl", "manifest.json"], "of a file that is not there yet, nothing"
 
 
 @pytest.mark.usefixtures("hurried")
@@ -580,6 +616,22 @@ def test_metrics_never_go_into_another_run_that_is_finished(
         with sending(folder, settings):
             folder.append_metrics([row(0)])
             until(lambda: [w for w in warnings if "a finished run is there as same" in w])
+    assert_whole(store, settings, there)
+
+
+def test_metrics_never_go_into_a_run_that_another_process_has_published_meanwhile(
+    store: ObjectStore, settings: config.Storage, training: RunFolder, tmp_path: Path
+) -> None:
+    live = Live(training, settings)
+    training.append_metrics([row(0)])
+    live.look()
+    there = finished_run(tmp_path / "there" / training.run_id, 10, day=training.started[:10])
+    publish(Storage(settings), there)
+    training.append_metrics([row(1)])
+    with pytest.raises(storages.Conflict):
+        live.look()
+    with pytest.raises(ConfigurationError, match="a finished run is there as live"):
+        live.look()
     assert_whole(store, settings, there)
 
 
@@ -617,10 +669,12 @@ def test_a_job_finishes_without_storage_and_is_published_later(
 ) -> None:
     file = small_job(tmp_path, settings, epochs=1)
     away = ("--set", "storage.endpoint_url=http://127.0.0.1:9", "--set", "storage.attempts=1")
+    begin = time.monotonic()
     done = called("run", "--config", file, "--out", tmp_path, "--run-id", "r", *away)
+    minutes = (time.monotonic() - begin) / 60
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("not published: ") == 1
-    assert done.stderr.count("warning: ") <= 2  # the second at the end, about the last metrics
+    assert done.stderr.count("warning: ") <= 2 + minutes  # one at the end, about the last metrics
     folder = RunFolder(tmp_path / "r")
     before = digest_of(folder.path / "manifest.json")
 

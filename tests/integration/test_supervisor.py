@@ -1,5 +1,6 @@
 """What the supervisor makes of a service that is slow, busy, wrong or frozen."""
 
+import errno
 import json
 import os
 import signal
@@ -8,19 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import pictures, predictions
-from service import Service, get, load, running
+from conftest import ROOT, free_port, pictures, predictions
+from service import LONGEST, Service, get, load, running
 
 from jobs.runs import RunFolder
 from serving import readiness
-from serving.archive import Counts, Data, Description, Golden, Model
+from serving.archive import Counts, Data, Description, Golden, Model, ModelError
 from serving.readiness import Readiness
 from serving.settings import Settings, SettingsError
 from serving.supervisor import Supervisor
@@ -291,3 +292,75 @@ def test_a_state_directory_that_is_not_there_is_a_wrong_setting(tmp_path: Path) 
     supervisor = Supervisor(Settings(model_uri="m.mar", state_dir=tmp_path / "none"))
     with pytest.raises(SettingsError, match="SERVING_STATE_DIR: No such file or directory"):
         supervisor.run()
+
+
+@pytest.mark.parametrize("name", ["SERVING_PORT", "SERVING_METRICS_PORT"])
+def test_a_port_that_somebody_has_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    """The gateway would share it."""
+    with socket.create_server(("", 0), reuse_port=True) as taken:
+        port = taken.getsockname()[1]
+        done = serve(
+            {
+                "MODEL_URI": "no/such.mar",
+                "SERVING_PORT": str(free_port()),
+                "SERVING_METRICS_PORT": str(free_port()),
+                "SERVING_STATE_DIR": str(tmp_path),
+                name: str(port),
+            }
+        )
+    assert done.returncode == 2
+    assert done.stderr == f"error: port {port}: Address already in use\n"
+
+
+def serve(given: dict[str, str], prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """A service that cannot start."""
+    return subprocess.run(
+        [*prefix, sys.executable, "-m", "serving"],
+        cwd=ROOT,
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LONGEST,
+    )
+
+
+def test_a_disk_that_takes_nothing_is_told_in_one_line(archive: Path, tmp_path: Path) -> None:
+    given = {
+        "MODEL_URI": str(archive),
+        "SERVING_PORT": str(free_port()),
+        "SERVING_METRICS_PORT": str(free_port()),
+        "SERVING_STATE_DIR": str(tmp_path),
+    }
+    done = serve(given, prefix=["sh", "-c", 'ulimit -f 0; exec "$@"', "sh"])
+    assert done.returncode == 3
+    assert done.stderr == "error: [Errno 27] File too large\n"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("serving.supervisor.located", fill)
+    settings = Settings(
+        model_uri="m.mar", state_dir=tmp_path, port=free_port(), metrics_port=free_port()
+    )
+    with pytest.raises(ModelError, match=f"No space left on device: '{tmp_path}/"):
+        Supervisor(settings).run()
+
+
+def test_a_hangup_is_a_wish_to_stop_unless_it_is_to_be_ignored(tmp_path: Path) -> None:
+    """… as nohup wants it."""
+    supervisor = Supervisor(Settings(model_uri="m.mar", state_dir=tmp_path / "none"))
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for found, stops in ((signal.SIG_IGN, False), (signal.SIG_DFL, True)):
+            signal.signal(signal.SIGHUP, found)
+            with pytest.raises(SettingsError, match="SERVING_STATE_DIR"):
+                supervisor.run()
+            assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+            signal.raise_signal(signal.SIGHUP)
+            assert supervisor.stopping.is_set() is stops
+    finally:
+        signal.signal(signal.SIGHUP, before)

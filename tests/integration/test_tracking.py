@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import struct
 import subprocess
@@ -25,7 +26,7 @@ from jobs import config, following, pipeline
 from jobs.delivery import tracking
 from jobs.delivery.tracking import VALUES, MLflow, TensorBoard
 from jobs.errors import ConfigurationError
-from jobs.runs import RunFolder
+from jobs.runs import Row, RunFolder
 from serving import progress
 
 Points = dict[tuple[str, int], float]
@@ -70,18 +71,24 @@ def address_of(server: socket.socket) -> str:
 
 
 def event_points(run: RunFolder) -> Points:
+    """Asserts that each is there once."""
+    found = list(events_of(run))
+    assert len(dict(found)) == len(found), "a point is there twice"
+    return dict(found)
+
+
+def events_of(run: RunFolder) -> Iterator[tuple[tuple[str, int], float]]:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="extra tensorboard"
     )
-    found: Points = {}
     for part in {path.parent for path in (run.path / "tensorboard").rglob("events*")}:
         events = accumulator.EventAccumulator(str(part)).Reload()
         for tag in events.Tags()["scalars"]:
             for event in events.Scalars(tag):
-                key = f"{part.relative_to(run.path / 'tensorboard')}/{tag}", event.step
-                assert key not in found, "a point is there twice"
-                found[key] = event.value
-    return found
+                yield (
+                    (f"{part.relative_to(run.path / 'tensorboard')}/{tag}", event.step),
+                    event.value,
+                )
 
 
 def test_event_files_have_every_value_once_however_often_the_job_is_started(
@@ -98,6 +105,29 @@ def test_event_files_have_every_value_once_however_often_the_job_is_started(
     run.append_metrics([later])
     tracker.look()
     assert len(event_points(run)) - len(expected) == sum(later[name] is not None for name in VALUES)
+
+
+def done_again(run: RunFolder) -> Row:
+    """The first row as it comes out another time; it is the last one then, of fewer."""
+    before = run.metrics()
+    run.append_metrics([{**before[0], "loss": 9.0}])
+    *others, again = run.metrics()
+    assert len(others) < len(before) - 1 and again["loss"] == 9.0
+    return again
+
+
+def test_a_row_that_comes_out_differently_when_done_again_is_in_event_files_as_it_came_out(
+    run: RunFolder,
+) -> None:
+    pytest.importorskip("tensorboard", reason="extra tensorboard")
+    tracker = TensorBoard(run, run.config())
+    tracker.look()
+    row, before = done_again(run), event_points(run)
+    tracker.look()
+    tracker.look()
+    key = "{variant}/seed-{seed}/loss/{split}".format(**row), row["epoch"]
+    losses = [value for found, value in events_of(run) if found == key]
+    assert losses == [before[key], 9.0]
 
 
 class FakeMLflow(ThreadingHTTPServer):
@@ -120,13 +150,12 @@ class FakeMLflow(ThreadingHTTPServer):
         self.experiments.append(given["name"])
         return {"experiment_id": "1"}
 
-    def runs_search(self, given: dict[str, Any]) -> dict[str, Any]:
-        def matches(run: dict[str, Any]) -> bool:
-            tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-            asked = ("run_id", "started")
-            return all(f"tags.{key} = '{tags[key]}'" in given["filter"] for key in asked)
-
-        return {"runs": [run for run in self.runs if matches(run)]}
+    def runs_search(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        """Takes a filter of one tag, whose value has no quote in it."""
+        asked = re.fullmatch(r"tags\.(?P<key>\w+) = '(?P<value>[^']*)'", given["filter"])
+        if asked is None:
+            return None
+        return {"runs": [run for run in self.runs if asked.groupdict() in run["data"]["tags"]]}
 
     def runs_create(self, given: dict[str, Any]) -> dict[str, Any]:
         id = uuid4().hex  # the client remembers where which run's artifacts go
@@ -249,6 +278,21 @@ def test_what_arrived_though_the_answer_got_lost_is_not_sent_again(
     assert sent(mlflow) == points_of(run, "{variant}/seed-{seed}/{split}/{name}")
 
 
+def test_a_row_that_comes_out_differently_when_done_again_is_sent_again_and_once(
+    run: RunFolder, mlflow: FakeMLflow
+) -> None:
+    wanted = with_tracking(run, mlflow=mlflow.address)
+    tracker = MLflow(run, wanted)
+    tracker.look()
+    row, before = done_again(run), sent(mlflow)
+    for one in (tracker, tracker, MLflow(run, wanted)):
+        one.look()
+    [there] = mlflow.runs
+    key = "{variant}/seed-{seed}/{split}/loss".format(**row)
+    losses = [point["value"] for point in there["data"]["metrics"] if point["key"] == key]
+    assert losses == [before[key, row["epoch"]], 9.0]
+
+
 def test_another_run_with_the_same_id_is_another_one_there(
     run: RunFolder, mlflow: FakeMLflow
 ) -> None:
@@ -258,6 +302,13 @@ def test_another_run_with_the_same_id_is_another_one_there(
     environment.write_text(environment.read_text().replace(run.started, "2026-01-31T00:00:00"))
     MLflow(run, wanted).look()
     assert len(mlflow.runs) == 2
+
+
+def test_a_run_with_a_quote_in_its_id_is_found_again(run: RunFolder, mlflow: FakeMLflow) -> None:
+    strange = RunFolder(run.path.rename(run.path.with_name('it\'s "one"')))
+    for _ in range(2):
+        MLflow(strange, with_tracking(strange, mlflow=mlflow.address)).look()
+    assert sent(mlflow) == points_of(strange, "{variant}/seed-{seed}/{split}/{name}")
 
 
 @pytest.mark.usefixtures("undrawn")

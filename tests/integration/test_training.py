@@ -39,13 +39,14 @@ class Memory:
 
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    kept: tuple[int, float] | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         self.checkpoints.append(_clone(state))
 
-    def save_best(self, state: dict[str, Tensor]) -> None:
-        self.best = _clone(state)
+    def save_best(self, weights: dict[str, Tensor], epoch: int, accuracy: float) -> None:
+        self.best, self.kept = _clone(weights), (epoch, accuracy)
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         self.rows += rows
@@ -470,11 +471,35 @@ def test_a_loss_that_is_not_finite_ends_the_variant_and_spoils_no_checkpoint(
     assert all(torch.isfinite(c["totals"]).all() for c in store.checkpoints)
 
 
+@pytest.mark.parametrize("lost", [[0], [0, 1]])
+def test_an_epoch_whose_answers_are_not_finite_is_not_kept(
+    dataset: Dataset,
+    pretrained: models.State,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: list[int],
+) -> None:
+    score, store = training.score, Memory()
+
+    def spoilt(trainer: training.Trainer, *of: Any) -> dict[str, Any]:
+        row = score(trainer, *of)
+        return row | ({"loss": math.nan, "accuracy": 1.0} if trainer.epoch in lost else {})
+
+    monkeypatch.setattr(training, "score", spoilt)
+    trainer = trainer_of(variant("frozen", epochs=2), dataset, pretrained)
+    scored: dict[str, Examples] = {"validation": dataset.validation}
+    none = pytest.raises(Diverged, match="no epoch's answers were finite")
+    with none if lost == [0, 1] else nullcontext():
+        training.fit(trainer, dataset.train, scored, config.Evaluation(batch_size=40), store)
+    assert store.kept == ((1, store.rows[-1]["accuracy"]) if lost == [0] else None)
+
+
 def test_less_than_one_batch_is_a_configuration_error(
     dataset: Dataset, pretrained: models.State
 ) -> None:
     with pytest.raises(ConfigurationError, match="batch_size: 61 is more than the 60"):
         trainer_of(variant("scratch", batch_size=61), dataset, pretrained)
+    with pytest.raises(ConfigurationError, match="batch_size: one image has no batch-norm"):
+        trainer_of(variant("scratch", batch_size=1), dataset, pretrained)
 
 
 def test_the_loss_knows_both_heads() -> None:

@@ -1,6 +1,8 @@
 """Archives are read whole or refused in one line, and nothing lands outside of their folder."""
 
+import errno
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,20 @@ def test_an_archive_that_would_land_elsewhere_is_refused(tmp_path: Path, name: s
             read(file)
         assert str(caught.value) == f"{file}: {name} would be unpacked outside of its folder"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_no_damage_of_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file, out = packed(tmp_path / "m.mar"), tmp_path / "out"
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    with pytest.raises(ModelError) as caught:
+        unpack(file, out)
+    said = f"[Errno {errno.ENOSPC}] No space left on device: '{out}'"
+    assert str(caught.value) == f"{file}: not unpacked: {said}"
 
 
 def test_names_that_only_look_like_it_are_unpacked(tmp_path: Path) -> None:

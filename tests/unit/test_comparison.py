@@ -104,6 +104,15 @@ ALONE = {  # the validation set chooses another one than the test set would
 }
 
 
+def test_a_run_that_went_on_in_another_precision_says_so(tmp_path: Path) -> None:
+    folder, config = run_of(tmp_path, ALONE)
+    for precision in ("bfloat16", "bfloat16"):
+        folder.add_environment({"precision": precision})
+    assert "float" not in compare(folder, config).sentences[-1]
+    folder.add_environment({"precision": "float32"})
+    assert compare(folder, config).sentences[-1].startswith("trained in bfloat16 and in float32, ")
+
+
 def test_one_seed_is_judged_on_its_test_images(tmp_path: Path) -> None:
     folder, config = run_of(tmp_path, ALONE)
     result = compare(folder, config)
@@ -122,9 +131,9 @@ def test_one_seed_is_judged_on_its_test_images(tmp_path: Path) -> None:
     assert result.sentences == (
         "frozen wins, chosen on the validation set: 80.00% of 40 test images are right "
         "(65.2% to 89.5%)",
-        "finetune and frozen cannot be told apart: 10.0 points (+2.5 to +20.0), p = 0.12",
-        "frozen beats scratch by 55.0 points (+40.0 to +70.0), p < 0.001",
-        "finetune beats scratch by 65.0 points (+50.0 to +80.0), p < 0.001",
+        "finetune and frozen cannot be told apart: 10.0 points (−1.5 to +20.6), p = 0.12",
+        "frozen beats scratch by 55.0 points (+35.9 to +68.9), p < 0.001",
+        "finetune beats scratch by 65.0 points (+45.8 to +78.0), p < 0.001",
     )
     winner = result.done["frozen"]
     assert (winner.accuracy_by_seed, winner.accuracy_mean) == ((0.8,), 0.8)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from s3transfer.utils import OSUtils
 
-from serving.files import MARK, temporary
+from serving.files import MARK, PARTIAL, temporary
 
 KEEPS = """
 import sys, time
@@ -32,6 +33,13 @@ def keeping(place: Path) -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
+def test_what_was_being_written_is_known_by_its_name_whether_boto3_wrote_it_or_not() -> None:
+    ours = ".x.1.part"
+    theirs = OSUtils().get_temp_filename(ours)
+    assert theirs != ours and Path(ours).match(PARTIAL) and Path(theirs).match(PARTIAL)
+    assert not any(Path(name).match(PARTIAL) for name in ("x.1.part", ".x.1", "a.part.AbCd1234"))
+
+
 def test_a_folder_lasts_as_long_as_its_block(tmp_path: Path) -> None:
     with temporary(tmp_path) as folder, temporary(tmp_path) as other:
         assert folder.is_dir() and other.is_dir() and folder != other
@@ -39,6 +47,17 @@ def test_a_folder_lasts_as_long_as_its_block(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="failed"), temporary(tmp_path) as folder:
         raise ValueError("failed")
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_in_a_relative_one_has_an_absolute_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """… as a process that is started in another folder needs it."""
+    (tmp_path / "state").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with temporary(Path("state")) as folder:
+        assert folder.is_absolute() and folder.parent == tmp_path / "state"
+    assert not [*(tmp_path / "state").iterdir()]
 
 
 def test_where_folders_cannot_be_locked_none_is_removed(

@@ -123,6 +123,14 @@ def test_a_class_of_one_picture_does_not_stop_the_search() -> None:
     assert len(label_errors.suspects(lone, np.array([0] * 40 + [1]))[0]) == 0
 
 
+def test_a_class_that_no_classifier_was_shown_is_not_called_wrong() -> None:
+    labels = np.repeat([0, 1, 2, 3], [60, 60, 2, 1])
+    noise = np.random.default_rng(0).normal(size=(len(labels), 8), scale=0.1)
+    features = (noise + 5 * np.eye(8)[labels]).astype(np.float32)
+    probabilities = label_errors.cross_validated(features, labels, 4)
+    assert len(label_errors.suspects(probabilities, labels)[0]) == 0
+
+
 def test_balanced_accuracy_is_the_mean_of_the_classes() -> None:
     balanced = balanced_accuracy([90, 1], [100, 10])
     assert balanced.value == pytest.approx(0.5)

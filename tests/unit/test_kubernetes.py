@@ -1,6 +1,8 @@
 """The manifests as a cluster gets them: rendered, checked against schemas, and held to rules."""
 
+import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import yaml
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from conftest import ROOT
 from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS, composed, kustomize, published
+from readme import BLOCKS
 
 from jobs import config
 from jobs.cli import app
@@ -183,6 +186,24 @@ def test_a_canary_is_the_same_pod_behind_the_same_service(rendered: dict[str, st
     assert canary["selector"]["matchLabels"] == {**selector, "track": "canary"}
 
 
+@pytest.mark.parametrize("component", ["canary", "canary-weights"])
+def test_the_autoscaler_counts_no_canary_and_the_service_reaches_it(
+    component: str, rendered: dict[str, str]
+) -> None:
+    objects = list(yaml.safe_load_all(rendered[component]))
+    stable, canary = (
+        named(objects, "Deployment", name)["spec"] for name in ("inference", "inference-canary")
+    )
+    pods = [one["template"]["metadata"]["labels"] for one in (stable, canary)]
+
+    def selected(labels: dict[str, str]) -> list[bool]:
+        return [labels.items() <= pod.items() for pod in pods]
+
+    assert selected(stable["selector"]["matchLabels"]) == [True, False]
+    assert selected(canary["selector"]["matchLabels"]) == [False, True]
+    assert selected(named(objects, "Service", "inference")["spec"]["selector"]) == [True, True]
+
+
 @pytest.mark.parametrize("other", ["api-keys", "serve-gpu", "shadow"])
 def test_a_canary_has_what_other_components_add_in_any_order(other: str, tmp_path: Path) -> None:
     for number, order in enumerate([("canary", other), (other, "canary")]):
@@ -276,6 +297,28 @@ def test_jobs_take_the_arguments_that_they_are_given(objects: list[Object]) -> N
     assert "--run-id=$(JOB_NAME)" in given, "two firings of one tick are one run"
     name = named(objects, "Deployment", "inference")["metadata"]["name"]
     assert given.count(f"--deployment={name}") == 1
+
+
+def test_the_rollback_of_the_documentation_runs_once_and_alone(objects: list[Object]) -> None:
+    if (jq := shutil.which("jq")) is None:
+        pytest.skip("jq is not installed")
+    [block] = [b for b in BLOCKS if b.file == "docs/operations.md" and "| jq " in b.text]
+    [program] = re.findall(r"\| jq '([^']+)'", block.text)
+    given = training(objects)
+    text = json.dumps({"spec": given})
+    done = subprocess.run([jq, program], input=text, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout)["spec"]
+    indexed = {"completionMode", "completions", "parallelism", "backoffLimitPerIndex"}
+    assert job["backoffLimit"] == 0 and not {"podFailurePolicy", *indexed} & set(job)
+
+    [container], [trains] = (one["template"]["spec"].pop("containers") for one in (job, given))
+    assert job["template"] == given["template"], "the same account, volumes and labels"
+    assert container["args"][0] == "rollback" and "command" not in container
+    assert "nvidia.com/gpu" not in json.dumps(container["resources"])
+    assert container["resources"]["limits"]["memory"] == trains["resources"]["limits"]["memory"]
+    changed = {key for key in trains if container.get(key) != trains[key]}
+    assert "args" in changed <= {"args", "command", "resources"}
 
 
 def test_what_references_a_name_finds_it(objects: list[Object]) -> None:

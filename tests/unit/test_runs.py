@@ -14,7 +14,7 @@ from conftest import tiny_config
 from jobs import runs
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.results import Comparison, Diverged, Facts, Trained
-from jobs.runs import RunFolder, undelivered
+from jobs.runs import RunFolder, Shown, undelivered
 from serving.archive import Counts
 from serving.files import digest_of, write
 
@@ -220,9 +220,26 @@ def test_an_epoch_that_comes_out_differently_when_done_again_is_told_as_it_came_
     folder: RunFolder,
 ) -> None:
     variant = folder.variant("a", 3)
-    variant.append([row(epoch) for epoch in range(3)])
-    variant.append([row(1, loss=9.0)])
-    assert [(r["epoch"], r["loss"]) for r in folder.metrics()] == [(0, 1.5), (2, 1.5), (1, 9.0)]
+    variant.append([row(epoch) for epoch in range(4)])
+    others = [row(3, variant="b"), row(3, seed=5)]
+    folder.append_metrics(others)
+    variant.append([row(0), row(1)])
+    assert len(folder.metrics()) == 6, "the same is no news"
+    variant.append([row(2, loss=9.0)])
+    found = [(r["variant"], r["seed"], r["epoch"], r["loss"]) for r in folder.metrics()]
+    assert found == [
+        *(("a", 3, 0, 1.5), ("a", 3, 1, 1.5)),
+        *(("b", 3, 3, 1.5), ("a", 5, 3, 1.5), ("a", 3, 2, 9.0)),
+    ], "what followed was of another course"
+
+
+def test_rows_are_shown_once_and_again_when_they_come_out_differently() -> None:
+    shown = Shown([row(0)])
+    assert list(shown.new([row(0), row(1)])) == [(2, row(1))]
+    assert not list(shown.new([row(0), row(1)]))
+    again = [row(0), row(1, loss=9.0)]
+    assert next(shown.new(again)) == (2, row(1, loss=9.0)), "and it cannot be sent"
+    assert list(shown.new(again)) == [(2, row(1, loss=9.0))] and not list(shown.new(again))
 
 
 def test_without_metrics_there_are_no_rows_and_damaged_ones_are_named(folder: RunFolder) -> None:
@@ -261,9 +278,10 @@ def test_a_clock_that_goes_back_changes_neither_the_day_of_a_run_nor_its_first_s
 
 def test_what_a_killed_process_was_writing_is_neither_listed_nor_kept(folder: RunFolder) -> None:
     folder.add_environment({})
-    halves = [folder.path / name for name in ("report/.index.html.7.part", "variants/a/.b.9.part")]
+    names = ("report/.index.html.7.part", "variants/a/.b.9.part", ".c.9.part.AbCd1234")
+    halves = [folder.path / name for name in names]
     for half in halves:
-        half.parent.mkdir(parents=True)
+        half.parent.mkdir(parents=True, exist_ok=True)
         half.write_bytes(b"<!doct")
     (other := folder.path / "report" / "a.part").touch()
     folder.write_manifest()

@@ -1,6 +1,7 @@
 """What storage asks an S3 server, to the letter, and what it makes of the answers."""
 
 import base64
+import errno
 import hashlib
 import threading
 import time
@@ -50,6 +51,12 @@ def test_a_bucket_and_a_prefix_are_read_from_the_address(memory: Memory) -> None
     assert [entry.key for entry in bare.entries("")] == ["a/key"]
     with pytest.raises(ConfigurationError, match=r"^storage\.uri: not set; it is written s3://"):
         Storage(in_memory(uri=None))
+
+
+def test_hashes_and_question_marks_in_an_address_are_part_of_the_prefix(memory: Memory) -> None:
+    storage = Storage(in_memory(uri=f"s3://{BUCKET}/a#1/b?c#/"))
+    storage.put("a/key", b"body", replacing=None)
+    assert storage.uri == f"s3://{BUCKET}/a#1/b?c#" and list(memory.objects) == ["a#1/b?c#/a/key"]
 
 
 def test_a_client_is_made_as_the_settings_say(
@@ -118,6 +125,21 @@ def test_what_is_not_there_is_none_and_another_error_is_told(
         storage.get("a/key")
     refuse(refused(404, "404"))  # the answer to HEAD has no body that could say more
     assert storage.head("a/key") is None
+
+
+def test_what_cannot_be_told_from_a_bucket_that_is_not_there_is_said_to_be_either(
+    storage: Storage, tmp_path: Path
+) -> None:
+    with pytest.raises(UnavailableError, match=r": it is not there, or there is no such bucket$"):
+        storage.fetch("a/key", tmp_path / "got", lambda _: None)
+
+
+def test_an_endpoint_of_the_environment_that_is_no_address_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(OSError, match=r"^AWS_ENDPOINT_URL: Invalid endpoint: localhost:9000$"):
+        s3.default_client()
 
 
 def test_an_object_that_others_have_written_has_no_digest(memory: Memory, storage: Storage) -> None:
@@ -247,6 +269,17 @@ def test_a_file_is_fetched(memory: Memory, storage: Storage, tmp_path: Path) -> 
     advanced: list[float] = []
     storage.fetch("a/key", tmp_path / "got", advanced.append)
     assert (tmp_path / "got").read_bytes() == b"x" * 2**19 and advanced == [0.5]
+
+
+def test_a_disk_that_fills_while_a_file_is_fetched_is_told_with_its_name(
+    memory: Memory, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(memory, "download_file", fill)
+    with pytest.raises(UnavailableError, match=f"No space left on device: '{tmp_path}/got'$"):
+        storage.fetch("a/key", tmp_path / "got", lambda _: None)
 
 
 # Listings

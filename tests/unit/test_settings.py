@@ -1,6 +1,9 @@
 """The service's settings: where they come from, what is refused, what is documented."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,19 @@ from serving.settings import Settings, SettingsError, from_environment
         ({}, "MODEL_URI: Field required"),
         ({"MODEL_URI": "m.mar", "SERVING_PRT": "80"}, "SERVING_PRT: Extra inputs"),
         ({"MODEL_URI": "m.mar", "SERVING_PORT": "many"}, "SERVING_PORT: Input should be"),
+        ({"MODEL_URI": "m.mar", "SERVING_API_KEYS": ","}, "SERVING_API_KEYS: has no key"),
+        ({"MODEL_URI": "m.mar", "SERVING_API_KEYS": " , "}, "SERVING_API_KEYS: has no key"),
+        (
+            {"MODEL_URI": "m.mar", "SERVING_METRICS_PORT": "8080"},
+            "SERVING_METRICS_PORT: 8080 is SERVING_PORT, too",
+        ),
+        *(
+            (
+                {"MODEL_URI": "m.mar", "SERVING_ENDPOINT_SECONDS": seconds},
+                "SERVING_ENDPOINT_SECONDS: Input should be",
+            )
+            for seconds in ("inf", "nan", "-1", "3601")
+        ),
     ],
 )
 def test_settings_that_make_no_service_are_refused(
@@ -23,6 +39,17 @@ def test_settings_that_make_no_service_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=complaint):
         from_environment(environment)
+
+
+def test_a_setting_that_is_refused_is_told_in_one_line() -> None:
+    environment = {**os.environ, "MODEL_URI": "m.mar", "SERVING_API_KEYS": ","}
+    command = [sys.executable, "-m", "serving"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: SERVING_API_KEYS: has no key")
+    assert done.stderr.count("\n") == 1
 
 
 def test_settings_come_from_a_file_too_and_the_environment_wins(tmp_path: Path) -> None:

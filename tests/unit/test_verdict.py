@@ -10,6 +10,7 @@ from jobs.delivery import verdict
 from jobs.delivery.verdict import Advice, Seen
 from jobs.errors import UnavailableError
 from jobs.statistics import confidence_sequence
+from serving.shadow import Guess, outcomes
 
 SEEN = Seen(
     versions=("one", "two"),
@@ -95,6 +96,19 @@ def test_a_shadow_is_stopped_for_what_it_loses_at_least(share: float, advice: Ad
     assert verdict.verdict(WORSE, share * lost).advice is advice
 
 
+def test_being_a_little_surer_more_often_does_not_make_up_for_being_far_less_sure() -> None:
+    """A shadow that is surer on most of the pictures on which they differ, and loses 1.4 points."""
+    shares = [outcomes(Guess("cat", 0.46), Guess("dog", 0.5))] * 360
+    shares += [outcomes(Guess("cat", 0.8), Guess("dog", 0.15))] * 240
+    live, shadow = (sum(one[f"{role}_surer"] for one in shares) for role in ("live", "shadow"))
+    seen = replace(SEEN, agree=9_400, live_surer=live, shadow_surer=shadow, answered=10_000)
+    found = verdict.verdict(seen, 0.5)
+    assert found.seen.differ == 600
+    assert found.differ.value * (2 * found.surer.value - 1) == pytest.approx(-0.01416)
+    assert found.advice in (Advice.STOP, Advice.KEEP_LOOKING)
+    assert "the shadow's probability less the other's is -0.236 there" in str(found)
+
+
 def test_limits_themselves_are_within() -> None:
     differ = confidence_sequence(200, 4200)
     even = replace(SEEN, shadow_surer=100, live_surer=100, errors=differ[0])
@@ -111,7 +125,8 @@ def test_a_verdict_is_told_in_words_and_as_json() -> None:
     assert str(found).splitlines() == [
         "stop: the one that serves is surer where they differ",
         "serves one, its shadow is two",
-        "4,200 pictures: they differ on 200, 3.6 to 6.2 %; the shadow is surer on 40 of these",
+        "4,200 pictures: they differ on 200, 3.6 to 6.2 %; the shadow's probability less the "
+        "other's is -0.600 there",
         "mean probability of the likeliest class: 0.900, the shadow's 0.910",
         "3 of 4,002 requests without an answer by the shadow; 1,200 more were not sent to it, as "
         "it was busy",
@@ -131,8 +146,8 @@ PAGE = """\
 Requests2XX 12.0
 inception_shadow_info{live="one",shadow="two"} 1.0
 inception_shadow_pictures_total{outcome="agree"} 30.0
-inception_shadow_pictures_total{outcome="live_surer"} 4.0
-inception_shadow_pictures_total{outcome="shadow_surer"} 5.0
+inception_shadow_pictures_total{outcome="live_surer"} 3.75
+inception_shadow_pictures_total{outcome="shadow_surer"} 5.25
 inception_shadow_pictures_created{outcome="agree"} 1.7e+09
 inception_shadow_requests_total{outcome="answered"} 20.0
 inception_shadow_requests_total{outcome="failed"} 2.0
@@ -157,8 +172,8 @@ def test_counts_of_replicas_are_added_and_what_is_the_same_in_each_is_not(tmp_pa
     assert found == Seen(
         versions=("one", "two"),
         agree=60,
-        live_surer=8,
-        shadow_surer=10,
+        live_surer=7.5,
+        shadow_surer=10.5,
         answered=40,
         failed=4,
         dropped=6,

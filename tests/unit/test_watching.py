@@ -108,6 +108,21 @@ def test_without_a_terminal_each_row_is_a_line_once_and_the_end_of_the_run_is_th
     ]
 
 
+def test_an_epoch_that_comes_out_differently_when_done_again_is_a_line_again(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def done_again(_: float) -> None:
+        capsys.readouterr()
+        train(run, "finetune", 0, accuracy=0.875)
+        write(run.path / MANIFEST, "{}")
+
+    monkeypatch.setattr(watching, "time", SimpleNamespace(sleep=done_again))
+    call("watch", str(run.path))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and all("finetune with seed 0, epoch 1 of 5" in line for line in said)
+    assert all("accuracy 87.50 %" in line for line in said)
+
+
 def test_on_a_terminal_the_table_is_all_there_is(run: RunFolder) -> None:
     (run.path / MANIFEST).touch()
     command = [sys.executable, "-m", "jobs", "watch", str(run.path)]

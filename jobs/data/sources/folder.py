@@ -1,6 +1,7 @@
 """Your own pictures, on this machine or in S3, in class folders, a manifest or tar shards."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ def load(settings: config.Data) -> Source:
     elif root.endswith(listing.MANIFESTS):
         found = decoded(listing.in_manifest(Path(root).expanduser()), settings)
     else:
-        found = decoded(listing.in_folders(Path(root).expanduser()), settings)
+        place = Path(os.path.abspath(Path(root).expanduser()))  # however it was written
+        found = decoded(listing.in_folders(place), settings)
     if found.skipped:
         first = ": ".join(found.skipped[0])
         log(f"skipped {len(found.skipped)} damaged pictures, the first: {first}")
