@@ -595,7 +595,8 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
     if not isinstance(target, dict):
         raise ConfigurationError(f"--set {setting}: {'.'.join(parents)} is not a section")
     target[last] = _parse(value, f"--set {setting}")
-    if (node := yaml.compose(value)) and node.end_mark.index < len(value.rstrip()):
+    node = yaml.compose(value)
+    if (node.end_mark.index if node else 0) < len(value.rstrip()):
         raise ConfigurationError(f"--set {setting}: what follows # is a comment; quote the value")
 
 

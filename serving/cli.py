@@ -217,9 +217,9 @@ def _print_table(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
     for file, answer in zip(files, done, strict=True):
         if isinstance(answer, Prediction):
             label = escape(answer.label or UNKNOWN)
-            table.add_row(escape(str(file)), label, f"{answer.probability:.1%}")
+            table.add_row(escape(text(str(file))), label, f"{answer.probability:.1%}")
         else:
-            table.add_row(escape(str(file)), f"[red]{escape(str(answer))}[/]")
+            table.add_row(escape(text(str(file))), f"[red]{escape(str(answer))}[/]")
     Console(highlight=False).print(table)
     return done
 

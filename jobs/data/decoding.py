@@ -119,9 +119,10 @@ def paths(images: Images, split: str) -> list[str]:
 
 def below_root(name: str, settings: config.Data) -> str:
     root = str(settings.root)
-    place = root.rstrip("/") if "://" in root else os.path.abspath(Path(root).expanduser())
+    place = root.rstrip("/") if "://" in root else str(Path(root).expanduser().absolute())
     if place.endswith(MANIFESTS):
         place = place.rpartition("/")[0]
+        place = place if "://" in root else os.path.normpath(place)  # as listing.in_manifest does
     return name.removeprefix(f"{place.rstrip('/')}/")
 
 

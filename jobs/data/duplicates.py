@@ -26,8 +26,9 @@ REACH = SIDE // 8  # pixels of a shift, in each direction
 SIMILAR = 0.93  # correlation from which two pictures are one; measured: docs/inspection.md
 # … and they have to be so many times closer than pictures of this data are to their neighbours
 # anyway: all eights of eight pixels look alike, and so do all X-rays of a chest.
-CLOSER = 11
-SAMPLE = 1000  # pictures that say how far neighbours are
+CLOSER = 12
+SAMPLE = 1000  # pictures that say how far neighbours are: the eighth of each, which is
+FAR = 8  # no copy even where each picture has been augmented several times
 AT_ONCE = 1024  # pictures
 ON_CPU = 5000  # pictures, up to which a processor takes seconds
 COSINES = 2**26  # that are held at once, whatever there are of pictures: 268 MB
@@ -144,10 +145,11 @@ def leaked(pairs: Sequence[Pair], count: int, tests: int) -> list[int]:
 
 def _near(pictures: Tensor) -> tuple[Tensor, Tensor, list[float]]:
     """Pairs of positions int64 [P] on the CPU, and their correlation."""
-    neighbours = nearest(spectra(pictures), min(CANDIDATES, len(pictures) - 1))
+    neighbours = nearest(spectra(pictures), min(FAR, len(pictures) - 1))
     own = torch.arange(len(pictures), device=pictures.device)
     some = own[:: -(-len(own) // SAMPLE)]
     typical = 1 - _correlations(pictures, some, neighbours[some, -1]).median()
+    neighbours = neighbours[:, :CANDIDATES]
 
     both = torch.stack([own[:, None].expand_as(neighbours), neighbours], 2).flatten(0, 1)
     first, second = both.sort(1).values.unique(dim=0).unbind(1)

@@ -36,7 +36,7 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 
 def to_csv(findings: Iterable[Finding]) -> str:
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
+    rows = csv.writer(text)  # with \r\n, or Python 3.11 would not quote a name with \r
     rows.writerow(COLUMNS)
     rows.writerows((*astuple(finding)[:3], f"{finding.score:.4g}") for finding in findings)
     return text.getvalue()
@@ -54,11 +54,14 @@ def paths_in(file: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ValueError(f"{file}: {reason}") from None
-    rows = csv.reader(io.StringIO(content, newline=""))  # in a name, a line may end
-    header: Sequence[str] = next(rows, [])
+    header: Sequence[str] = next(csv.reader(content.splitlines()[:1]), [])
     if "path" in header:
         column = header.index("path")
-        found = [row[column] for row in rows if len(row) > column]
+        try:
+            rows = list(csv.reader(io.StringIO(content, newline="")))  # in a name, a line may end
+        except csv.Error as error:
+            raise ValueError(f"{file}: {error}") from None
+        found = [row[column] for row in rows[1:] if len(row) > column]
     else:
         found = [line.strip() for line in re.split(r"\r?\n", content)]
     return tuple(dict.fromkeys(filter(None, found)))

@@ -1,5 +1,6 @@
 """Deletes old runs and versions by a retention rule, but none that a channel refers to."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -77,7 +78,7 @@ def protected(storage: Storage) -> set[str]:
 def _groups(storage: Storage) -> Iterator[list[Item]]:
     """The runs, then their parts, then each model's versions."""
     runs = storage.entries("runs/dt=")
-    yield _items([entry for entry in runs if "/run_id=" in entry.key])
+    yield _items([entry for entry in runs if re.match("runs/[^/]+/run_id=", entry.key)])
     yield _items(storage.entries("parts/"))
     for name in storage.folders(f"{MODELS}/"):
         entries = storage.entries(f"{MODELS}/{name}/")

@@ -1,10 +1,14 @@
 """Every source ends as the same arrays; splits share nothing; damaged pictures end no job."""
 
+import os
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import tiny_config
@@ -159,6 +163,103 @@ def test_without_a_test_folder_a_fifth_of_training_is_the_test_set(photos: Path)
     assert dataset.test.labels.bincount().tolist() == [2, 2]
     seen = {*dataset.train.rows.tolist(), *dataset.validation.rows.tolist()}
     assert not seen & set(dataset.test.rows.tolist())
+
+
+def test_pictures_that_swap_their_names_are_seen_though_size_and_time_stay(photos: Path) -> None:
+    cat, dog = (photos / "train" / label / "0.png" for label in ("cat", "dog"))
+    for file in (cat, dog):
+        os.utime(file, ns=(0, 0))
+    assert cat.stat().st_size == dog.stat().st_size
+    before = load(folder(photos)).description.digest
+    cat.rename(photos / "spare")
+    dog.rename(cat)
+    (photos / "spare").rename(dog)
+    after = load(folder(photos)).description.digest
+    fresh = folder(photos).model_copy(update={"cache": str(photos.parent / "fresh")})
+    assert before != after == load(fresh).description.digest
+
+
+def test_what_does_not_fit_the_layout_is_told_but_not_what_is_hidden(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> list[str]:
+        assert len(load(folder(photos)).paths) == 28
+        said = capsys.readouterr().err.splitlines()
+        return [line for line in said if line.startswith("passed over")]
+
+    for hidden in ("train/.x.png", "train/cat/.x.png", "train/.eel/x.png", ".val/cat/x.png"):
+        photo(photos / hidden)
+    assert told() == []
+    for stray in ("train/x.png", "train/cat/2024/x.png", "val/cat/x.png"):
+        photo(photos / stray)
+    (photos / "test" / "cat" / "link.png").symlink_to("nowhere.png")
+    layout = "passed over 4 that are not train/<class>/<picture>, nor of test, the first: "
+    assert told() == [f"{layout}{photos}/train/x.png"]
+
+
+@pytest.mark.parametrize("root", ["photos", "photos/list.csv"])
+def test_a_root_is_the_same_however_it_is_written(
+    root: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at(place: str, **changes: object) -> config.Data:
+        return folder(photos).model_copy(update={"root": place, **changes})
+
+    listed(photos)
+    monkeypatch.chdir(photos.parent)
+    first = load(at(f"{photos.parent}/{root}")).paths
+    assert "train/cat/0.png" in first
+    assert load(at(f"photos/../{root}")).paths == first
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("decoded again"))
+    assert load(at(f"./{root}")).paths == first
+    without = load(at(root, exclude=("train/cat/0.png",))).paths
+    assert {*first} - {*without} == {"train/cat/0.png"}
+
+
+def listed(root: Path, *more: str, below: str = "") -> Path:
+    """A manifest of a folder's pictures, and of what else is said."""
+    files = sorted(file.relative_to(root) for file in root.rglob("*.png"))
+    rows = [f"{below}{file},{file.parts[1]},{file.parts[0]}" for file in files]
+    (root / "list.csv").write_text("\n".join(["path,label,split", *rows, *more]))
+    return root / "list.csv"
+
+
+def test_a_manifest_s_rows_that_are_no_files_are_skipped(photos: Path) -> None:
+    rows = ("train/cat,cat,train", "train/cat/0.png/x.png,cat,train")
+    assert load(folder(listed(photos, *rows))).skipped == (
+        ("train/cat", "is not there"),
+        ("train/cat/0.png/x.png", "is not there"),
+    )
+    with pytest.raises(UnavailableError, match=r"list.csv: x{300}: File name too long$"):
+        load(folder(listed(photos, f"{'x' * 300},cat,train")))
+
+
+def test_a_manifest_in_this_folder_does_not_lead_out_of_it(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo(photos.parent / "outside.png")
+    monkeypatch.chdir(photos)
+    listed(photos, below=f"{photos}/")
+    assert "train/cat/0.png" in load(folder(Path("list.csv"))).paths
+    for outside in ("../outside.png", "train/../../outside.png", f"{photos.parent}/outside.png"):
+        listed(photos, f"{outside},cat,train")
+        with pytest.raises(UnavailableError, match=f"{outside} is not below {photos}$"):
+            load(folder(Path("list.csv")))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"path": "a.png", "label": ["cat"]},
+        {"path": "a.png", "label": b"cat"},
+        {"path": "a\0.png", "label": "cat"},
+    ],
+)
+def test_a_manifest_s_row_has_one_path_and_one_word(row: dict[str, Any], tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "list.parquet")
+    with pytest.raises(UnavailableError) as caught:
+        load(folder(tmp_path / "list.parquet"))
+    said = f"{tmp_path}/list.parquet: row 1: a path and one word or number is needed"
+    assert str(caught.value) == said
 
 
 def damage(root: Path, how: str) -> None:

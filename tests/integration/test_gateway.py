@@ -317,7 +317,7 @@ def test_nobody_is_answered_in_http_2(link: socket.socket) -> None:
     """Which would be another way past the limits of the first one."""
     settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
     answer = whole_answer(link, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
-    assert answer.startswith(b"HTTP/1.1 ")
+    assert answer[:5] in (b"", b"HTTP/"), "frames begin with their length"
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH"])

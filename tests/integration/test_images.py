@@ -56,11 +56,10 @@ def test_a_tall_picture_lies_on_white_as_one_whole(height: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (height, 5, 4), np.uint8)
     rgba = Image.fromarray(noise)
     rgb, grey = rgba.convert("RGB"), rgba.convert("L")
-    clear = {"transparency": bytes(range(256))}
     for data in (
         encoded(rgba),
         encoded(rgba.convert("LA")),
-        encoded(rgb.quantize(256), **clear),
+        encoded(rgb.quantize(256), transparency=bytes(range(256))),
         encoded(rgb, transparency=rgb.getpixel((2, height - 1))),
         encoded(grey, transparency=grey.getpixel((2, height - 1))),
     ):

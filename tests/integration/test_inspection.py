@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from command import called
 from conftest import tiny_config
+from drawings import make_photos
 from PIL import Image, ImageEnhance
 
 from jobs import inspection, pipeline
@@ -107,6 +109,19 @@ def test_a_double_is_found_whatever_was_done_to_it(change: str) -> None:
     assert pairs[0].similarity == 1 if change == "copied" else 0.93 <= pairs[0].similarity <= 1
 
 
+def test_copies_are_found_where_every_picture_has_several() -> None:
+    """Whose nearest neighbours are copies themselves, and do not say what is usual."""
+    pictures = [
+        recompressed(ImageEnhance.Brightness(scene(seed)).enhance(0.8 + copy / 20))
+        for copy in range(7)
+        for seed in range(20)
+    ]
+    small = torch.stack([torch.tensor(np.asarray(p.resize((32, 32)))) for p in pictures])
+    pairs = duplicates.find(small.permute(0, 3, 1, 2).contiguous(), torch.device("cpu"))
+    assert all(pair.first % 20 == pair.second % 20 for pair in pairs)
+    assert len({pair.second for pair in pairs}) >= 0.95 * 6 * 20
+
+
 def test_pictures_that_all_look_alike_are_not_doubles() -> None:
     dataset = load(tiny_config(data={"source": "digits", "train_images": 300}).data)
     pairs = duplicates.find(duplicates.thumbnails(dataset), torch.device("cpu"))
@@ -173,6 +188,30 @@ def test_pictures_without_files_are_left_out_by_their_numbers(tmp_path: Path) ->
     marked.write_text("\n".join(chosen))
     after = load(tiny_config(data={**every, "exclude": str(marked)}).data)
     assert {*before.paths} - {*after.paths} == chosen
+
+
+def test_few_pictures_can_be_looked_at_and_one_s_name_need_not_be_utf_8(tmp_path: Path) -> None:
+    make_photos(root := tmp_path / "photos", train=3, test=2, size=(SIDE, SIDE))  # batches have 10
+    (root / "train/cat/0.png").rename(root / "train/cat" / os.fsdecode(b"caf\xe9.png"))
+    inspection.inspect(of(root), tmp_path / "out")
+    assert f"{SIDE}×{SIDE}: 9<" in (tmp_path / "out" / "index.html").read_text()
+    name = r"train/cat/caf\xe9.png"
+    assert rows(tmp_path / "out" / "findings.csv")["leak", name] == "test/cat/0.png"
+    assert {*load(of(root).data).paths} - {*load(of(root, exclude=(name,)).data).paths} == {name}
+
+
+def test_a_manifest_s_pictures_are_named_below_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_photos(root := tmp_path / "photos", train=3, test=2, size=(SIDE, SIDE))
+    files = [file.relative_to(root) for file in root.rglob("*.png")]
+    lines = [f"{file},{file.parts[1]},{file.parts[0]}" for file in files]
+    (root / "list.csv").write_text("\n".join(["path,label,split", *lines]))
+    monkeypatch.chdir(tmp_path)
+    inspection.inspect(of(Path("photos/list.csv")), tmp_path / "out")
+    assert f"{SIDE}×{SIDE}: 10<" in (tmp_path / "out" / "index.html").read_text()
+    found = rows(tmp_path / "out" / "findings.csv")
+    assert found["leak", "train/dog/1.png"] == "test/dog/1.png"
 
 
 def test_a_run_says_what_leaked_and_what_it_scores_without(faulty: Path, tmp_path: Path) -> None:

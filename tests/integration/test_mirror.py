@@ -605,6 +605,20 @@ def test_names_that_are_not_utf_8_are_told_as_they_are(pictures: Pictures, tmp_p
     assert str(caught.value) == rf"{shards}/caf\xe9.tar: a shard's name has to be in UTF-8"
 
 
+def test_what_a_mac_adds_to_shards_is_passed_over(pictures: Pictures, tmp_path: Path) -> None:
+    mac = {"._0000.png": b"of a Mac", "deep/._0001.png": b"of a Mac"}
+    (train := tmp_path / "shards" / "train").mkdir(parents=True)
+    (train / "0.tar").write_bytes(shard(mac | labelled(0, 8)))
+    (train / "._0.tar").write_bytes(b"of a Mac")
+    loaded = load(pictures.at(root=str(tmp_path / "shards")))
+    assert len(pixels(loaded)) == 8 and not loaded.skipped
+
+    make_photos(tmp_path / "photos", train=6, test=3, size=(32, 32))
+    (tmp_path / "photos" / "train" / "._0.tar").write_bytes(b"of a Mac")
+    loaded = load(pictures.at(root=str(tmp_path / "photos")))
+    assert loaded.classes == ("cat", "dog"), "and makes no shards of a folder"
+
+
 def test_a_damaged_picture_of_a_shard_is_named_as_it_can_be_left_out(pictures: Pictures) -> None:
     pictures.put("train/0.tar", shard({**labelled(0, 12), "0004.png": b"no picture"}))
     [(name, why)] = load(pictures.settings).skipped
@@ -626,6 +640,7 @@ def broken(body: bytes) -> Iterator[bytes]:
     [
         (shard({"1.png": png(1)}), "train/0.tar: 1 has no label, in 1.cls or 1.json"),
         (shard({"1.png": png(1), "1.json": b"[]"}), "1 has no label"),
+        (shard({"1.png": png(1), "1.json": b'{"label": ["cat"]}'}), "1 has no label"),
         (b"no tar file", "train/0.tar: not a whole tar file"),
         (shard(labelled(0, 9))[:1000], "train/0.tar: not a whole tar file"),
         *(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from conftest import MODEL, ROOT, pictures, predictions
 from service import Service
 
 from jobs.runs import RunFolder
-from serving.cli import _print_table
+from serving.cli import Answer, _print_lines, _print_table
 from serving.client import Client, ClientError, Model, Prediction, Score
 
 
@@ -74,6 +75,17 @@ def test_a_label_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Prediction("a [b] [/c]", 0.5, (), Model("m", "1"))
     _print_table([Path("x.png")], [answer])
     assert "a [b] [/c]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("show", [_print_lines, _print_table])
+def test_a_name_that_is_not_utf_8_is_shown(
+    show: Callable[[list[Path], Iterable[Answer]], list[Answer]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The captured output is UTF-8 and strict, as a pipe is."""
+    answer = Prediction("cat", 0.5, (), Model("m", "1"))
+    show([Path(os.fsdecode(b"caf\xe9.png"))], [answer])
+    assert r"caf\xe9.png" in capsys.readouterr().out
 
 
 def read(terminal: int) -> bytes:

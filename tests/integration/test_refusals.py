@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_config
+from drawings import make_photos
 
 from jobs import pipeline
 from jobs.__main__ import main
@@ -29,6 +30,23 @@ def test_a_batch_that_a_later_variant_cannot_fill_is_told_before_the_first_is_tr
     with pytest.raises(ConfigurationError, match=said):
         pipeline.run(tiny_config().model_copy(update={"variants": (first, larger)}), folder)
     assert not list(folder.path.glob("variants/*"))
+
+
+@pytest.mark.usefixtures("thin", "undrawn")
+def test_a_run_that_was_refused_for_too_few_pictures_begins_once_there_are_enough(
+    tmp_path: Path,
+) -> None:
+    own = {"source": "folder", "root": str(tmp_path / "photos"), "cache": str(tmp_path / "cache")}
+    every = {"train_images": None, "test_images": None}
+    config = tiny_config(data={**own, **every}, optim={"epochs": 1})
+    config = config.model_copy(update={"variants": config.variants[2:]})
+    folder = RunFolder(tmp_path / "r")
+    make_photos(tmp_path / "photos", train=4, test=2, size=(32, 32))
+    with pytest.raises(ConfigurationError, match="batch_size: 10 is more than the 6 training"):
+        pipeline.run(config, folder)
+    make_photos(tmp_path / "photos", train=16, test=4, size=(32, 32))
+    assert pipeline.run(config, folder).data.images.train == 24
+    assert folder.variant("frozen", 0).finished
 
 
 def test_where_the_test_set_chooses_there_need_be_none(tmp_path: Path) -> None:

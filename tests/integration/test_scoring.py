@@ -307,7 +307,7 @@ def test_one_picture_is_a_source_and_another_file_is_none(
 ) -> None:
     assert score(predictor, str(photos / "1.png"), tmp_path / "out", threads=1).done == 1
     with pytest.raises(ScoringError, match="neither a picture, a tar file nor a list of files"):
-        score(predictor, str(archive), tmp_path / "out", threads=1)
+        score(predictor, str(archive), tmp_path / "other", threads=1)
 
 
 @pytest.mark.usefixtures("settings")

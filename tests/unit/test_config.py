@@ -83,6 +83,9 @@ def test_a_variant_inherits_the_section_optim() -> None:
         ("optim.epochs.x=3", "--set optim.epochs.x=3: optim.epochs is not a section"),
         ("optim.epochs", "--set optim.epochs: written as key=value"),
         ("optim.epochs=[", "--set optim.epochs=[: not YAML"),
+        ("data.root=/photos #2", "--set data.root=/photos #2: what follows # is a comment; quote"),
+        ("data.root='/photos' #2", "--set data.root='/photos' #2: what follows # is a comment"),
+        ("data.root=#2", "--set data.root=#2: what follows # is a comment; quote the value"),
         ("export.name=2024-13-45", "--set export.name=2024-13-45: not YAML"),
     ],
 )
@@ -140,6 +143,26 @@ def test_a_password_in_an_address_of_mlflow_is_refused_and_not_repeated() -> Non
 def test_a_number_in_scientific_notation_is_a_number() -> None:
     resolved = config.load("default", ["optim.learning_rate=1e-4"])
     assert resolved.optim.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("written", "root"),
+    [
+        ("'/photos #2'", "/photos #2"),
+        ('"/photos #2"', "/photos #2"),
+        ("/photos#2", "/photos#2"),
+        (" /my photos  ", "/my photos"),
+    ],
+)
+def test_a_value_is_taken_whole(written: str, root: str) -> None:
+    resolved = config.load("default", ["data.source=folder", f"data.root={written}"])
+    assert resolved.data.root == root
+
+
+def test_a_value_may_be_empty_or_a_list() -> None:
+    settings = ["data.train_images=5", "data.train_images=", "runtime.seeds=[1, 2]"]
+    resolved = config.load("default", settings)
+    assert resolved.data.train_images is None and resolved.runtime.seeds == (1, 2)
 
 
 def test_a_setting_reaches_a_variant_by_its_name() -> None:

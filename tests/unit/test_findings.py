@@ -46,6 +46,35 @@ def test_a_plain_list_is_one_too(tmp_path: Path) -> None:
     assert findings.paths_in(file) == ("train/cat/a b.jpg", "train/1")
 
 
+def test_a_name_is_read_as_it_was_written(tmp_path: Path) -> None:
+    names = "a\nb.png", "a\u2028b.png", "a.png ", ' "a", b.png', "Icon\r", "a\r\nb.png"
+    file = tmp_path / "findings.csv"
+    file.write_bytes(findings.to_csv(Finding("label", n, "dog\n", 0.5) for n in names).encode())
+    assert findings.paths_in(file) == names
+
+
+@pytest.mark.parametrize(
+    ("content", "paths"),
+    [
+        ("\ufeffwhy,path\r\nx,train/1\r\n\r\ny,train/2\r\n", ("train/1", "train/2")),
+        ('"a".png\ntrain/a\u2028b.png\n', ('"a".png', "train/a\u2028b.png")),
+        ('"a.png\n' + "train/1\n" * 20_000, ('"a.png', "train/1")),
+    ],
+)
+def test_a_table_or_list_of_another_program_is_read(
+    content: str, paths: tuple[str, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "list"
+    file.write_bytes(content.encode())
+    assert findings.paths_in(file) == paths
+
+
+def test_a_list_may_be_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.csv").write_text("path\ntrain/1\n")
+    assert config.load("quickstart", ["data.exclude=~/x.csv"]).data.exclude == ("train/1",)
+
+
 def test_what_is_excluded_and_not_the_file_is_part_of_the_run(tmp_path: Path) -> None:
     one, other, shorter = (tmp_path / name for name in ("one", "other", "shorter"))
     one.write_text("train/1\ntrain/2\n")
@@ -61,7 +90,7 @@ def test_what_is_excluded_and_not_the_file_is_part_of_the_run(tmp_path: Path) ->
     assert config.load(str(again)) == resolved[0]
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b'path\n"' + b"x" * 200_000])
 def test_a_list_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "list"
     if content is not None:
@@ -121,6 +150,13 @@ def test_a_class_of_one_picture_does_not_stop_the_search() -> None:
     assert probabilities.sum(1) == pytest.approx(1, abs=1e-4)
     lone = label_errors.cross_validated(features, np.array([0] * 40 + [1]), 2)
     assert len(label_errors.suspects(lone, np.array([0] * 40 + [1]))[0]) == 0
+
+
+def test_with_fewer_pictures_than_folds_nothing_is_suspected() -> None:
+    features, labels = np.eye(4, 8, dtype=np.float32), np.array([0, 0, 1, 1])
+    probabilities = label_errors.cross_validated(features, labels, 2)
+    assert probabilities.shape == (4, 2)
+    assert len(label_errors.suspects(probabilities, labels)[0]) == 0
 
 
 def test_a_class_that_no_classifier_was_shown_is_not_called_wrong() -> None:

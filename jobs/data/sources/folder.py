@@ -1,7 +1,6 @@
 """Your own pictures, on this machine or in S3, in class folders, a manifest or tar shards."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +33,7 @@ def load(settings: config.Data) -> Source:
     elif root.endswith(listing.MANIFESTS):
         found = decoded(listing.in_manifest(Path(root).expanduser()), settings)
     else:
-        place = Path(os.path.abspath(Path(root).expanduser()))  # however it was written
-        found = decoded(listing.in_folders(place), settings)
+        found = decoded(listing.in_folders(Path(root).expanduser().absolute()), settings)
     if found.skipped:
         first = ": ".join(found.skipped[0])
         log(f"skipped {len(found.skipped)} damaged pictures, the first: {first}")
