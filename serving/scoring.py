@@ -160,9 +160,10 @@ def counted(source: str, target: Path) -> tuple[int, int]:
     Raises:
         ScoringError: as :func:`pictures`.
     """
-    done = finished(target)
-    there = [_is_in(done, item.path) for item in pictures(source)]
-    return len(there), len(there) - sum(there)
+    done, total, missing = finished(target), 0, 0
+    for item in pictures(source):
+        total, missing = total + 1, missing + (not _is_in(done, item.path))
+    return total, missing
 
 
 def _in_list(path: Path) -> Iterator[Item]:

@@ -40,8 +40,9 @@ def in_folders(root: Path) -> Iterator[Picture]:
                     f"{folder}: no such folder; pictures go to {folder}/<class>/"
                 )
             continue
-        labels = sorted(d.name for d in folder.iterdir() if d.is_dir() and d.name[0] != ".")
-        others += (f for f in folder.iterdir() if f.name not in labels and f.name[0] != ".")
+        visible = [path for path in folder.iterdir() if path.name[0] != "."]
+        labels = sorted(path.name for path in visible if path.is_dir())
+        others += (path for path in visible if not path.is_dir())
         for label in labels:
             empty = True
             with os.scandir(folder / label) as entries:
