@@ -58,7 +58,7 @@ def test_a_version_is_promoted_once_and_what_served_before_is_told(
     assert (serving(registry, "canary"), serving(registry)) == ("two", None)
     assert log == [
         "canary serves one now",
-        "two and one cannot be told apart: 0.0 points (+0.0 to +0.0), p = 1",
+        "two and one cannot be told apart: 0.0 points (−1.4 to +1.4), p = 1",
         "canary serves two now, one before",
         "canary serves two already",
     ]
@@ -197,7 +197,7 @@ def test_models_are_compared_on_half_of_the_other_ones_pictures_at_least(
         assert log[:2] == [
             "challenger: 93.33% of 150 new test images are right; what follows is about the 100 "
             "that champion was tested on, too",
-            "challenger and champion cannot be told apart: 0.0 points (+0.0 to +0.0), p = 1",
+            "challenger and champion cannot be told apart: 0.0 points (−2.7 to +2.7), p = 1",
         ]
 
 
@@ -402,5 +402,5 @@ def test_the_shares_of_a_comparison_are_of_the_pictures_of_both(
     log.clear()
     promote(exported_run(tmp_path / "challenger", 170, images=300), gate())
     assert log[0].startswith("challenger: 0.00% of 100 new test images are right; what follows")
-    assert re.match(r"challenger beats champion by 10\.0 points \(\+6\..* p < 0\.001$", log[1])
+    assert log[1] == "challenger beats champion by 10.0 points (+5.6 to +14.2), p < 0.001"
     assert np.isclose(registry.version("challenger").description.test.accuracy, 170 / 300)  # type: ignore[union-attr]

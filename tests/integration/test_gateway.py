@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import io
 import json
+import re
 import socket
 import subprocess
 import sysconfig
@@ -12,6 +13,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -311,6 +313,27 @@ def test_who_would_rather_speak_another_protocol_gets_an_answer_in_this_one(
             assert link.recv(1 << 16).startswith(f"HTTP/1.1 {status} ".encode())
         beside, answer = service.predict(file)
         assert (beside, answer.get("label")) == (200, label)
+
+
+@pytest.mark.parametrize("service", ["asgi"], indirect=True)  # whose metrics are at the same port
+def test_nobody_is_predicted_for_by_way_of_the_metrics(service: Service) -> None:
+    """Where no key is asked for."""
+
+    def refused() -> int:
+        with urlopen(f"{service.metrics}/metrics") as response:
+            return int(re.findall(r"^Requests4XX (\d+)", response.read().decode(), re.M)[0])
+
+    before = refused()
+    hidden = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nbad".encode()
+    head = f"GET /metrics HTTP/1.1\r\nHost: x\r\n{UPGRADE}h2c\r\n"
+    head += f"Content-Length: {len(hidden)}\r\n\r\n"
+    for _ in range(20):
+        with connect(replace(service, address=service.metrics)) as link:
+            link.settimeout(LONGEST)
+            link.sendall(head.encode() + hidden)
+            assert link.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+    assert service.predict(b"bad")[0] == 400
+    assert refused() == before + 1
 
 
 def test_nobody_is_answered_in_http_2(link: socket.socket) -> None:
