@@ -14,6 +14,7 @@ manifest is unfinished.
 
 import io
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -188,13 +189,13 @@ class VariantFolder:
 
     def kept(self) -> tuple[int, float] | None:
         """Epoch and accuracy of the best weights, which may be newer than the checkpoint; None
-        where there are none, or damaged ones."""
+        where there are none, or damaged ones, or ones of an earlier version."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self.best, "numpy") as file:
                 epoch, accuracy = json.loads(file.metadata()[KEPT])
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, TypeError, KeyError):
             return None
         return epoch, accuracy
 
@@ -369,21 +370,22 @@ class RunFolder:
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Adds rows that are not there yet. An epoch done again after a crash adds nothing; where
-        it came out differently, as on a GPU, its rows take the place of the earlier ones, and of
-        those of the epochs that followed."""
+        it came out differently, as on a GPU, its rows take the place of the earlier ones, and where
+        its training did, of all that followed."""
         stamp = {"time": now(), "run_id": self.run_id}
         path = self.path / "metrics.jsonl"
         with self.alone("writing"), naming(path):
             there, given = self.metrics(), {_key(row): row for row in rows}
-            redone: dict[tuple[str, int], int] = {}  # the first epoch that came out differently
+            redone: dict[tuple[str, int], float] = {}  # the first epoch that came out differently
             for row in there:
-                if not _is_same(row, given.get(_key(row), row)):
+                if row["split"] == "train" and not _is_same(row, given.get(_key(row), row)):
                     part = row["variant"], row["seed"]
                     redone[part] = min(row["epoch"], redone.get(part, row["epoch"]))
             kept = [
                 row
                 for row in there
-                if row["epoch"] < redone.get((row["variant"], row["seed"]), row["epoch"] + 1)
+                if _is_same(row, given.get(_key(row), row))
+                and row["epoch"] < redone.get((row["variant"], row["seed"]), math.inf)
             ]
             if len(kept) < len(there):
                 write(path, _lines(kept))

@@ -361,9 +361,8 @@ def opened(target: Path, about: dict[str, str]) -> Iterator[None]:
         file = target / ABOUT
         if not file.is_file():
             write(file, json.dumps(about) + "\n")
-        if (found := json.loads(file.read_text())) != about:
-            what = {key: value for key, value in found.items() if about.get(key) != value}
-            said = ", ".join(f"{key} {value}" for key, value in what.items())
+        found = json.loads(file.read_text())
+        if said := ", ".join(f"{k} {found.get(k)}" for k in about if about[k] != found.get(k)):
             raise ScoringError(f"{target}: holds other answers ({said}); take another folder")
         yield
 

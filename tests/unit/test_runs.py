@@ -233,6 +233,17 @@ def test_an_epoch_that_comes_out_differently_when_done_again_is_told_as_it_came_
     ], "what followed was of another course"
 
 
+def test_a_score_that_alone_comes_out_differently_leaves_the_epochs_that_followed(
+    folder: RunFolder,
+) -> None:
+    """Such as that of the test set, which is told with the epoch that was best."""
+    rows = [row(epoch, split=split) for epoch in range(3) for split in ("train", "validation")]
+    folder.append_metrics([*rows, row(0, split="test")])
+    folder.append_metrics([row(0, split="test", loss=9.0)])
+    found = [(r["epoch"], r["split"], r["loss"]) for r in folder.metrics()]
+    assert found == [*((r["epoch"], r["split"], 1.5) for r in rows), (0, "test", 9.0)]
+
+
 def test_rows_are_shown_once_and_again_when_they_come_out_differently() -> None:
     shown = Shown([row(0)])
     assert list(shown.new([row(0), row(1)])) == [(2, row(1))]
