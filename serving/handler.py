@@ -138,7 +138,7 @@ def _bound(pictures: Sequence[Picture]) -> None:
     """Raises:
     RequestError: they have so many pixels that decoding them would hold up a worker for long.
     """
-    files = [picture for picture in pictures if isinstance(picture, bytes)]
+    files = [picture for picture in pictures if isinstance(picture, bytes) and picture]
     if len(files) > 1 and sum(map(pixels_of, files)) > MAX_PIXELS_IN_ALL:
         raise RequestError(f"over {MAX_PIXELS_IN_ALL:,} pixels in all pictures together")
 

@@ -257,6 +257,8 @@ def _uint8_tensor(shape: list[int], data: list[Any]) -> list[Picture]:
         for _ in shape[1:]:  # it may be nested as the shape is
             if data and isinstance(data[0], list):
                 data = list(chain.from_iterable(map(list.__iter__, data)))  # no text
+        if set(map(type, data)) - {int}:  # `bytes` takes true and false for numbers
+            raise TypeError
         values = np.frombuffer(bytes(data), np.uint8)
     except (TypeError, ValueError):
         raise RequestError("data: whole numbers from 0 to 255 are needed") from None

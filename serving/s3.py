@@ -135,9 +135,10 @@ def read(client: Any, attempts: int, **where: str) -> bytes:
     from botocore.exceptions import HTTPClientError, IncompleteReadError
 
     for left in reversed(range(attempts)):
+        body = client.get_object(**where)["Body"]
         try:
-            body: bytes = client.get_object(**where)["Body"].read()
-            return body
+            content: bytes = body.read()
+            return content
         except (HTTPClientError, IncompleteReadError):
             if not left:
                 raise

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from errno import EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
+from errno import EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO
 from functools import cache, partial
 from itertools import count, islice
 from pathlib import Path
@@ -41,7 +41,7 @@ from serving.progress import log
 from serving.tar import opened as opened_tar
 
 # What is wrong with one file. Other errors of a disk or a share are of it as a whole, and may pass.
-OF_THE_FILE = (None, ENOENT, ENOTDIR, EISDIR, EACCES, ENAMETOOLONG, ELOOP)
+OF_THE_FILE = (None, ENOENT, ENOTDIR, EISDIR, EACCES, ENAMETOOLONG, ELOOP, ENXIO)
 ROWS = 5000  # in a part, at most
 SECONDS = 60.0  # of work in a part, at most: what a kill may cost
 BATCH = 4  # pictures that a thread takes at once
@@ -361,8 +361,8 @@ def opened(target: Path, about: dict[str, str]) -> Iterator[None]:
         file = target / ABOUT
         if not file.is_file():
             write(file, json.dumps(about) + "\n")
-        found = json.loads(file.read_text())
-        if said := ", ".join(f"{k} {found.get(k)}" for k in about if about[k] != found.get(k)):
+        found = about | json.loads(file.read_text())  # an older one says less
+        if said := ", ".join(f"{key} {found[key]}" for key in about if found[key] != about[key]):
             raise ScoringError(f"{target}: holds other answers ({said}); take another folder")
         yield
 

@@ -6,6 +6,7 @@ notice, lets the gateway finish what is in flight, and only then ends the engine
 dies ends the service with exit code 1, and so, after a drain, does too much memory.
 """
 
+import errno
 import math
 import os
 import signal
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class Supervisor:
             SettingsError: it cannot do what it is set to.
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, lambda *_: self.stopping.set())
         with ExitStack() as held:
             try:
@@ -213,9 +214,7 @@ def _refuse_taken(port: int) -> None:
     """The gateway would share a port with another one without a word, and the clients, too.
 
     Raises:
-        SettingsError: somebody has the port.
+        SettingsError: somebody listens there.
     """
-    try:
-        socket.create_server(("", port)).close()
-    except OSError as error:
-        raise SettingsError(f"port {port}: {os.strerror(error.errno or 0)}") from None
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        raise SettingsError(f"port {port}: {os.strerror(errno.EADDRINUSE)}")

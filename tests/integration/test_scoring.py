@@ -416,6 +416,8 @@ def test_an_output_is_of_one_process_one_archive_and_one_source(
     with pytest.raises(ScoringError, match=rf"^{held} \(model \w{{64}}\); take another folder$"):
         scoring.collect(again, str(monday), target, lambda items: pytest.fail("it answers"))
     assert len(rows(target)) == 10
+    (target / scoring.ABOUT).write_text(json.dumps(predictor.model))  # as it was once
+    assert score(predictor, str(monday), target, threads=1).skipped == 10
 
 
 def test_what_names_its_pictures_alike_shares_an_output(

@@ -315,7 +315,8 @@ def test_sigterm_under_load_fails_no_request(
 def test_a_terminal_that_is_closed_ends_the_service_and_all_its_processes(
     archive: Path, tmp_path: Path
 ) -> None:
-    with running(archive, tmp_path / "state", SERVING_ENGINE="asgi") as service:
+    prefix = ("env", "--default-signal=HUP")  # though somebody has started this under nohup
+    with running(archive, tmp_path / "state", prefix=prefix, SERVING_ENGINE="asgi") as service:
         children = psutil.Process(service.process.pid).children(recursive=True)
         assert len(children) >= 2
         service.process.send_signal(signal.SIGHUP)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -19,9 +20,11 @@ import pytest
 from conftest import ROOT, free_port, pictures, predictions
 from service import LONGEST, Service, get, load, running
 
+from jobs import demo
 from jobs.runs import RunFolder
-from serving import readiness
+from serving import readiness, supervisor
 from serving.archive import Counts, Data, Description, Golden, Model, ModelError
+from serving.log import log
 from serving.readiness import Readiness
 from serving.settings import Settings, SettingsError
 from serving.supervisor import Supervisor
@@ -350,17 +353,40 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Supervisor(settings).run()
 
 
+def test_a_port_that_is_bound_and_not_listened_to_is_free() -> None:
+    """As `jobs demo` keeps one for its service."""
+    port = free_port()
+    assert demo._reserved(port)
+    supervisor._refuse_taken(port)
+
+
+def test_a_log_that_nobody_reads_any_more_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    terminal = os.fdopen(theirs, "w")
+    os.close(ours)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    log("draining")
+    with pytest.raises(OSError, match="Input/output error"):
+        terminal.close()
+
+
 def test_a_hangup_is_a_wish_to_stop_unless_it_is_to_be_ignored(tmp_path: Path) -> None:
     """… as nohup wants it."""
-    supervisor = Supervisor(Settings(model_uri="m.mar", state_dir=tmp_path / "none"))
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        for found, stops in ((signal.SIG_IGN, False), (signal.SIG_DFL, True)):
-            signal.signal(signal.SIGHUP, found)
+    ignored, by_default = signal.SIG_IGN, signal.SIG_DFL
+    for number, found, stops in (
+        (signal.SIGHUP, ignored, False),
+        (signal.SIGHUP, by_default, True),
+        (signal.SIGINT, ignored, True),  # as a shell starts what is to run in the background
+    ):
+        one = Supervisor(Settings(model_uri="m.mar", state_dir=tmp_path / "none"))
+        before = {each: signal.getsignal(each) for each in (signal.SIGHUP, signal.SIGINT)}
+        try:
+            signal.signal(number, found)
             with pytest.raises(SettingsError, match="SERVING_STATE_DIR"):
-                supervisor.run()
-            assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
-            signal.raise_signal(signal.SIGHUP)
-            assert supervisor.stopping.is_set() is stops
-    finally:
-        signal.signal(signal.SIGHUP, before)
+                one.run()
+            assert signal.getsignal(number) is not by_default
+            signal.raise_signal(number)
+            assert one.stopping.is_set() is stops
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
