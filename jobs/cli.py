@@ -508,10 +508,11 @@ def _deploy(config: "Config", deployment: str | None, uri: str, command: str) ->
     from jobs.delivery import promotion
     from jobs.delivery.deployment import patch
 
-    rolled_out = None
+    rolled_out, cause = None, f"{command} {uri}"
     while rolled_out != uri:
-        patch(deployment, uri, f"{command} {uri}")
+        patch(deployment, uri, cause)
         rolled_out, uri = uri, promotion.serving(config)
+        cause = f"the channel names {uri}"
 
 
 def _load(config: str, settings: list[str] | None) -> "Config":

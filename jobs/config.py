@@ -48,6 +48,7 @@ BLOCKS = (
     "Mixed_7c",
 )
 AUX_AFTER = "Mixed_6e"  # the auxiliary head looks at this block's output
+ONE_PLACE = 107  # inputs below it leave the last map, of which batch norm takes the mean, one place
 AUX_MIN_SIZE = 299  # … and needs the 17×17 map that it has for inputs of this size
 # Epochs whose random shifts a trunk that is a fixed function runs for. More of them would take
 # 60,000 images beyond the 2 GB that benchmarks/memory.py claims; see features.py.
@@ -117,7 +118,7 @@ def _known_source(name: str) -> str:
 
 
 def _paths(value: Any) -> Any:
-    return sorted(findings.paths_in(Path(value).expanduser())) if isinstance(value, str) else value
+    return sorted(findings.paths_in(Path(value))) if isinstance(value, str) else value
 
 
 class Data(Section):
@@ -233,6 +234,13 @@ class Variant(Section):
     def cached(self) -> bool:
         """Whether the trunk is a fixed function, whose outputs can be stored."""
         return self.trainable == "head" and self.batch_norm != "train"
+
+    @property
+    def moves_norms(self) -> bool:
+        """Whether statistics of batch norm move while it trains."""
+        return self.batch_norm == "train" or (
+            self.batch_norm == "auto" and self.trainable != "head"
+        )
 
     @property
     def has_aux(self) -> bool:
@@ -415,6 +423,12 @@ class Config(Section):
             f"optim.aux_weight: {small}": is_small
             and any(variant.has_aux for variant in self.variants),
             f"weights.stand_in.optim.aux_weight: {small}": is_small and self._stand_in_has_aux,
+            "optim.batch_size: batch norm has no statistics of one image here": any(
+                v.optim.batch_size == 1
+                and v.moves_norms
+                and (v.has_aux or self.data.input_size < ONE_PLACE)
+                for v in self.variants
+            ),
             "runtime.seeds: a seed is given twice": len(set(self.runtime.seeds))
             < len(self.runtime.seeds),
         }
@@ -596,7 +610,7 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
         raise ConfigurationError(f"--set {setting}: {'.'.join(parents)} is not a section")
     target[last] = _parse(value, f"--set {setting}")
     node = yaml.compose(value)
-    if (node.end_mark.index if node else 0) < len(value.rstrip()):
+    if value[node.end_mark.index if node else 0 :].lstrip().startswith("#"):
         raise ConfigurationError(f"--set {setting}: what follows # is a comment; quote the value")
 
 

@@ -438,6 +438,8 @@ class Job:
             if (kept := distributed.once(folder.kept)) is not None:
                 trainer.best_epoch, trainer.best_accuracy = kept
             log(f"{trainer.variant.name}: resumes in epoch {trainer.epoch + 1}")
+        else:  # what is left of another training is not this one's best
+            distributed.once(lambda: folder.best.unlink(missing_ok=True))
         evaluation, every = self.config.evaluation, self.config.runtime.checkpoint_every
         fit(trainer, train, scored, evaluation, folder, every)
 

@@ -453,7 +453,9 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _is_same(row: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
-    return all(row[name] == again.get(name) for name in ("loss", "aux_loss", "accuracy"))
+    """As it is written: a loss that is NaN is the same as itself."""
+    names = ("loss", "aux_loss", "accuracy")
+    return all(repr(row[name]) == repr(again.get(name)) for name in names)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -50,10 +50,11 @@ def paths_in(file: Path) -> tuple[str, ...]:
         ValueError: it cannot be read as text.
     """
     try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ValueError(f"{file}: {reason}") from None
+        content = file.expanduser().read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: not UTF-8") from None
+    except (OSError, RuntimeError) as error:  # the latter for the home of nobody
+        raise ValueError(f"{file}: {getattr(error, 'strerror', error)}") from None
     header: Sequence[str] = next(csv.reader(content.splitlines()[:1]), [])
     if "path" in header:
         column = header.index("path")

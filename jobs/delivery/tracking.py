@@ -72,13 +72,13 @@ class TensorBoard:
 class MLflow:
     """One run of MLflow for each of the job's, found again by its id and the time of its start.
 
-    Its tag `rows` says how many it has, and arrives together with them.
+    Its tags `rows` and `newest` say how many it has and until when, and arrive together with them.
     """
 
     def __init__(self, folder: RunFolder, config: Config) -> None:
         self.folder, self.config = folder, config
         self.run: Any = None
-        self.shown = Shown()
+        self.shown, self.newest = Shown(), ""
 
     def look(self) -> None:
         if not (self.folder.path / "environment.json").is_file():
@@ -105,7 +105,10 @@ class MLflow:
         [run, *_] = [run for run in runs if run.data.tags.get("run_id") == tags["run_id"]] or [
             client.create_run(experiment, tags=tags, run_name=self.folder.run_id)
         ]
-        self.shown = Shown(self.folder.metrics()[: int(run.data.tags.get("rows", 0))])
+        sent, self.newest = int(run.data.tags.get("rows", 0)), run.data.tags.get("newest", "")
+        # What has taken the place of a row since then is newer.
+        rows = self.folder.metrics()[:sent]
+        self.shown = Shown(row for row in rows if row["time"] <= self.newest)
         settings = self.config.experiment
         settings["variants"] = {variant["name"]: variant for variant in settings["variants"]}
         for key, value in _flat(settings):
@@ -121,7 +124,9 @@ class MLflow:
                 Metric(f"{place}/{name}", value, _seconds(row) * 1000, row["epoch"])
                 for name, value in _values(row)
             ]
-            client.log_batch(id, metrics=metrics, tags=[RunTag("rows", str(count))])
+            self.newest = max(self.newest, row["time"])
+            tags = [RunTag("rows", str(count)), RunTag("newest", self.newest)]
+            client.log_batch(id, metrics=metrics, tags=tags)
         if self.folder.finished:
             client.log_artifact(id, str(self.folder.path / "comparison.json"))
             client.set_terminated(id)

@@ -186,7 +186,9 @@ def _without_leaks(folder: RunFolder, config: Config, facts: Facts, of: Summary)
 
 def _mixed(folder: RunFolder) -> list[str]:
     """What a run that went on on other machines has to say."""
-    precisions = sorted({str(one["precision"]) for one in folder.environments()})
+    trained = max((row["time"] for row in folder.metrics()), default="")  # what comes later has not
+    found = (one for one in folder.environments() if one["time"] <= trained)
+    precisions = sorted({str(one["precision"]) for one in found})
     if len(precisions) < 2:
         return []
     return [

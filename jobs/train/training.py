@@ -54,12 +54,9 @@ class Trainer:
             compiled: whether its training step is; scoring is too short to win the time back.
 
         Raises:
-            ConfigurationError: they do not fill one batch, or a batch not all processes, or it has
-                one image where batch norm needs several.
+            ConfigurationError: they do not fill one batch, or a batch not all processes.
         """
         optim = variant.optim
-        if optim.batch_size == 1 and moving_norms(network, variant):
-            raise ConfigurationError("optim.batch_size: one image has no batch-norm statistics")
         self.images = images
         self.steps_per_epoch = images // optim.batch_size  # a last batch of one has no statistics
         if not self.steps_per_epoch:

@@ -1,6 +1,7 @@
 """Many pictures, answered into Parquet files: each once, whatever happens on the way."""
 
 import errno
+import json
 import os
 import signal
 import sys

@@ -293,6 +293,17 @@ def test_a_row_that_comes_out_differently_when_done_again_is_sent_again_and_once
     assert losses == [before[key, row["epoch"]], 9.0]
 
 
+def test_what_was_done_again_while_nobody_was_looking_is_sent_by_the_next_process(
+    run: RunFolder, mlflow: FakeMLflow
+) -> None:
+    wanted = with_tracking(run, mlflow=mlflow.address)
+    MLflow(run, wanted).look()
+    first = {name: value for name, value in run.metrics()[0].items() if name != "time"}
+    run.append_metrics([*run.metrics()[1:], {**first, "loss": 9.0}])
+    MLflow(run, wanted).look()
+    assert 9.0 in sent(mlflow).values()
+
+
 def test_another_run_with_the_same_id_is_another_one_there(
     run: RunFolder, mlflow: FakeMLflow
 ) -> None:

@@ -498,8 +498,6 @@ def test_less_than_one_batch_is_a_configuration_error(
 ) -> None:
     with pytest.raises(ConfigurationError, match="batch_size: 61 is more than the 60"):
         trainer_of(variant("scratch", batch_size=61), dataset, pretrained)
-    with pytest.raises(ConfigurationError, match="batch_size: one image has no batch-norm"):
-        trainer_of(variant("scratch", batch_size=1), dataset, pretrained)
 
 
 def test_the_loss_knows_both_heads() -> None:

@@ -106,10 +106,13 @@ ALONE = {  # the validation set chooses another one than the test set would
 
 def test_a_run_that_went_on_in_another_precision_says_so(tmp_path: Path) -> None:
     folder, config = run_of(tmp_path, ALONE)
-    for precision in ("bfloat16", "bfloat16"):
-        folder.add_environment({"precision": precision})
-    assert "float" not in compare(folder, config).sentences[-1]
-    folder.add_environment({"precision": "float32"})
+    day = "2026-01-{}T00:00:00+00:00".format
+    times = {"05": "bfloat16", "06": "bfloat16", "08": "float32"}
+    folder.add_environments([{"time": day(d), "precision": p} for d, p in times.items()])
+    row = {"variant": "frozen", "seed": 3, "epoch": 0, "split": "train", "loss": 1.0}
+    folder.append_metrics([{**row, "time": day("07")}])
+    assert "float" not in compare(folder, config).sentences[-1], "nothing was trained on the 8th"
+    folder.append_metrics([{**row, "epoch": 1, "time": day("09")}])
     assert compare(folder, config).sentences[-1].startswith("trained in bfloat16 and in float32, ")
 
 

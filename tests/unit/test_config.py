@@ -76,6 +76,7 @@ def test_a_variant_inherits_the_section_optim() -> None:
         ("variants.frozen.name=scratch", "variants: two have the same name"),
         ("variants.frozen.name=../up", "variants.2.name: String should match pattern"),
         ("variants.best.name=x", "--set variants.best.name=x: there is no best"),
+        ("optim.batch_size=1", "optim.batch_size: batch norm has no statistics of one image here"),
         ("evaluation.batch_norm_images=1", "evaluation: batch_norm_images: one image has no"),
         ("variants=[]", "variants: Tuple should have at least 1 item"),
         ("variants=3", "variants: Input should be a valid tuple"),

@@ -1,5 +1,6 @@
 """The run folder: what its files hold, what it refuses, and which run is left to deliver."""
 
+import math
 import re
 import zipfile
 from collections.abc import Callable
@@ -231,6 +232,13 @@ def test_an_epoch_that_comes_out_differently_when_done_again_is_told_as_it_came_
         *(("a", 3, 0, 1.5), ("a", 3, 1, 1.5)),
         *(("b", 3, 3, 1.5), ("a", 5, 3, 1.5), ("a", 3, 2, 9.0)),
     ], "what followed was of another course"
+
+
+def test_a_loss_that_is_not_a_number_stays_as_well(folder: RunFolder) -> None:
+    folder.append_metrics([row(0), row(0, split="validation", loss=math.nan)])
+    folder.append_metrics([row(1)])
+    found = [(r["epoch"], r["split"]) for r in folder.metrics()]
+    assert found == [(0, "train"), (0, "validation"), (1, "train")]
 
 
 def test_a_score_that_alone_comes_out_differently_leaves_the_epochs_that_followed(
