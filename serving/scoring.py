@@ -359,11 +359,13 @@ def opened(target: Path, about: dict[str, str]) -> Iterator[None]:
         for left_behind in target.glob(PARTIAL):
             left_behind.unlink()
         file = target / ABOUT
-        if not file.is_file():
+        said = json.loads(file.read_text()) if file.is_file() else {}
+        other = [f"{key} {said[key]}" for key in about if said.get(key, about[key]) != about[key]]
+        if other:
+            held = ", ".join(other)
+            raise ScoringError(f"{target}: holds other answers ({held}); take another folder")
+        if about.keys() - said.keys():  # a new folder, or an older version's, which says less
             write(file, json.dumps(about) + "\n")
-        found = about | json.loads(file.read_text())  # an older one says less
-        if said := ", ".join(f"{key} {found[key]}" for key in about if found[key] != about[key]):
-            raise ScoringError(f"{target}: holds other answers ({said}); take another folder")
         yield
 
 

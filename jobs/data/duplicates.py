@@ -27,8 +27,8 @@ SIMILAR = 0.93  # correlation from which two pictures are one; measured: docs/in
 # … and they have to be so many times closer than pictures of this data are to their neighbours
 # anyway: all eights of eight pixels look alike, and so do all X-rays of a chest.
 CLOSER = 12
-SAMPLE = 1000  # pictures that say how far neighbours are: the eighth of each, which is
-FAR = 8  # no copy even where each picture has been augmented several times
+SAMPLE = 1000  # pictures that say how far neighbours are
+FAR = 8  # the neighbour that says it: no copy even where pictures were augmented several times
 AT_ONCE = 1024  # pictures
 ON_CPU = 5000  # pictures, up to which a processor takes seconds
 COSINES = 2**26  # that are held at once, whatever there are of pictures: 268 MB

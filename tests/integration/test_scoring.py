@@ -419,6 +419,8 @@ def test_an_output_is_of_one_process_one_archive_and_one_source(
     assert len(rows(target)) == 10
     (target / scoring.ABOUT).write_text(json.dumps(predictor.model))  # as it was once
     assert score(predictor, str(monday), target, threads=1).skipped == 10
+    with pytest.raises(ScoringError, match=rf"^{held} \(pictures {monday}\)"):
+        score(predictor, str(tuesday), target, threads=1)
 
 
 def test_what_names_its_pictures_alike_shares_an_output(
