@@ -103,9 +103,9 @@ class SharingHandler(Handler):
     ) -> None:
         self.predictor, self.own_meter, self.drift, self.lock = predictor, meter, drift, lock
 
-    def _watch(self, found: Found) -> None:
+    def _watch(self, found: Found, meter: Meter) -> None:
         with self.lock:
-            super()._watch(found)
+            super()._watch(found, meter)
 
     def meter(self, context: Any) -> Meter:
         return self.own_meter

@@ -86,14 +86,20 @@ class Handler:
                 else:
                     answers.append(self.predictor.answer(request, its_own))
                 if context.get_request_header(index, "X-Request-Id") != PROBE:
-                    self._watch(its_own)
+                    self._watch(its_own, meter)
                 context.set_response_header(index, FORM_HEADER, self.predictor.form)
         if self.drift is not None:
             version = self.predictor.model["version"]
             meter.show("drift_evidence", self.drift.evidence, version)
         return answers
 
-    def _watch(self, found: Found) -> None:
+    def _watch(self, found: Found, meter: Meter) -> None:
+        """What alerts ask about clients' pictures."""
+        for row in found.probabilities:
+            meter.observe("confidence", float(row.max()))
+            meter.count("predictions_total", self.predictor.classes[int(row.argmax())])
+        for familiarity in () if found.familiarity is None else found.familiarity:
+            meter.observe("familiarity", float(familiarity))
         if self.drift is not None and found.strangeness is not None:
             for strangeness in found.strangeness.tolist():
                 self.drift.add(strangeness)
@@ -119,18 +125,12 @@ class Handler:
 
     def _infer(self, arrays: list[NDArray[np.uint8]], meter: Meter) -> Found:
         """What is found of pictures uint8 [3, H, W]."""
-        classes = self.predictor.classes
         if not arrays:
-            return Found(np.zeros((0, len(classes)), np.float32), None)
+            return Found(np.zeros((0, len(self.predictor.classes)), np.float32), None)
         start = time.perf_counter()
         found = self.predictor.find(np.stack(arrays))
         meter.observe("inference_seconds", time.perf_counter() - start)
         meter.observe("batch_size", len(arrays))
-        for row in found.probabilities:
-            meter.observe("confidence", float(row.max()))
-            meter.count("predictions_total", classes[int(row.argmax())])
-        for familiarity in () if found.familiarity is None else found.familiarity:
-            meter.observe("familiarity", float(familiarity))
         return found
 
 

@@ -1,6 +1,8 @@
 """The manifests as `kubectl apply -k` sends them."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft7Validator
+from readme import BLOCKS, Block
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -50,6 +53,24 @@ def composed(folder: Path, overlay: str, *components: str) -> str:
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(paths))
     return kustomize(folder)
+
+
+def rollback_block() -> Block:
+    """What docs/operations.md has typed to roll back in a pod."""
+    [block] = [b for b in BLOCKS if b.file == "docs/operations.md" and "| jq " in b.text]
+    return block
+
+
+def rollback_job(job: dict[str, Any]) -> dict[str, Any]:
+    """What it makes of a Job of the training's CronJob."""
+    if (jq := shutil.which("jq")) is None:
+        pytest.skip("jq is not installed")
+    [program] = re.findall(r"\| jq '([^']+)'", rollback_block().text)
+    text = json.dumps(job)
+    done = subprocess.run([jq, program], input=text, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def published(file: str, version: str) -> Draft7Validator:

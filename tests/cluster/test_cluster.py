@@ -26,7 +26,7 @@ import yaml
 from cluster import WORK, Cluster
 from conftest import ROOT, classes_of, pictures
 from engine import wait
-from manifests import K8S, kustomize
+from manifests import K8S, kustomize, rollback_job
 from service import get
 
 from jobs import config
@@ -193,16 +193,11 @@ def logs(cluster: Cluster, job: str) -> str:
 
 
 def start(cluster: Cluster, name: str, *arguments: str) -> None:
-    """A Job from the CronJob that runs a command once and alone, as docs/operations.md says."""
+    """A Job from the CronJob that runs another command, once."""
     job = cluster.get("cronjob/training")["spec"]["jobTemplate"]["spec"]
-    indexed = ("completionMode", "completions", "parallelism", "backoffLimitPerIndex")
-    for field in ("podFailurePolicy", *indexed):
-        job.pop(field, None)
+    job.pop("podFailurePolicy", None)
     job["backoffLimit"] = 0
     [container] = job["template"]["spec"]["containers"]
-    container.pop("command", None)
-    for amounts in container["resources"].values():
-        amounts.pop("nvidia.com/gpu", None)
     container["args"] = list(arguments)
     metadata = {"name": name, "namespace": "inception-transfer"}
     cluster.apply([{"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job}])
@@ -327,9 +322,10 @@ def test_both_ways_back_really_go_back(
         return cluster.kubectl("rollout", "undo", "deployment/inference")
 
     def rollback() -> None:
-        uri = "--set=storage.uri=$(STORAGE_URI)"
-        command = ["rollback", "--config=quickstart", "--deployment=inference", uri]
-        start(cluster, "rollback", *command)
+        spec = cluster.get("cronjob/training")["spec"]["jobTemplate"]["spec"]
+        metadata = {"name": "rollback", "namespace": "inception-transfer"}
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+        cluster.apply([rollback_job(job)])
 
     assert under_load(picture, undo, first.run_id, cluster) > 100
     undo()
@@ -582,6 +578,8 @@ def test_pods_run_as_they_should(cluster: Cluster, first: RunFolder) -> None:
 
 def test_metrics_have_what_alerts_and_dashboard_ask_for(cluster: Cluster, first: RunFolder) -> None:
     name = pods(cluster, "inference")[0]["metadata"]["name"]
+    for picture in pictures(first, 20):  # each pod gets some of them
+        get(f"{URL}/predictions/{MODEL}", picture)
     code = "from urllib.request import urlopen as o; print(o('http://127.0.0.1:8082/metrics').read().decode())"
     said = cluster.kubectl("exec", name, "--container=inference", "--", "python", "-c", code).stdout
     folder = ROOT / "k8s" / "components" / "observability"

@@ -35,7 +35,7 @@ from serving.files import digest_of
 from serving.handler import Handler
 from serving.images import to_png
 from serving.messages import RequestError, softmax
-from serving.metrics import PROBE
+from serving.metrics import PROBE, Meter
 
 
 @pytest.fixture(scope="module")
@@ -528,11 +528,14 @@ def test_bad_requests_touch_no_neighbour_in_their_batch(
 
 
 def test_evidence_of_a_change_rises_with_foreign_pictures_and_not_with_golden_ones(
-    exported: RunFolder, unpacked: Path
+    exported: RunFolder, unpacked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler, context = Handler(), Context(unpacked)
     handler.initialize(context)
     assert handler.drift is not None
+    told: set[str] = set()
+    of_clients = {"predictions_total", "confidence", "familiarity"}
+    monkeypatch.setattr(Meter, "_update", lambda meter, name, *rest: told.add(name))
 
     def send(files: list[bytes]) -> float:
         """The evidence after that."""
@@ -544,8 +547,10 @@ def test_evidence_of_a_change_rises_with_foreign_pictures_and_not_with_golden_on
     foreign = [to_png(pixels) for pixels in noise]
     context.headers = {"X-Request-Id": PROBE}
     assert send(foreign) == 0 and handler.drift.pictures == 0
+    assert "batch_size" in told and not of_clients & told
     context.headers = {}
     familiar = send(pictures(exported, 20))
+    assert of_clients <= told
     assert handler.drift.pictures == 20
     assert familiar < 2 < send(foreign)
 

@@ -223,7 +223,8 @@ def metrics_of(service: Service) -> str:
         return text
 
 
-def test_live_ready_and_metrics(service: Service) -> None:
+def test_live_ready_and_metrics(service: Service, exported: RunFolder) -> None:
+    assert service.predict(pictures(exported, 1)[0])[0] == 200
     assert get(f"{service.address}/livez")[0] == 200
     assert get(f"{service.address}/readyz")[0] == 200
     lines = metrics_of(service).splitlines()

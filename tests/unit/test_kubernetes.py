@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,17 @@ import typer
 import yaml
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from conftest import ROOT
-from manifests import COMPONENTS, K8S, OVERLAYS, SCRIPTS, composed, kustomize, published
-from readme import BLOCKS
+from manifests import (
+    COMPONENTS,
+    K8S,
+    OVERLAYS,
+    SCRIPTS,
+    composed,
+    kustomize,
+    published,
+    rollback_block,
+    rollback_job,
+)
 
 from jobs import config
 from jobs.cli import app
@@ -243,7 +251,8 @@ def test_a_canarys_weight_is_routed_to_services_of_their_own(rendered: dict[str,
     validator = published("gateway-httproutes.yaml", route["apiVersion"])
     assert not list(validator.iter_errors(route["spec"]))
     [rule] = route["spec"]["rules"]
-    assert sum(ref["weight"] for ref in rule["backendRefs"]) == 100
+    weights = [ref["weight"] for ref in rule["backendRefs"]]
+    assert weights == [100, 0], "a canary without a ready pod would fail its share"
     for ref, track in zip(rule["backendRefs"], ("stable", "canary"), strict=True):
         service = named(objects, "Service", ref["name"])["spec"]
         assert service["selector"]["track"] == track
@@ -300,25 +309,35 @@ def test_jobs_take_the_arguments_that_they_are_given(objects: list[Object]) -> N
 
 
 def test_the_rollback_of_the_documentation_runs_once_and_alone(objects: list[Object]) -> None:
-    if (jq := shutil.which("jq")) is None:
-        pytest.skip("jq is not installed")
-    [block] = [b for b in BLOCKS if b.file == "docs/operations.md" and "| jq " in b.text]
-    [program] = re.findall(r"\| jq '([^']+)'", block.text)
+    """It waits for nothing that a training holds, and the CronJob does not take it for one."""
     given = training(objects)
-    text = json.dumps({"spec": given})
-    done = subprocess.run([jq, program], input=text, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    job = json.loads(done.stdout)["spec"]
+    owned = {"name": "rollback-1", "ownerReferences": [{"kind": "CronJob", "controller": True}]}
+    rollback = rollback_job({"metadata": owned, "spec": given})
+    assert rollback["metadata"] == {"name": "rollback-1"}
+    job = rollback["spec"]
     indexed = {"completionMode", "completions", "parallelism", "backoffLimitPerIndex"}
     assert job["backoffLimit"] == 0 and not {"podFailurePolicy", *indexed} & set(job)
 
     [container], [trains] = (one["template"]["spec"].pop("containers") for one in (job, given))
-    assert job["template"] == given["template"], "the same account, volumes and labels"
-    assert container["args"][0] == "rollback" and "command" not in container
-    assert "nvidia.com/gpu" not in json.dumps(container["resources"])
-    assert container["resources"]["limits"]["memory"] == trains["resources"]["limits"]["memory"]
+    volumes, theirs = (one["template"]["spec"].pop("volumes") for one in (job, given))
+    assert job["template"] == given["template"], "the same account and labels"
+    assert [volume["name"] for volume in volumes] == [volume["name"] for volume in theirs]
+    assert "persistentVolumeClaim" not in json.dumps(volumes)
+    assert container["args"][:2] == ["rollback", "--config=$(CONFIG)"]
+    assert "command" not in container
+    maps = [one["configMapRef"]["name"] for one in container["envFrom"] if "configMapRef" in one]
+    given = {name for held in maps for name in named(objects, "ConfigMap", held)["data"]}
+    assert {"CONFIG", "STORAGE_URI"} <= given
+    assert container["resources"]["limits"] == {"memory": "1Gi"}
+    assert container["resources"]["requests"] == {"cpu": "100m", "memory": "512Mi"}
     changed = {key for key in trains if container.get(key) != trains[key]}
     assert "args" in changed <= {"args", "command", "resources"}
+
+
+def test_the_rollback_of_the_documentation_can_be_typed_twice() -> None:
+    """A Job stays for a week, and `apply` would take the second for the first."""
+    text = rollback_block().text
+    assert '"rollback-$(date +%s)"' in text and text.rstrip().endswith("| kubectl create -f -")
 
 
 def test_what_references_a_name_finds_it(objects: list[Object]) -> None:
@@ -479,6 +498,12 @@ def test_own_pictures_are_read_with_their_own_credentials_into_a_volume_of_their
     assert "pictures-credentials" not in yaml.safe_dump(inference(objects))
 
 
+def expressions(rendered: dict[str, str]) -> dict[str, str]:
+    """Of alerts, by their names."""
+    [rules] = of_kind(list(yaml.safe_load_all(rendered["observability"])), "PrometheusRule")
+    return {rule["alert"]: rule["expr"] for g in rules["spec"]["groups"] for rule in g["rules"]}
+
+
 def test_every_alert_is_explained(rendered: dict[str, str]) -> None:
     objects = list(yaml.safe_load_all(rendered["observability"]))
     [rules] = of_kind(objects, "PrometheusRule")
@@ -493,14 +518,35 @@ def test_a_training_that_is_never_retried_and_one_that_never_succeeds_raise_aler
 ) -> None:
     """kube-state-metrics gives no reason to a Job that its podFailurePolicy has failed, and no time
     of a last success before the first one."""
-    [rules] = of_kind(list(yaml.safe_load_all(rendered["observability"])), "PrometheusRule")
-    alerts = {rule["alert"]: rule["expr"] for g in rules["spec"]["groups"] for rule in g["rules"]}
+    alerts = expressions(rendered)
     assert 'condition="true"' in alerts["TrainingFailed"]
     assert "kube_job_failed{" in alerts["TrainingFailed"]
     assert "reason" not in alerts["TrainingFailed"]
     assert " or kube_cronjob_created{" in " ".join(alerts["TrainingOverdue"].split())
     board = (K8S / "components" / "observability" / "dashboard.json").read_text()
     assert "kube_job_status_failed" not in board and " or kube_cronjob_created{" in board
+
+
+def test_every_volume_that_trainings_fill_is_watched(rendered: dict[str, str]) -> None:
+    alerts = expressions(rendered)
+    board = (K8S / "components" / "observability" / "dashboard.json").read_text()
+    texts = (alerts["CheckpointVolumeFull"], board.replace('\\"', '"'))
+    patterns = [re.findall(r'persistentvolumeclaim=~"([^"]+)"', text) for text in texts]
+    assert [len(found) for found in patterns] == [2, 2]
+    for overlay in OVERLAYS:
+        pod = training(list(yaml.safe_load_all(rendered[overlay])))["template"]["spec"]
+        claims = [volume.get("persistentVolumeClaim", {}) for volume in pod["volumes"]]
+        for name in (claim["claimName"] for claim in claims if claim):
+            assert all(re.fullmatch(pattern, name) for found in patterns for pattern in found)
+
+
+def test_a_service_that_refuses_all_pictures_raises_the_alert(rendered: dict[str, str]) -> None:
+    """It has counted no prediction: golden pictures are not counted, and no sample is no zero."""
+    alerts = expressions(rendered)
+    board = (K8S / "components" / "observability" / "dashboard.json").read_text()
+    zero = re.compile(r"\(sum\(rate\(inception_predictions_total\{\S+\]\)\) or vector\(0\)\)")
+    assert zero.search(alerts["RequestsRefused"])
+    assert zero.search(board)
 
 
 def test_alerts_and_dashboard_ask_for_metrics_that_the_handler_declares() -> None:
