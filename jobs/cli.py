@@ -124,10 +124,13 @@ def run(
             pipeline.run(resolved, folder)
         elif not parts.run(resolved, folder, resolved.parts[part]):
             return
-    if first:
+    if not first:
+        return
+    one = promote and as_json  # document, which has both
+    if not one:
         _show(folder, as_json)
-        if promote:
-            _promote(resolved, folder, deployment, as_json)
+    if promote:
+        _promote(resolved, folder, deployment, as_json, **(_result(folder) if one else {}))
 
 
 @app.command()
@@ -480,23 +483,38 @@ def _print_json(**values: Any) -> None:
 def _show(folder: "RunFolder", as_json: bool) -> None:
     from jobs import table
 
-    page = folder.path / "report" / "index.html"
+    result = _result(folder)
     if as_json:
-        comparison = folder.comparison().model_dump(mode="json")
-        _print_json(run=str(folder.path), page=str(page), comparison=comparison)
+        _print_json(**result)
     else:
         table.show(folder.comparison())
-        print(f"\n{page}")
+        print(f"\n{result['page']}")
+
+
+def _result(folder: "RunFolder") -> dict[str, Any]:
+    page = folder.path / "report" / "index.html"
+    comparison = folder.comparison().model_dump(mode="json")
+    return {"run": str(folder.path), "page": str(page), "comparison": comparison}
 
 
 def _promote(
-    config: "Config", folder: "RunFolder", deployment: str | None, as_json: bool = False
+    config: "Config",
+    folder: "RunFolder",
+    deployment: str | None,
+    as_json: bool = False,
+    **trained: Any,
 ) -> None:
+    """A program gets what was trained, too, also where that is not promoted."""
     from jobs.delivery import promotion
 
-    with graceful():
-        uri = promotion.promote(folder, config)
-    _say(uri, as_json, uri=uri)
+    try:
+        with graceful():
+            uri = trained["uri"] = promotion.promote(folder, config)
+    finally:
+        if as_json and trained:
+            _print_json(**trained)
+    if not as_json:
+        print(uri)
     _deploy(config, deployment, uri, "promote")
 
 

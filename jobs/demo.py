@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -20,6 +21,7 @@ from jobs.errors import ConfigurationError, Interrupted, UnavailableError
 from jobs.runs import RunFolder
 from serving import s3
 from serving.archive import channel_key
+from serving.files import write
 from serving.processes import free_ports, script, spawn
 from serving.progress import log
 
@@ -138,23 +140,20 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log_file: Path
         time.sleep(0.2)
 
 
-def _pictures(settings: config.Config, run_folder: RunFolder, target: Path) -> list[Path]:
-    """The first test pictures, each with its label in its name."""
+def _pictures(settings: config.Config, run_folder: RunFolder, folder: Path) -> list[Path]:
+    """A run's first test pictures, each with its label in its name."""
     from jobs.data.dataset import load
     from serving.images import to_png
 
-    classes = run_folder.facts().classes
-    target.mkdir(exist_ok=True)
+    classes, target = run_folder.facts().classes, folder / run_folder.run_id
     files = sorted(target.glob("*.png"))
-    if files:
+    if len(files) == PICTURES:
         return files
     dataset = load(settings.data)
     for index in range(PICTURES):
-        label = classes[int(dataset.test.labels[index])].replace(" ", "-")
-        file = target / f"{index}-{label}.png"
-        file.write_bytes(to_png(dataset.raw(index).numpy()))
-        files.append(file)
-    return files
+        label = re.sub(r"[^\w.-]", "-", classes[int(dataset.test.labels[index])])
+        write(target / f"{index}-{label}.png", to_png(dataset.raw(index).numpy()))
+    return sorted(target.glob("*.png"))
 
 
 def _ask(url: str, files: list[Path]) -> None:

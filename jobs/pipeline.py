@@ -91,6 +91,7 @@ def _draw(config: Config, folder: RunFolder) -> None:
 
 def _work(config: Config, folder: RunFolder) -> Comparison:
     job = Job(config, folder)
+    job.find_weights()
     job.announce()
     distributed.once(job.find_doubles)
     for part in config.parts:
@@ -231,17 +232,23 @@ class Job:
             log("data: " + ", ".join(f"{n:,} {kind}s" for kind, n in found.items()))
             write_arrays(self.folder.path / "doubles.npz", pairs(dataset, doubles.findings[:WORST]))
 
+    def find_weights(self) -> None:
+        """Loads those of a file or a server: that they are missing is told before another variant
+        was trained for hours."""
+        wanted = any(variant.init == "pretrained" for variant in distributed.once(self._remaining))
+        if wanted and self.config.weights.source != "stand-in":
+            _ = self.pretrained
+
+    def _remaining(self) -> list[Variant]:
+        parts = (part for part in self.config.parts if not self.folder.variant(*part).finished)
+        return [self.config.variant(part.variant) for part in parts]
+
     def announce(self) -> None:
         """Says what is still to be done, and about how long it takes."""
         dataset = self.dataset
 
         def outline() -> None:
-            remaining = [
-                self.config.variant(part.variant)
-                for part in self.config.parts
-                if not self.folder.variant(*part).finished
-            ]
-            if remaining:
+            if remaining := self._remaining():
                 stand_in = self._stand_in if self._needs_stand_in(remaining) else None
                 with devices.memory_for("a first step"):
                     log(plan.outline(self.config, dataset, self.device, remaining, stand_in))

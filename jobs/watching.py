@@ -122,9 +122,10 @@ def _fetch(storage: Storage, folder: RunFolder) -> bool:
 
 
 def _line(row: Row, config: Config) -> str:
-    epochs = config.variant(row["variant"]).optim.epochs
+    name, stand_in = row["variant"], config.weights.stand_in
+    epochs = (stand_in if name == "stand-in" else config.variant(name)).optim.epochs
     said = [f"accuracy {row['accuracy'] * 100:.2f} %", f"loss {row['loss']:.3f}"]
     if row["images_per_second"] is not None:
         said.append(f"{row['images_per_second']:,.0f} images/s")
-    where = f"{Part(row['variant'], row['seed'])}, epoch {row['epoch'] + 1} of {epochs}"
+    where = f"{Part(name, row['seed'])}, epoch {row['epoch'] + 1} of {epochs}"
     return f"{where}, {row['split']}: {' · '.join(said)}"

@@ -30,7 +30,8 @@ compile() {
 }
 
 compile build.in --output-file build.txt
-compile ../pyproject.toml --extra export --extra cluster --extra signing --output-file train.txt
+compile ../pyproject.toml --extra export --extra cluster --extra signing --extra score \
+  --output-file train.txt
 compile serve.in <(echo torch) --constraint "$ranges" --constraint train.txt \
   --output-file serve-gpu.txt
 compile score-ray.in --constraint "$ranges" --constraint serve-gpu.txt --output-file score-ray.txt

@@ -86,8 +86,11 @@ def check_signature(path: Path, where: str, public_key: Path) -> None:
     Raises:
         ModelError: it has none, or one that is not by the owner of the key.
     """
-    from serving import signing
-
+    try:
+        from serving import signing
+    except ModuleNotFoundError as error:
+        hint = "pip install 'inception-transfer[signing]'"
+        raise ModelError(f"{where}: its signature cannot be checked: {error}; {hint}") from None
     signature = io.BytesIO()
     try:
         _download(where + archive.SIGNATURE, signature)

@@ -233,7 +233,11 @@ def _slow(promoted: Candidate, allowed_ms: float) -> str | None:
     from serving.predictor import Predictor
 
     archive = promoted.files[ARCHIVE]
-    predictor = Predictor.open(archive, threads=1)  # as one of the service's workers
+    try:
+        predictor = Predictor.open(archive, threads=1)  # as one of the service's workers
+    except ModuleNotFoundError as error:
+        hint = "pip install 'inception-transfer[export]'"
+        raise ConfigurationError(f"promotion.max_latency_ms: {error}; {hint}") from None
     picture = open_model(archive).golden[0].picture
     seconds = []
     for _ in range(2 * LATENCY_CALLS):

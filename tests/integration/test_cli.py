@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from conftest import changed_at, copy_of
 from object_store import exported_run
 from rich.console import Console
 
-from jobs import config, environment, table
+from jobs import config, environment, pipeline, table
+from jobs.__main__ import main
+from jobs.delivery import promotion
+from jobs.errors import NotPromoted
 from jobs.runs import RunFolder
 
 
@@ -50,6 +54,16 @@ def test_what_a_user_can_get_wrong_is_one_line_and_a_documented_code(
     assert done.returncode == code, done.stderr
     assert complaint in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_weights_that_are_missing_are_told_before_any_variant_is_trained(
+    tiny_yaml: Path, tmp_path: Path
+) -> None:
+    missing = ("--set", "weights.source=/no.safetensors")
+    done = called("run", "--config", tiny_yaml, "--out", tmp_path, *missing)
+    assert done.returncode == 3 and "weights /no.safetensors: no such file" in done.stderr
+    [config] = tmp_path.glob("*/config.yaml")
+    assert not config.with_name("variants").exists()
 
 
 def test_doctor_says_whether_a_configuration_can_run_here(tiny_yaml: Path) -> None:
@@ -156,6 +170,33 @@ def test_programs_get_what_a_promotion_did_as_json(
     assert listed["channels"]["production"]["version"] == "one"
     pruned = json.loads(called("prune", "--keep", "0", "--dry-run", *options, "--json").stdout)
     assert pruned["dry_run"] and all(item["bytes"] > 0 for item in pruned["deleted"])
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_run_that_promotes_prints_one_document_whether_it_is_promoted_or_not(
+    passes: bool,
+    compared: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def promote(*_: object) -> str:
+        if not passes:
+            raise NotPromoted("1.0 % of the test images are right")
+        return "s3://b/m/"
+
+    run = copy_of(compared, tmp_path)
+    monkeypatch.setattr(pipeline, "run", lambda *_: None)
+    monkeypatch.setattr(promotion, "promote", promote)
+    options = ["--config", run.path / "config.yaml", "--out", tmp_path, "--run-id", run.run_id]
+    options += ["--set", "storage.uri=s3://bucket", "--promote", "--json"]
+    monkeypatch.setattr(sys, "argv", ["jobs", "run", *map(str, options)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == (0 if passes else 4)
+    said = json.loads(capsys.readouterr().out)
+    assert said["run"] == str(run.path) and said["comparison"]["winner"]
+    assert said.get("uri") == ("s3://b/m/" if passes else None)
 
 
 def test_without_git_a_run_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:

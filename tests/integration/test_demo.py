@@ -10,6 +10,9 @@ import psutil
 import pytest
 from command import Job, ended, start_job
 
+from jobs import demo
+from jobs.runs import RunFolder
+
 SMALL = (
     *("data.source=generated", "data.train_images=40", "data.test_images=20", "data.input_size=75"),
     *("data.validation=0.25", "weights.source=random", "optim.epochs=1", "optim.batch_size=10"),
@@ -35,6 +38,23 @@ def left_behind(children: list[psutil.Process]) -> list[psutil.Process]:
     """Which of them still run; one that has just ended may wait a moment to be reaped."""
     alive: list[psutil.Process] = psutil.wait_procs(children, timeout=60)[1]
     return alive
+
+
+def test_the_demo_asks_for_pictures_that_its_run_was_trained_on(
+    compared: RunFolder, tmp_path: Path
+) -> None:
+    """… though an earlier demo, of other data, has left its own."""
+    given = compared.config()
+    other = RunFolder(tmp_path / "other")
+    other.path.mkdir()
+    (other.path / "data.json").write_bytes((compared.path / "data.json").read_bytes())
+    changed = given.model_copy(update={"data": given.data.model_copy(update={"seed": 7})})
+    first = demo._pictures(given, compared, tmp_path / "pictures")
+    second = demo._pictures(changed, other, tmp_path / "pictures")
+    assert len(first) == len(second) == 3 and not {*first} & {*second}
+    assert demo._pictures(given, compared, tmp_path / "pictures") == first
+    second[0].unlink()  # the one before was killed
+    assert demo._pictures(changed, other, tmp_path / "pictures") == second
 
 
 @pytest.mark.slow

