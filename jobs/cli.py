@@ -105,6 +105,8 @@ def run(
         raise typer.BadParameter("--deployment: needs --promote")
     if promote and resolved.storage.uri is None:
         raise typer.BadParameter("--promote: needs --set storage.uri=s3://bucket/prefix")
+    if promote and not resolved.export.enabled:
+        raise typer.BadParameter("--promote: needs export.enabled=true; `deliver` exports later")
     if _nothing_to_do(resolved, folder):
         _show(folder, as_json)
         return

@@ -600,7 +600,7 @@ def _parse(text: str | bytes, where: str) -> Any:
 def _apply(raw: dict[str, Any], setting: str) -> None:
     """Sets one `a.b=value`; a variant is named, as in `variants.frozen.optim.epochs=10`."""
     key, equals, value = setting.partition("=")
-    if not equals:
+    if not equals or not all(key.split(".")):
         raise ConfigurationError(f"--set {setting}: written as key=value, such as optim.epochs=3")
     *parents, last = key.split(".")
     target: Any = raw

@@ -210,14 +210,14 @@ class Job:
                     f"variants.{variant.name}.optim.batch_size: {variant.optim.batch_size} is more "
                     f"than the {len(dataset.train)} training images"
                 )
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 and self._begun() != dataset.description.digest:
             self._describe(dataset)
         return dataset
 
     def _describe(self, dataset: Dataset) -> None:
-        write(self.folder.path / "data.json", dataset.description.to_json())
         architecture = models.describe(len(dataset.classes), self.config.data.input_size)
         write_json(self.folder.path / "architecture.json", architecture)
+        write(self.folder.path / "data.json", dataset.description.to_json())  # which says: begun
 
     def find_doubles(self) -> None:
         """Writes findings.csv, the worst few of them as pictures, and what data.json says of it."""

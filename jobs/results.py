@@ -17,8 +17,9 @@ class Facts(Data):
     are others, whatever their names are."""
     skipped: tuple[str, ...]
     """Pictures that were left out because they are damaged, and why, one a line."""
-    doubles: dict[str, int] = Field(default={})
-    """How many pictures are the same as another one, by kinds as in findings.csv."""
+    doubles: dict[str, int] | None = None
+    """How many pictures are the same as another one, by kinds as in findings.csv; None before
+    `run` has looked for them."""
     leaked: tuple[int, ...] = ()
     """Test images, by their positions, that are trained on or chosen by as well."""
 

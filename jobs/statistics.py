@@ -60,7 +60,7 @@ def wilson(right: ArrayLike, total: ArrayLike) -> tuple[Any, Any]:
     share, spread = np.divide(right, total), np.divide(Z**2, total)
     reach = np.sqrt(share * (1 - share) * spread + spread**2 / 4)
     low, high = ((share + spread / 2 + sign * reach) / (1 + spread) for sign in (-1, 1))
-    return np.maximum(0.0, low), np.minimum(1.0, high)
+    return np.clip(low, 0.0, share), np.clip(high, share, 1.0)  # rounding leaves the share inside
 
 
 def confidence_sequence(count: float, total: float) -> tuple[float, float]:

@@ -362,8 +362,8 @@ def opened(target: Path, about: dict[str, str]) -> Iterator[None]:
         said = json.loads(file.read_text()) if file.is_file() else {}
         other = [f"{key} {said[key]}" for key in about if said.get(key, about[key]) != about[key]]
         if other:
-            held = ", ".join(other)
-            raise ScoringError(f"{target}: holds other answers ({held}); take another folder")
+            they = ", ".join(other)
+            raise ScoringError(f"{target}: holds other answers ({they}); take another folder")
         if about.keys() - said.keys():  # a new folder, or an older version's, which says less
             write(file, json.dumps(about) + "\n")
         yield

@@ -199,7 +199,7 @@ def _mixed(folder: RunFolder) -> list[str]:
 
 def _winner_sentence(config: Config, best: Summary | None) -> str:
     if best is None:
-        return "No variant has a result."
+        return "No variant has a result"
     split, seeds = config.evaluation.select_on, len(config.runtime.seeds)
     mean = f", the mean of {seeds} seeds" if seeds > 1 else ""
     sentence = (

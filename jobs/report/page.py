@@ -59,7 +59,8 @@ def _figures(
     worst = folder.path / "doubles.npz"
     if comparison.data.doubles:
         yield "doubles", plots.doubles(read_arrays(worst), classes)
-    palette = plots.colours(list(done))
+    colours = plots.colours(list(comparison.variants))
+    palette = {name: colour for name, colour in colours.items() if name in done}
     yield "cost", plots.accuracy_by_cost(done, palette)
     first_seed = folder.config().runtime.seeds[0]
     rows = [row for row in folder.metrics() if row["seed"] == first_seed]
@@ -137,6 +138,7 @@ def _page(
         architecture=read_json(folder.path / "architecture.json"),
         environments=read_json(folder.path / "environment.json"),
         augmentations=[f"{v.name}: {config.augmentation(v)}" for v in config.variants],
+        keep=config.evaluation.keep,
         price=config.runtime.price_per_hour,
         duration=duration,
         money=_money,

@@ -20,6 +20,7 @@ COLOURS = ("#3366cc", "#dc6a0f", "#2c8c4a", "#9a46b4", "#b8860b", "#008b9a")
 STYLES = {"train": ":", "validation": "-", "test": "--"}
 GREY = "#667"
 NAMED = 40  # classes, at most, that a plot has room to name
+LONGEST = 80  # characters of a name for which it has room
 rcParams["text.parse_math"] = False  # class names may have dollars
 
 
@@ -29,13 +30,15 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def drawable(classes: Sequence[str]) -> list[str]:
-    """The names, with numbers in place of those that have characters which the font has not."""
+    """The names, with numbers in place of those that are too long for the plots, or have
+    characters which the font has not."""
     font = get_font(findfont(FontProperties()))
     known = font.get_charmap()
-    return [
-        name if all(ord(character) in known for character in name) else f"class {number}"
-        for number, name in enumerate(classes)
-    ]
+
+    def fits(name: str) -> bool:
+        return len(name) <= LONGEST and all(ord(character) in known for character in name)
+
+    return [name if fits(name) else f"class {n}" for n, name in enumerate(classes)]
 
 
 def curves(rows: Sequence[Row], palette: Mapping[str, str]) -> Figure:

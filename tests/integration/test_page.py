@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from browser import browser, needs_browser, new_page
-from conftest import MODEL, classes_of, pictures, predictions
+from conftest import MODEL, classes_of, pictures, predictions, tiny_config
+from drawings import make_photos
 from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 from service import Service
 
+from jobs import inspection
 from jobs.runs import RunFolder
 from serving.archive import open_model
 
@@ -239,6 +241,66 @@ def test_it_says_that_the_service_is_gone_and_tries_again(
 
 
 @ONE_ENGINE
+def test_what_is_not_the_service_s_fault_is_not_called_that(
+    page: Page, service: Service, tmp_path: Path
+) -> None:
+    page.goto(service.address)
+    expect(page.locator("#model")).to_have_text(MODEL)
+    (file := tmp_path / "gone.png").write_bytes(b"x" * 10_000)
+    page.evaluate("window.send_later = send; send = () => {}")
+    page.set_input_files("#files", file)
+    file.unlink()
+    page.evaluate("send = send_later; send(document.querySelector('.result'))")
+    expect(page.locator(".failed .label").first).to_have_text("This file cannot be read.")
+    expect(page.locator("#model")).to_have_text(MODEL)
+
+
+@ONE_ENGINE
+def test_an_answer_that_is_cut_off_is_none(
+    page: Page, service: Service, exported: RunFolder
+) -> None:
+    page.goto(service.address)
+    page.route("**/predictions/*", lambda route: route.fulfill(status=200, body='{"label"'))
+    page.set_input_files("#files", png(pictures(exported, 1)[0]))
+    expect(page.locator(".failed .label")).to_have_text("The service's answer was cut off.")
+    page.unroute("**/predictions/*")
+
+
+@ONE_ENGINE
+def test_after_clear_nothing_waits_for_what_was_sent_before(
+    page: Page, service: Service, exported: RunFolder
+) -> None:
+    page.goto(service.address)
+    hanging: list[Route] = []
+    page.route("**/predictions/*", hanging.append)
+    page.set_input_files("#files", [png(data) for data in pictures(exported, 5)])
+    expect(page.locator(".busy")).to_have_count(5)
+    while len(hanging) < 4:
+        page.wait_for_timeout(50)
+    page.unroute("**/predictions/*")
+    page.locator("#clear").click()
+    page.set_input_files("#files", png(pictures(exported, 1)[0]))
+    expect(page.locator(".label")).to_have_text(predictions(exported, 1))
+
+
+@ONE_ENGINE
+def test_a_picture_that_is_pasted_is_shown(
+    page: Page, service: Service, exported: RunFolder
+) -> None:
+    page.goto(f"{service.address}#model-card")
+    page.evaluate(
+        """bytes => {
+          const clipboardData = new DataTransfer();
+          clipboardData.items.add(new File([new Uint8Array(bytes)], "a.png"));
+          document.dispatchEvent(new ClipboardEvent("paste", { clipboardData }));
+        }""",
+        list(pictures(exported, 1)[0]),
+    )
+    expect(page.locator(".label")).to_have_text(predictions(exported, 1))
+    expect(page.locator(".label")).to_be_visible()
+
+
+@ONE_ENGINE
 def test_a_file_that_is_too_large_is_refused_in_plain_words(page: Page, service: Service) -> None:
     page.goto(service.address)
     page.set_input_files("#files", png(bytes(10_000_001)))
@@ -299,6 +361,21 @@ def test_the_report_fits_a_phone(phone: Page, compared: RunFolder) -> None:
     assert width_of(phone) == WIDTH
 
 
+def test_a_look_at_data_fits_a_phone_whatever_its_classes_are_called(
+    phone: Page, tmp_path: Path
+) -> None:
+    make_photos(root := tmp_path / "photos", train=3, test=2, size=(40, 40))
+    for split in ("train", "test"):
+        (root / split / "cat").rename(root / split / ("Chrysanthemum_leucanthemum" * 8))
+    data = {"source": "folder", "root": str(root), "input_size": 75, "validation": 0.0}
+    inspection.inspect(tiny_config(data=data), tmp_path / "out")
+    phone.goto((tmp_path / "out" / "index.html").as_uri())
+    assert phone.locator(".card").count() > 0
+    assert width_of(phone) == WIDTH
+    over = "cards => cards.filter(one => one.scrollWidth > one.clientWidth).length"
+    assert phone.locator(".card").evaluate_all(over) == 0
+
+
 def test_it_asks_for_a_key_where_the_service_wants_one(
     page: Page, locked: Service, exported: RunFolder, tmp_path: Path
 ) -> None:
@@ -312,6 +389,9 @@ def test_it_asks_for_a_key_where_the_service_wants_one(
     key.fill("wrong")
     key.press("Enter")
     expect(label).to_have_text("The service does not take this key.")
+    key.fill("third-\u200bkey")  # as copied from a chat; no header may have it
+    key.press("Enter")
+    expect(label).to_have_text("This key has characters that no key can have.")
     key.fill("third-key")
     key.press("Enter")
     expect(label).to_have_text(predictions(exported, 1))

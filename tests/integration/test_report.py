@@ -20,8 +20,9 @@ from jobs import config, pipeline
 from jobs.cli import app
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.report import comparison, page, plots
-from jobs.results import Done
+from jobs.results import Diverged, Done
 from jobs.runs import RunFolder, read_arrays, write_arrays
+from jobs.statistics import wilson
 from serving.files import digest_of, write
 from serving.messages import softmax
 
@@ -378,6 +379,64 @@ def test_a_line_cut_short_by_a_crash_is_dropped_and_nothing_is_written_twice(
     folder.append_metrics([row, {**row, "epoch": 1}])
     assert [r["epoch"] for r in folder.metrics()] == [0, 1]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_variant_that_is_always_right_is_drawn(run: RunFolder) -> None:
+    low, high = wilson(40, 40)
+    changes = {"accuracy_mean": 1.0, "accuracy_low": float(low), "accuracy_high": float(high)}
+    perfect = next(iter(run.comparison().done.values())).model_copy(update=changes)
+    [panel] = plots.accuracy_by_cost({"a": perfect}, {"a": "#ff0000"}).axes
+    [line] = panel.containers[0].lines[2]
+    assert line.get_segments()[0][:, 1] == pytest.approx([100 * low, 100])
+
+
+def test_names_that_no_plot_has_room_for_are_numbers() -> None:
+    assert plots.drawable(["a" * 80, "b" * 81]) == ["a" * 80, "class 1"]
+
+
+def test_a_page_whose_first_variant_diverged_has_one_colour_for_each(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    folder = copy_of(run, tmp_path)
+    names = [variant.name for variant in folder.config().variants]
+    for seed in folder.config().runtime.seeds:
+        lost = Diverged(variant=names[0], seed=seed, reason="its loss was no number")
+        folder.variant(names[0], seed).save_result(lost)
+    pipeline.report_again(folder)
+    text = (folder.path / "report" / "index.html").read_text()
+    colours = re.findall(r'class="card" style="--colour: (\S+)">\s+(\S+?)<?\s', text)
+    found = folder.comparison()
+    figures = dict(page._figures(folder, found, page._covered(folder, found)))
+    drawn = {line.get_label(): line.get_color() for line in figures["time"].axes[0].lines}
+    assert {*drawn} == {*names[1:]}
+    assert drawn.items() <= {name: colour for colour, name in colours}.items()
+
+
+def test_a_run_that_keeps_its_last_epochs_says_of_none_that_it_was_chosen(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    assert "Epoch and winner were chosen on" in (run.path / "report" / "index.html").read_text()
+    folder = copy_of(run, tmp_path)
+    raw = run.config().model_dump(mode="json")
+    last = config.validate({**raw, "evaluation": {**raw["evaluation"], "keep": "last"}})
+    write(folder.path / "config.yaml", last.to_yaml())
+    pipeline.report_again(folder)
+    text = (folder.path / "report" / "index.html").read_text()
+    assert "The winner was chosen on" in text
+    assert "best epoch" not in text and "Epoch and winner" not in text
+
+
+def test_data_that_nobody_has_searched_is_not_called_free_of_doubles(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    """`train` of each variant, then `report`, makes a page, too."""
+    assert "No picture is there twice" in (run.path / "report" / "index.html").read_text()
+    folder = copy_of(run, tmp_path)
+    write(folder.path / "data.json", folder.facts().model_copy(update={"doubles": None}).to_json())
+    pipeline.report_again(folder)
+    text = (folder.path / "report" / "index.html").read_text()
+    assert "Nobody has looked for pictures that are there twice" in text
+    assert "No picture is there twice" not in text
 
 
 def test_points_of_curves_say_their_values_where_they_are() -> None:

@@ -282,7 +282,7 @@ def test_a_variant_that_diverged_is_not_compared(tmp_path: Path) -> None:
         folder.variant(name, 3).save_result(gone)
     result = compare(folder, config)
     assert (result.winner, result.winner_seed, result.pairs) == (None, None, ())
-    assert result.sentences == ("No variant has a result.",)
+    assert result.sentences == ("No variant has a result",)
 
 
 def test_a_variant_without_a_result_is_named(tmp_path: Path) -> None:

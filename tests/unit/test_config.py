@@ -83,6 +83,8 @@ def test_a_variant_inherits_the_section_optim() -> None:
         ("optim=3", "optim: Input should be"),
         ("optim.epochs.x=3", "--set optim.epochs.x=3: optim.epochs is not a section"),
         ("optim.epochs", "--set optim.epochs: written as key=value"),
+        ("=3", "--set =3: written as key=value"),
+        ("optim.=3", "--set optim.=3: written as key=value"),
         ("optim.epochs=[", "--set optim.epochs=[: not YAML"),
         ("data.root=/photos #2", "--set data.root=/photos #2: what follows # is a comment; quote"),
         ("data.root='/photos' #2", "--set data.root='/photos' #2: what follows # is a comment"),

@@ -326,8 +326,8 @@ def test_the_rollback_of_the_documentation_runs_once_and_alone(objects: list[Obj
     assert container["args"][:2] == ["rollback", "--config=$(CONFIG)"]
     assert "command" not in container
     maps = [one["configMapRef"]["name"] for one in container["envFrom"] if "configMapRef" in one]
-    given = {name for held in maps for name in named(objects, "ConfigMap", held)["data"]}
-    assert {"CONFIG", "STORAGE_URI"} <= given
+    known = {name for held in maps for name in named(objects, "ConfigMap", held)["data"]}
+    assert {"CONFIG", "STORAGE_URI"} <= known
     assert container["resources"]["limits"] == {"memory": "1Gi"}
     assert container["resources"]["requests"] == {"cpu": "100m", "memory": "512Mi"}
     changed = {key for key in trains if container.get(key) != trains[key]}

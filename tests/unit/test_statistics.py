@@ -108,6 +108,14 @@ def test_what_all_logits_have_in_common_says_nothing(offset: float) -> None:
     assert best_temperature(moved, labels) == pytest.approx(expected, rel=1e-3) != 1.0
 
 
+def test_wilsons_interval_holds_the_share_itself() -> None:
+    """… though rounding would leave out all of 7, or of 40."""
+    for total in range(1, 500):
+        for right in (0, total):
+            low, high = wilson(right, total)
+            assert 0 <= low <= right / total <= high <= 1
+
+
 def test_wilsons_interval_holds_the_truth_as_often_as_it_says() -> None:
     """Exactly, over all outcomes; single shares scatter around 95 %, as outcomes are whole."""
     from scipy.stats import binom

@@ -59,6 +59,17 @@ def test_the_module_is_the_command() -> None:
         (["run", "--run-id", "../elsewhere"], "a plain name is needed"),
         (["run", "--promote"], "needs --set storage.uri"),
         (
+            [
+                "run",
+                "--promote",
+                "--set",
+                "storage.uri=s3://bucket",
+                "--set",
+                "export.enabled=false",
+            ],
+            "needs export.enabled=true",
+        ),
+        (
             ["run", "--part", "3"],
             "has 3 parts, 0 to 2: scratch with seed 0, finetune with",
         ),
