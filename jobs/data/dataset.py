@@ -81,7 +81,7 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
         ConfigurationError: it has fewer images than requested, lacks an excluded one, or a class
             has none left to train on; or none is left to test with.
     """
-    source, digest = _same(settings, digest) if digest else _new(settings)
+    source, digest = _found(settings, digest)
     train = _subset(source.train, settings.train_images, "train_images")
     test = _subset(source.test, settings.test_images, "test_images")
     share = round(settings.validation * len(train))
@@ -103,9 +103,14 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
     return Dataset(train, validation, test, source.classes, description, skipped)
 
 
-def _new(settings: config.Data, wanted: str | None = None) -> tuple[Source, str]:
-    """The data as it is now, without what is excluded, and the digest of all of it."""
+def _found(settings: config.Data, wanted: str | None) -> tuple[Source, str]:
+    """The data without what is excluded, and the digest of all of it: the one that is wanted, if
+    any is, as it was remembered or, unless it has changed, as it is now."""
     module = sources.find(settings.source)
+    if wanted is not None and (recalled := getattr(module, "recalled", None)):
+        remembered: Source | None = recalled(settings, wanted)
+        if remembered is not None:
+            return remembered, wanted
     source = module.load(settings)
     digest = _digest_of(source)
     if wanted not in (None, digest):
@@ -117,15 +122,6 @@ def _new(settings: config.Data, wanted: str | None = None) -> tuple[Source, str]
     if remember := getattr(module, "remember", None):
         remember(source, digest)
     return source, digest
-
-
-def _same(settings: config.Data, digest: str) -> tuple[Source, str]:
-    """The data with that digest, without what is excluded."""
-    if recalled := getattr(sources.find(settings.source), "recalled", None):
-        source: Source | None = recalled(settings, digest)
-        if source is not None:
-            return source, digest
-    return _new(settings, digest)
 
 
 def draw_source_task(stand_in: config.StandIn, settings: config.Data) -> Images:
