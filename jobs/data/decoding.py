@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +226,7 @@ def _decode(db: sqlite3.Connection, pool: ThreadPoolExecutor, path: Path, shape:
         return entry[0], _read(Path(os.fsdecode(entry[1])), shape)
 
     notes: list[tuple[int | None, bytes | None, str | None, str]] = []
-    with naming(path), path.open("r+b") as file:
+    with naming(path), path.open("r+b") as file, task("decoding", total) as advance:
         file.truncate(rows * 3 * shape[0] * shape[1])
         file.seek(0, os.SEEK_END)
 
@@ -240,9 +240,9 @@ def _decode(db: sqlite3.Connection, pool: ThreadPoolExecutor, path: Path, shape:
                 db.execute("UPDATE store SET rows = ?", (rows,))
             notes.clear()
 
-        for name, (digest, result) in _watched(
-            ahead.mapped(pool, read, entries, DECODING_AHEAD), total
-        ):
+        for name, (digest, result) in ahead.mapped(pool, read, entries, DECODING_AHEAD):
+            interruption.check()
+            advance(1)
             if isinstance(result, ImageError):
                 notes.append((None, digest, str(result), name))
             else:
@@ -252,14 +252,6 @@ def _decode(db: sqlite3.Connection, pool: ThreadPoolExecutor, path: Path, shape:
             if len(notes) == index.PAGE:
                 commit()
         commit()
-
-
-def _watched(results: Iterator[tuple[str, Read]], total: int) -> Iterator[tuple[str, Read]]:
-    with task("decoding", total) as advance:
-        for result in results:
-            interruption.check()
-            advance(1)
-            yield result
 
 
 def _header_size(file: bytes) -> Shape:

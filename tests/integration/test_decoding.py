@@ -12,6 +12,7 @@ from PIL import Image
 from jobs import config
 from jobs.data import decoding
 from jobs.data.dataset import load
+from serving import ahead
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_no_more_pictures_wait_for_the_disk_than_are_said_to(
     photos: config.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "DECODING_AHEAD", 5)
-    read, watched = decoding._read, decoding._watched
+    read, mapped = decoding._read, ahead.mapped
     lock = threading.Lock()
     decoded, taken, waiting = 0, 0, []
 
@@ -40,16 +41,16 @@ def test_no_more_pictures_wait_for_the_disk_than_are_said_to(
             decoded += 1
         return read(path, size)
 
-    def write_slowly(results: Any, total: int) -> Any:
+    def write_slowly(*of: Any) -> Any:
         nonlocal taken
-        for result in watched(results, total):
+        for result in mapped(*of):
             taken += 1
             time.sleep(0.002)
             waiting.append(decoded - taken)
             yield result
 
     monkeypatch.setattr(decoding, "_read", count)
-    monkeypatch.setattr(decoding, "_watched", write_slowly)
+    monkeypatch.setattr(ahead, "mapped", write_slowly)
     loaded = load(photos)
     assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 120
     assert max(waiting) <= 5
