@@ -121,7 +121,7 @@ def _read(content: bytes | Mapping[str, Any]) -> Request:
     if "inputs" in content:
         return _parse_v2(content)
     if "instances" in content:
-        return Request(_list_of(content["instances"], "instances"), Form.V1)
+        return Request(_instances(content["instances"]), Form.V1)
     if "b64" in content:
         return Request([_decoded(content["b64"])])
     raise RequestError('send a picture, {"b64": …}, {"instances": [{"b64": …}]} or {"inputs": …}')
@@ -192,12 +192,12 @@ def _share(text: str, name: str) -> float:
     raise RequestError(f"{name}={text[:20]}: a number from 0 to below 1 is needed")
 
 
-def _list_of(instances: Any, name: str) -> list[Picture]:
-    if not isinstance(instances, list) or not 1 <= len(instances) <= MAX_PICTURES:
-        raise RequestError(f"{name}: a list of 1 to {MAX_PICTURES} is needed")
-    if not all(isinstance(instance, dict) and "b64" in instance for instance in instances):
-        raise RequestError(f'{name}: each is an object {{"b64": "…"}}')
-    return [_decoded(instance["b64"]) for instance in instances]
+def _instances(given: Any) -> list[Picture]:
+    if not isinstance(given, list) or not 1 <= len(given) <= MAX_PICTURES:
+        raise RequestError(f"instances: a list of 1 to {MAX_PICTURES} is needed")
+    if not all(isinstance(instance, dict) and "b64" in instance for instance in given):
+        raise RequestError('instances: each is an object {"b64": "…"}')
+    return [_decoded(instance["b64"]) for instance in given]
 
 
 def _decoded(text: Any) -> bytes:
