@@ -80,18 +80,6 @@ def export(folder: RunFolder, settings: Export) -> Path:
     log(f"export: {result.winner} of {folder.run_id} as {settings.name}")
     dataset = load(config.data, folder.facts().digest)
     variant = folder.variant(result.winner, result.winner_seed)
-    description = Description(
-        name=settings.name,
-        version=folder.run_id,
-        variant=result.winner,
-        seed=result.winner_seed,
-        weights=result.weights,
-        data=Data.model_validate(dataset.description.model_dump()),
-        selected_on=result.selected_on,
-        compared=tuple(_compared(one) for one in result.variants.values()),
-        sentences=result.sentences,
-        forms=("int8", "float", "program"),
-    )
     network = forms.served(
         variant.best, len(dataset.classes), config.data.input_size, config.data.normalization
     )
@@ -103,14 +91,25 @@ def export(folder: RunFolder, settings: Export) -> Path:
         stage.mkdir()
         with forms.written(network, dataset.train, settings.calibration_images, stage):
             right = predict("reference", forms.eager(network), judged)
-        reference, map_size = right.logits, right.maps.shape[2:]
-        description = description.model_copy(update={"map_size": map_size})
+        reference, temperature = right.logits, 1.0
         if len(dataset.validation):
             temperature = trust.fit_temperature(reference, judged.labels.numpy())
-            description = description.model_copy(update={"temperature": temperature})
-        _write_golden(judged, reference / description.temperature, stage)
-        samples = min(len(judged), SAMPLES) if _may_show(settings, config.data.source) else 0
-        description = description.model_copy(update={"samples": samples})
+        _write_golden(judged, reference / temperature, stage)
+        description = Description(
+            name=settings.name,
+            version=folder.run_id,
+            variant=result.winner,
+            seed=result.winner_seed,
+            weights=result.weights,
+            data=Data.model_validate(dataset.description.model_dump()),
+            selected_on=result.selected_on,
+            compared=tuple(_compared(one) for one in result.variants.values()),
+            sentences=result.sentences,
+            samples=min(len(judged), SAMPLES) if _may_show(settings, config.data.source) else 0,
+            forms=("int8", "float", "program"),
+            temperature=temperature,
+            map_size=right.maps.shape[2:],
+        )
         packed = _pack(stage, work, description)
         trained = read_arrays(variant.path / PREDICTIONS)["logits"]
         with archive.unpacked(packed) as unpacked:
