@@ -289,10 +289,12 @@ class RunFolder:
         if moved != found and not self.finished:  # its archive will look for the data there
             write(file, moved.to_yaml())
 
-    def variant(self, name: str, seed: int) -> VariantFolder:
-        first = self.config().runtime.seeds[0]
+    def variant(self, name: str, seed: int | None = None) -> VariantFolder:
+        """Of a seed, by default the first one."""
         path = self.path / "variants" / name
-        return VariantFolder(path if seed == first else path / f"seed-{seed}", self)
+        if seed not in (None, self.config().runtime.seeds[0]):
+            path /= f"seed-{seed}"
+        return VariantFolder(path, self)
 
     def stand_in(self) -> VariantFolder:
         return VariantFolder(self.path / "weights" / "stand-in", self)

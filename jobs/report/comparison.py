@@ -132,11 +132,10 @@ def _pairs(folder: RunFolder, config: Config, ranked: Sequence[Summary]) -> list
 
 
 def _difference(folder: RunFolder, config: Config, a: Summary, b: Summary) -> Difference:
-    seeds = config.runtime.seeds
-    if len(seeds) > 1:
+    if len(config.runtime.seeds) > 1:
         by_seed = zip(a.accuracy_by_seed, b.accuracy_by_seed, strict=True)
         return mean_over_seeds([one - other for one, other in by_seed], a.test.images)
-    folders = [folder.variant(summary.variant, seeds[0]).path for summary in (a, b)]
+    folders = [folder.variant(summary.variant).path for summary in (a, b)]
     return paired_difference(*(right_answers(f / "test_predictions.npz") for f in folders))
 
 

@@ -32,7 +32,7 @@ def write_report(folder: RunFolder) -> None:
     target = folder.path / "report"
     pictures: dict[str, str] = {}
     marks = {}
-    covered = _covered(folder, comparison)
+    covered = {name: coverage.read(folder.variant(name).path) for name in comparison.done}
     for name, figure in _figures(folder, comparison, covered):
         png = io.BytesIO()
         figure.savefig(png, dpi=DPI, format="png", metadata={"Software": None})
@@ -41,12 +41,6 @@ def write_report(folder: RunFolder) -> None:
             marks[name] = plots.marks(figure)
         pictures[name] = html.data_uri(png.getvalue(), "png")
     write(target / "index.html", _page(folder, comparison, pictures, marks, covered))
-
-
-def _covered(folder: RunFolder, comparison: Comparison) -> dict[str, Coverage]:
-    first_seed = folder.config().runtime.seeds[0]
-    paths = {name: folder.variant(name, first_seed).path for name in comparison.done}
-    return {name: coverage.read(path) for name, path in paths.items()}
 
 
 def _figures(
@@ -70,10 +64,9 @@ def _figures(
     yield "classes", plots.per_class(accuracies, classes, palette)
     yield "coverage", plots.accuracy_by_coverage(covered, palette)
     for name, variant in done.items():
-        path = folder.variant(name, first_seed).path
         yield f"{name}-curves", plots.curves(rows, {name: palette[name]})
         yield f"{name}-confusion", plots.confusion(variant.test.confusion, classes, name)
-        arrays = read_arrays(path / "kernels.npz")
+        arrays = read_arrays(folder.variant(name).path / "kernels.npz")
         for layer in LAYERS:
             yield f"{name}-{layer}", plots.kernels(arrays, layer)
 
@@ -118,7 +111,6 @@ def _page(
     lecture = LECTURE if comparison.data.source == "CIFAR-10" else {}
     classes, config = comparison.data.classes, folder.config()
     drawn = plots.drawable(classes)
-    first_seed = config.runtime.seeds[0]
     return html.render(
         "page.html",
         comparison=comparison,
@@ -127,7 +119,7 @@ def _page(
         pictures=pictures,
         marks=marks,
         covered=covered,
-        answers={n: _answers(folder.variant(n, first_seed).path, classes) for n in comparison.done},
+        answers={n: _answers(folder.variant(n).path, classes) for n in comparison.done},
         layers=LAYERS,
         coarse=max(comparison.data.image_size) < html.COARSE,
         palette=plots.colours(list(comparison.variants)),
