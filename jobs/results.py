@@ -1,7 +1,7 @@
 """Training results: typed records of result.json and comparison.json; imports no torch."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -56,10 +56,6 @@ class Diverged(Record):
     variant: str
     seed: int
     reason: str
-
-
-Result = Annotated[Done | Diverged, Field(discriminator="status")]
-"""result.json of a variant."""
 
 
 class Summary(Done):
@@ -120,17 +116,22 @@ class Comparison(Record):
         return {name: v for name, v in self.variants.items() if isinstance(v, Summary)}
 
 
-def read(path: Path, kind: Any) -> Any:
-    """One of these records from its file.
+Kind = TypeVar("Kind")
+RESULT: TypeAdapter[Done | Diverged] = TypeAdapter(
+    Annotated[Done | Diverged, Field(discriminator="status")]
+)
+"""result.json of a variant."""
+FACTS, COMPARISON = TypeAdapter(Facts), TypeAdapter(Comparison)
 
-    Args:
-        kind: a record's class, or `Result`.
+
+def read(path: Path, kind: TypeAdapter[Kind]) -> Kind:
+    """One of these records from its file.
 
     Raises:
         UnavailableError: the file is not there, or not what it should be.
     """
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        return kind.validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UnavailableError(f"{path}: no such file") from None
     except ValidationError as error:

@@ -131,10 +131,7 @@ class VariantFolder:
         Raises:
             UnavailableError: result.json is invalid.
         """
-        if not self.finished:
-            return None
-        result: Done | Diverged = results.read(self.path / "result.json", results.Result)
-        return result
+        return results.read(self.path / "result.json", results.RESULT) if self.finished else None
 
     def tidy(self) -> None:
         """Removes what a killed process was writing; for who trains it now, and so alone."""
@@ -323,8 +320,7 @@ class RunFolder:
 
     def facts(self) -> Facts:
         """What it is trained and tested on, as written to data.json."""
-        facts: Facts = results.read(self.path / "data.json", Facts)
-        return facts
+        return results.read(self.path / "data.json", results.FACTS)
 
     def comparison(self) -> Comparison:
         """Who won, as written to comparison.json.
@@ -332,8 +328,7 @@ class RunFolder:
         Raises:
             UnavailableError: it is missing or invalid.
         """
-        comparison: Comparison = results.read(self.path / "comparison.json", Comparison)
-        return comparison
+        return results.read(self.path / "comparison.json", results.COMPARISON)
 
     def add_environment(self, environment: dict[str, Any]) -> None:
         """Adds the machine's description; one entry for each time the run was started. A clock that

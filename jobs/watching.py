@@ -15,7 +15,7 @@ from jobs.config import Config, Part
 from jobs.delivery.publishing import LIVE
 from jobs.delivery.storage import Storage
 from jobs.errors import UnavailableError
-from jobs.results import Diverged, Result, read
+from jobs.results import RESULT, Diverged, read
 from jobs.runs import MANIFEST, Row, RunFolder, Shown
 from serving.files import temporary, write
 
@@ -29,7 +29,7 @@ Progress = dict[str, Any]
 def progress(config: Config, folder: RunFolder) -> list[Progress]:
     """Of every variant with every seed, in the order in which one process trains them."""
     rows = folder.metrics()
-    outcomes = [read(path, Result) for path in folder.path.glob("variants/**/result.json")]
+    outcomes = [read(path, RESULT) for path in folder.path.glob("variants/**/result.json")]
     diverged = {(r.variant, r.seed) for r in outcomes if isinstance(r, Diverged)}
     return [_of(part, config, rows) | {"diverged": part in diverged} for part in config.parts]
 
