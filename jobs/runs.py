@@ -270,7 +270,6 @@ class RunFolder:
         Raises:
             ConfigurationError: it has another configuration.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / "config.yaml"
         if not file.is_file():
             write(file, wanted.to_yaml())
