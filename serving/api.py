@@ -29,7 +29,6 @@ from serving.settings import Settings, SettingsError
 
 NAME = "inception-transfer"
 CHUNK = 1 << 16
-NO_HEADERS: Mapping[str, str] = {}
 OPENAPI = Path(__file__).parent / "gateway" / "openapi.yaml"
 
 Answer = tuple[int, dict[str, Any] | bytes]
@@ -233,7 +232,7 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
             self,
             status: int,
             answer: dict[str, Any] | bytes,
-            headers: Mapping[str, str] = NO_HEADERS,
+            headers: Mapping[str, str] = {},
         ) -> None:
             kind, body = "image/png", answer
             if not isinstance(body, bytes):
