@@ -25,7 +25,7 @@ def held(file: Path, waiting: str) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
         while not try_lock(lock.fileno()):
-            note(lambda: waiting)
+            note(waiting)
             interruption.check()
             time.sleep(SECONDS_BETWEEN_TRIES)
         yield

@@ -36,10 +36,10 @@ def log(message: str) -> None:
     console.print(message, soft_wrap=True, markup=False)
 
 
-def note(message: Callable[[], str]) -> None:
-    """Prints a line if there was none for some seconds; `message` is called only then."""
+def note(message: str) -> None:
+    """Prints a line if there was none for some seconds."""
     if time.perf_counter() >= _last_line[0] + SECONDS_BETWEEN_LINES:
-        log(message())
+        log(message)
 
 
 def task(label: str, total: float, unit: str = "images") -> AbstractContextManager[Advance]:
@@ -84,7 +84,7 @@ def _lines(label: str, total: float, unit: str) -> Iterator[Advance]:
     def advance(count: float) -> None:
         nonlocal done
         done += count
-        note(line)
+        note(line())
 
     def line() -> str:
         so_far = f"{label}: {done:.0f}/{total:.0f} {unit}"
@@ -95,7 +95,7 @@ def _lines(label: str, total: float, unit: str) -> Iterator[Advance]:
 
     def keep_talking() -> None:
         while not over.wait(1):
-            note(line)
+            note(line())
 
     talking = threading.Thread(target=keep_talking, daemon=True)
     talking.start()

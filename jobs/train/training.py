@@ -1,7 +1,6 @@
 """One training loop for every variant."""
 
 import copy
-import functools
 import math
 import time
 from collections import defaultdict
@@ -313,7 +312,7 @@ def fit(
                 rows += [score(trainer, *split, scored_at_once) for split in scored.items()]
                 distributed.once(store.append, rows)
                 accuracy, finite = rows[-1]["accuracy"], math.isfinite(rows[-1]["loss"])
-                note(functools.partial(_epoch_line, label, rows[-1]))
+                note(f"{label}: {accuracy:.1%} of {rows[-1]['split']} right")
                 if evaluation.keep == "last" or (finite and accuracy > trainer.best_accuracy):
                     trainer.best_accuracy, trainer.best_epoch = accuracy, trainer.epoch
                     kept = {"epoch": trainer.epoch, "accuracy": accuracy}
@@ -379,10 +378,6 @@ def score(trainer: Trainer, split: str, examples: Examples, batch_size: int) -> 
     rate = len(examples) / (time.perf_counter() - start)
     found = loss_and_accuracy(logits, examples.labels)
     return _row(trainer, split, **found, images_per_second=rate)
-
-
-def _epoch_line(label: str, row: Row) -> str:
-    return f"{label}: {row['accuracy']:.1%} of {row['split']} right"
 
 
 def _row(trainer: Trainer, split: str, **values: float | None) -> Row:
