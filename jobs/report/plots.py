@@ -137,8 +137,8 @@ def accuracy_by_coverage(covered: Mapping[str, Coverage], palette: Mapping[str, 
     for name, one in covered.items():
         panel.plot(one.answered * 100, one.accuracy * 100, color=palette[name], label=name)
         for point in one.points:
-            panel.plot(point.answered * 100, point.right * 100, "o", color=palette[name])
             text, place = f"{point.threshold:.2f}", (point.answered * 100, point.right * 100)
+            panel.plot(*place, "o", color=palette[name])
             panel.annotate(text, place, (3, 4), textcoords="offset points", fontsize=7)
     _finish(panel, "accuracy on the pictures that get an answer, %", "share of them, %")
     panel.set_xlim(0, 100)
@@ -178,15 +178,13 @@ def kernels(arrays: Mapping[str, Array], layer: str) -> Figure:
     difference = after - before
     height = 2.2 if before.shape[1] == 3 else 4.0  # eight kernels in each of four rows, or a square
     figure = Figure(figsize=(11, height), layout="constrained")
-    changed = f"largest change {np.abs(difference).max():.2g}"
-    titles = ("before", "after", f"difference ({changed})")
-    if not difference.any():
-        titles = ("before", "after", "difference: exactly zero")
-    scale = max(np.abs(before).max(), np.abs(after).max())
-    largest = np.abs(difference).max() or 1.0
+    scale, largest = max(np.abs(before).max(), np.abs(after).max()), np.abs(difference).max()
+    change = f"difference (largest change {largest:.2g})"
+    if not largest:
+        change, largest = "difference: exactly zero", 1.0
     for panel, title, weights, limit in zip(
         figure.subplots(1, 3),
-        titles,
+        ("before", "after", change),
         (before, after, difference),
         (scale, scale, largest),
         strict=True,
