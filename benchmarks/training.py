@@ -183,7 +183,7 @@ def _variant(
     if without == "channels last":
         whole.to(memory_format=torch.contiguous_format)
     cached = variant.cached and without != "trunk once"
-    network: nn.Module = models.Head(whole) if cached else whole
+    network: nn.Module = models.head(whole) if cached else whole
     trainer = Trainer(network, variant, len(train), device, seed=0)
     if without == "fused optimizer":
         for group in trainer.optimizer.param_groups:

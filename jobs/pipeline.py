@@ -360,7 +360,7 @@ class Job:
         if select_on == "test":
             scored["test"] = self._examples(variant, whole, dataset.test)
 
-        network = models.Head(whole) if variant.cached else whole
+        network = models.head(whole) if variant.cached else whole
         compiled = self._compiles(variant, self.config.epochs_alike(variant) * len(train))
         trainer = Trainer(network, variant, len(train), self.device, seed, compiled=compiled)
         trainer.seconds = feature_seconds

@@ -1,5 +1,6 @@
 """Inception-v3, the source of its weights, and the parameters that each variant trains."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,6 @@ State = dict[str, Tensor]
 
 HEADS = ("fc.", "AuxLogits.fc.")  # sized by the number of classes, so never taken from weights
 PUBLISHED_PARAMETERS = 27_161_264  # of torchvision's network, both heads for 1,000 classes
-
-
-class Head(nn.Module):
-    """The trained part of a frozen network: dropout and `fc`, under their own names."""
-
-    def __init__(self, network: Inception3) -> None:
-        super().__init__()
-        self.dropout = network.dropout
-        self.fc = network.fc
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits [N, C] of pooled features [N, 2048]."""
-        logits: Tensor = self.fc(self.dropout(features))
-        return logits
 
 
 def build(num_classes: int, *, aux: bool) -> Inception3:
@@ -88,6 +75,11 @@ def trained_modules(network: Inception3, variant: Variant) -> list[nn.Module]:
         return [network.fc]
     first = 0 if variant.trainable == "all" else BLOCKS.index(variant.trainable)
     return [*(network.get_submodule(name) for name in BLOCKS[first:]), *heads]
+
+
+def head(network: Inception3) -> nn.Sequential:
+    """What a frozen network trains, under its own names: logits [N, C] of features [N, 2048]."""
+    return nn.Sequential(OrderedDict(dropout=network.dropout, fc=network.fc))
 
 
 def set_training_mode(network: nn.Module, variant: Variant) -> None:

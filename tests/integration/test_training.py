@@ -265,7 +265,7 @@ def test_a_step_neither_waits_for_the_device_nor_leaves_it(
     steps: list[int] = []
     for chosen, trained, examples in (
         (scratch, network, train),
-        (frozen, models.Head(whole), features),
+        (frozen, models.head(whole), features),
     ):
         trainer = training.Trainer(trained, chosen, len(train), meta, seed=0)
         training.train_epoch(trainer, examples, lambda: None, steps.append)
@@ -418,7 +418,7 @@ def test_training_on_cached_features_equals_training_through_the_trunk(
     train = features(dataset.train, *(dataset.train.draws(0, epoch) for epoch in range(versions)))
     validation = features(dataset.validation, Draws.none(len(dataset.validation)))
     assert train.values.shape == (versions, 60, network.fc.in_features)
-    cached = training.Trainer(models.Head(network), chosen, len(train), CPU, seed=0)
+    cached = training.Trainer(models.head(network), chosen, len(train), CPU, seed=0)
     cached_store = Memory()
     evaluation = config.Evaluation(batch_size=40, keep="last")
     training.fit(cached, train, {"validation": validation}, evaluation, cached_store)
@@ -536,7 +536,7 @@ def test_a_balanced_head_knows_a_rare_class_better(pretrained: models.State) -> 
     recalls = {}
     for balance in ("none", "logits"):
         chosen = variant("frozen", epochs=30, batch_size=20, learning_rate=0.05, balance=balance)
-        network = models.Head(models.create(chosen, 2, pretrained, seed=0))
+        network = models.head(models.create(chosen, 2, pretrained, seed=0))
         pixels = torch.zeros(200, 3, 1, 1, dtype=torch.uint8)
         features = Features(values[None], Images.all(pixels, labels, tiny_config().data))
         trainer = training.Trainer(network, chosen, 200, CPU, seed=0)
