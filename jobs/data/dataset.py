@@ -139,7 +139,7 @@ def _without_excluded(source: Source, settings: config.Data) -> Source:
     if not settings.exclude:
         return source
     out = set(settings.exclude)
-    train, test = (decoding.paths(getattr(source, split), split) for split in ("train", "test"))
+    train, test = decoding.paths(source.train, "train"), decoding.paths(source.test, "test")
     damaged = [decoding.below_root(name, settings) for name, _ in source.skipped]
     if strangers := [path for path in settings.exclude if path not in {*train, *test, *damaged}]:
         more = f", and {len(strangers) - 1} more" if len(strangers) > 1 else ""

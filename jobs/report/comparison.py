@@ -77,9 +77,8 @@ def _summary(folder: RunFolder, config: Config, variant: Variant) -> Summary | D
     accuracies = [r.test.accuracy for r in done]
     low, high = _interval(accuracies, done[0].test.images)
     selection = [r.selection_accuracy for r in done]
-    of_first = {name: getattr(done[0], name) for name in Done.model_fields}
     return Summary(
-        **{**of_first, "selection_accuracy": fmean(selection)},
+        **{**dict(done[0]), "selection_accuracy": fmean(selection)},
         selection_by_seed=tuple(selection),
         accuracy_by_seed=tuple(accuracies),
         accuracy_mean=fmean(accuracies),
