@@ -32,6 +32,7 @@ def _dots(u: Grid, v: Grid) -> Grid:
 
 
 PATTERNS: dict[str, Callable[[Grid, Grid], Grid]] = {"stripes": _stripes, "dots": _dots}
+CLASSES = tuple(f"{hue}-{pattern}" for hue in HUES for pattern in PATTERNS)
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,10 @@ class Task:
 
     hue_offset: float
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(f"{hue}-{pattern}" for hue in HUES for pattern in PATTERNS)
-
     def draw(self, count: int, size: int, *, seed: int) -> tuple[Tensor, Tensor]:
         """uint8 [count, 3, size, size] and int64 [count], as many of each class as of any other."""
         rng = np.random.default_rng([seed, int(self.hue_offset * 1000)])
-        labels = np.arange(count) % len(self.classes)
+        labels = np.arange(count) % len(CLASSES)
         pictures = np.stack([self._picture(int(label), size, rng) for label in labels])
         return torch.from_numpy(pictures), torch.from_numpy(labels)
 
@@ -84,7 +81,7 @@ def load(settings: config.Data) -> Source:
     size, seed = settings.input_size, settings.seed
     train = Images.all(*TARGET.draw(train_count, size, seed=seed), settings)
     test = Images.all(*TARGET.draw(test_count, size, seed=seed + 1), settings)
-    return Source(train, test, TARGET.classes, "generated (stripes and dots in five hues)")
+    return Source(train, test, CLASSES, "generated (stripes and dots in five hues)")
 
 
 def check(settings: config.Data) -> tuple[bool, str]:
