@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def describe(num_classes: int, input_size: int) -> dict[str, Any]:
         for name, module in network.named_children():
             row = {"name": name, "type": type(module).__name__}
             row["parameters"] = count_parameters(module)
-            module.register_forward_hook(_remember_shape(row))
+            module.register_forward_hook(partial(_remember_shape, row))
             rows.append(row)
         network(torch.empty(2, 3, input_size, input_size))
     return {
@@ -223,11 +224,8 @@ def describe(num_classes: int, input_size: int) -> dict[str, Any]:
     }
 
 
-def _remember_shape(row: dict[str, Any]) -> Any:
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        row["output"] = list(output.shape[1:])
-
-    return hook
+def _remember_shape(row: dict[str, Any], _: nn.Module, _inputs: Any, output: Tensor) -> None:
+    row["output"] = list(output.shape[1:])
 
 
 def first_kernels(network: nn.Module) -> dict[str, Tensor]:
