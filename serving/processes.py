@@ -42,11 +42,10 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Starts a child with the service's own commands on its path, in a session of its own."""
     path = f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', '')}"
-    inherited = {**os.environ, "PATH": path}
     return subprocess.Popen(
         command,
         cwd=folder,
-        env={**inherited, **environment},
+        env={**os.environ, "PATH": path, **environment},
         start_new_session=True,
         stdout=stdout,
         stderr=subprocess.STDOUT if stdout is not None else None,

@@ -6,6 +6,7 @@ Deployment.
 """
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from jobs.errors import ConfigurationError, UnavailableError
@@ -66,8 +67,6 @@ def _configure() -> str:
         except config.ConfigException as error:
             raise UnavailableError(f"--deployment: no cluster: {error}") from None
         return str(context["context"].get("namespace", "default"))
-    from pathlib import Path
-
     return Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
 
 
