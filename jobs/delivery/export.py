@@ -250,10 +250,13 @@ def _check(
             given = (dataset.train, judged, answers[form])
             description = _calibrate(description, unpacked, networks[form], *given)
         tempered = logits / description.temperature
-        description = _check_handler(description, unpacked, dataset.test, tempered)
-        # The last one, as its process takes longest to start.
-        network = networks["program"]
-        return _check_program(description, network, judged, reference), logits
+        checks = {
+            **description.checks,
+            "handler": _check_handler(description, unpacked, dataset.test, tempered),
+            # The last one, as its process takes longest to start.
+            "program": _check_program(networks["program"], judged, reference),
+        }
+    return description.model_copy(update={"checks": checks}), logits
 
 
 def _check_forms(
@@ -355,7 +358,7 @@ def _calibrate(
 
 def _check_handler(
     description: Description, unpacked: Path, images: Images, logits: Logits
-) -> Description:
+) -> Check:
     """Runs the archive's handler on some images, whose logits in the form that it runs are known.
 
     Raises:
@@ -367,12 +370,10 @@ def _check_handler(
         handled = predict("handler", network, images.take(torch.arange(few))).logits
     check = compare(handled, logits[:few], images.labels[:few].cpu().numpy())
     _require(check, "float", "handler")
-    return _with_check(description, "handler", check)
+    return check
 
 
-def _check_program(
-    description: Description, network: Predict, judged: Images, reference: Logits
-) -> Description:
+def _check_program(network: Predict, judged: Images, reference: Logits) -> Check:
     """
     Raises:
         ExportError: it answers something else than the trained network.
@@ -380,11 +381,7 @@ def _check_program(
     found = predict("program", network, judged).logits
     check = compare(found, reference, judged.labels.cpu().numpy())
     _require(check, "program", "program")
-    return _with_check(description, "program", check)
-
-
-def _with_check(description: Description, name: str, check: Check) -> Description:
-    return description.model_copy(update={"checks": {**description.checks, name: check}})
+    return check
 
 
 def _require(check: Check, form: Form, what: str) -> None:
