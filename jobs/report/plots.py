@@ -75,8 +75,7 @@ def _points(rows: Sequence[Row], name: str, split: str, key: str) -> list[tuple[
 
 def accuracy_by_time(rows: Sequence[Row], split: str, palette: Mapping[str, str]) -> Figure:
     """Accuracy on the selecting split against device-seconds of training."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    panel = figure.subplots()
+    figure, panel = _panel(7, 3.6)
     for name, colour in palette.items():
         found = [r for r in rows if r["variant"] == name and r["split"] == split]
         seconds, accuracies = [r["seconds"] for r in found], [r["accuracy"] * 100 for r in found]
@@ -89,8 +88,7 @@ def accuracy_by_time(rows: Sequence[Row], split: str, palette: Mapping[str, str]
 
 def accuracy_by_cost(done: Mapping[str, Summary], palette: Mapping[str, str]) -> Figure:
     """What each variant reached on the test set, with its interval, against its training time."""
-    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
-    panel = figure.subplots()
+    figure, panel = _panel(5.6, 3.4)
     for name, variant in done.items():
         accuracy, low, high = (
             100 * share
@@ -113,8 +111,7 @@ def per_class(
     palette: Mapping[str, str],
 ) -> Figure:
     """Test accuracy of every class, the variants side by side; of many, of the worst."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    panel = figure.subplots()
+    figure, panel = _panel(11, 3.6)
     width = 0.8 / len(accuracies)
     values_VC = np.array(list(accuracies.values()), float) * 100  # None becomes NaN
     shown = np.sort(values_VC.mean(0).argsort(kind="stable")[:NAMED])
@@ -132,8 +129,7 @@ def per_class(
 def accuracy_by_coverage(covered: Mapping[str, Coverage], palette: Mapping[str, str]) -> Figure:
     """Accuracy on the pictures that are answered against their share of the test set; a mark for
     each threshold."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    panel = figure.subplots()
+    figure, panel = _panel(7, 3.6)
     for name, one in covered.items():
         panel.plot(one.answered * 100, one.accuracy * 100, color=palette[name], label=name)
         for point in one.points:
@@ -150,8 +146,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
     """True classes down, predictions across, shares of each true class."""
     counts = np.array(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(6, 5.4), layout="constrained")
-    panel = figure.subplots()
+    figure, panel = _panel(6, 5.4)
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= 20:
         for (row, column), share in np.ndenumerate(shares):
@@ -237,6 +232,12 @@ def marks(figure: Figure) -> list[tuple[float, float, str]]:
                 text = f"{line.get_label()}, {x_label} {x:.4g}: {title} {y:.4g}"
                 found.append((left, 100 - bottom, text))
     return found
+
+
+def _panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one panel, so many inches wide and high."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
 
 
 def _finish(panel: Axes, title: str, x_label: str) -> None:
