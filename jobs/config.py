@@ -90,9 +90,8 @@ class S3(Section):
     @property
     def client(self) -> dict[str, Any]:
         """Arguments of `serving.s3.client`."""
-        keys = ("endpoint_url", "region", "profile", "attempts", "connect_timeout", "read_timeout")
-        style = "path" if self.path_style else "auto"
-        return {"style": style, **{key: getattr(self, key) for key in keys}}
+        given = self.model_dump(include=S3.model_fields.keys() - {"path_style"})
+        return {"style": "path" if self.path_style else "auto", **given}
 
     @model_validator(mode="before")
     @classmethod
