@@ -167,8 +167,8 @@ def _signed(share: float) -> str:
 
 def _without_leaks(folder: RunFolder, config: Config, facts: Facts, of: Summary) -> str:
     """A variant's accuracy on the test images that it was not trained on or chosen by."""
-    names = [folder.variant(of.variant, seed).path for seed in config.runtime.seeds]
-    right = [right_answers(path / "test_predictions.npz") for path in names]
+    paths = [folder.variant(of.variant, seed).path for seed in config.runtime.seeds]
+    right = [right_answers(path / "test_predictions.npz") for path in paths]
     clean = [np.delete(one, list(facts.leaked)) for one in right]
     images = len(clean[0])
     if not images:
