@@ -110,10 +110,9 @@ def paths(images: Images, split: str) -> list[str]:
             (number,) = db.execute("SELECT file FROM store").fetchone() or (None,)
             if images.file.path.name == f"pixels-{number}":  # else another run has begun another
                 known = dict(db.execute("SELECT row, name FROM pictures WHERE row IS NOT NULL"))
-    named = ((row, known.get(row)) for row in images.rows.tolist())
     return [
-        f"{split}/{row}" if name is None else below_root(name, images.settings)
-        for row, name in named
+        below_root(known[row], images.settings) if row in known else f"{split}/{row}"
+        for row in images.rows.tolist()
     ]
 
 
