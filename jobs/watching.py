@@ -72,12 +72,12 @@ def watch(run: str, settings: Sequence[str]) -> None:
     live = Live(console=console, auto_refresh=False) if console.is_interactive else None
     with live or nullcontext():
         for folder, _ in looks(run, settings):
-            config, rows = folder.config(), folder.metrics()
+            config = folder.config()
             if live is not None:
                 live.update(table.progress(progress(config, folder)), refresh=True)
-                continue
-            for _, row in shown.new(rows):
-                print(_line(row, config), flush=True)
+            else:
+                for _, row in shown.new(folder.metrics()):
+                    print(_line(row, config), flush=True)
 
 
 def state(run: str, settings: Sequence[str]) -> dict[str, Any]:
