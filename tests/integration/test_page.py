@@ -247,11 +247,11 @@ def test_what_is_not_the_service_s_fault_is_not_called_that(
     page.goto(service.address)
     expect(page.locator("#model")).to_have_text(MODEL)
     (file := tmp_path / "gone.png").write_bytes(b"x" * 10_000)
-    page.evaluate("window.send_later = send; send = () => {}")
+    page.evaluate("window.sendLater = send; send = () => {}")
     page.set_input_files("#files", file)
     file.unlink()
-    page.evaluate("send = send_later; send(document.querySelector('.result'))")
-    expect(page.locator(".failed .label").first).to_have_text("This file cannot be read.")
+    page.evaluate("send = sendLater; send(document.querySelector('.result'))")
+    expect(page.locator(".failed .label")).to_have_text("This file cannot be read.")
     expect(page.locator("#model")).to_have_text(MODEL)
 
 
@@ -272,7 +272,11 @@ def test_after_clear_nothing_waits_for_what_was_sent_before(
 ) -> None:
     page.goto(service.address)
     hanging: list[Route] = []
-    page.route("**/predictions/*", hanging.append)
+
+    def hang(route: Route) -> None:
+        hanging.append(route)
+
+    page.route("**/predictions/*", hang)
     page.set_input_files("#files", [png(data) for data in pictures(exported, 5)])
     expect(page.locator(".busy")).to_have_count(5)
     while len(hanging) < 4:
@@ -287,6 +291,7 @@ def test_after_clear_nothing_waits_for_what_was_sent_before(
 def test_a_picture_that_is_pasted_is_shown(
     page: Page, service: Service, exported: RunFolder
 ) -> None:
+    page.goto("about:blank")  # else only the hash would change
     page.goto(f"{service.address}#model-card")
     page.evaluate(
         """bytes => {
@@ -367,7 +372,7 @@ def test_a_look_at_data_fits_a_phone_whatever_its_classes_are_called(
     make_photos(root := tmp_path / "photos", train=3, test=2, size=(40, 40))
     for split in ("train", "test"):
         (root / split / "cat").rename(root / split / ("Chrysanthemum_leucanthemum" * 8))
-    data = {"source": "folder", "root": str(root), "input_size": 75, "validation": 0.0}
+    data = {"source": "folder", "root": str(root), "train_images": None, "test_images": None}
     inspection.inspect(tiny_config(data=data), tmp_path / "out")
     phone.goto((tmp_path / "out" / "index.html").as_uri())
     assert phone.locator(".card").count() > 0

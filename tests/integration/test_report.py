@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from browser import browser, needs_browser, new_page
 from conftest import changed_at, copy_of, tiny_config
+from matplotlib.container import ErrorbarContainer
 from PIL import Image
 from playwright.sync_api import expect
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from jobs import config, pipeline
 from jobs.cli import app
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.report import comparison, page, plots
+from jobs.report import comparison, coverage, page, plots
 from jobs.results import Diverged, Done
 from jobs.runs import RunFolder, read_arrays, write_arrays
 from jobs.statistics import wilson
@@ -386,7 +387,9 @@ def test_a_variant_that_is_always_right_is_drawn(run: RunFolder) -> None:
     changes = {"accuracy_mean": 1.0, "accuracy_low": float(low), "accuracy_high": float(high)}
     perfect = next(iter(run.comparison().done.values())).model_copy(update=changes)
     [panel] = plots.accuracy_by_cost({"a": perfect}, {"a": "#ff0000"}).axes
-    [line] = panel.containers[0].lines[2]
+    [drawn] = panel.containers
+    assert isinstance(drawn, ErrorbarContainer)
+    [line] = drawn.lines[2]
     assert line.get_segments()[0][:, 1] == pytest.approx([100 * low, 100])
 
 
@@ -404,9 +407,10 @@ def test_a_page_whose_first_variant_diverged_has_one_colour_for_each(
         folder.variant(names[0], seed).save_result(lost)
     pipeline.report_again(folder)
     text = (folder.path / "report" / "index.html").read_text()
-    colours = re.findall(r'class="card" style="--colour: (\S+)">\s+(\S+?)<?\s', text)
+    colours = re.findall(r'class="card" style="--colour: (\S+)">\s+([\w-]+)', text)
     found = folder.comparison()
-    figures = dict(page._figures(folder, found, page._covered(folder, found)))
+    covered = {name: coverage.read(folder.variant(name).path) for name in found.done}
+    figures = dict(page._figures(folder, found, covered))
     drawn = {line.get_label(): line.get_color() for line in figures["time"].axes[0].lines}
     assert {*drawn} == {*names[1:]}
     assert drawn.items() <= {name: colour for colour, name in colours}.items()
