@@ -8,7 +8,9 @@ features float32 [N, F]; class maps stay here. `handler`, which asks TorchServe'
 PNG files, has no features, and for logits the logarithms of the probabilities.
 """
 
+import json
 import sys
+from base64 import b64encode
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.images import to_png
+from serving.messages import logarithms
 from serving.predictor import Predictor
 from serving.runtimes import Outputs, Predict, outputs
 
@@ -57,7 +60,7 @@ def open_form(form: Any) -> tuple[Predict, tuple[int, ...]]:
     context = SimpleNamespace(
         system_properties={"model_dir": ".", "gpu_id": None},
         metrics=None,
-        get_request_header=lambda _, name: "1000" if name == "X-Top" else None,
+        get_request_header=lambda *_: None,
         set_response_status=lambda *_: None,
         set_response_header=lambda *_: None,
     )
@@ -66,13 +69,21 @@ def open_form(form: Any) -> tuple[Predict, tuple[int, ...]]:
     classes, size = handler.predictor.classes, handler.predictor.size
 
     def ask(images: NDArray[np.uint8]) -> Outputs:
-        answers = handler.handle([{"body": to_png(image)} for image in images], context)
-        by_label = [{entry["label"]: entry["probability"] for entry in a["top"]} for a in answers]
-        rows = [[row[label] for label in classes] for row in by_label]
-        logits = np.log(np.maximum(rows, np.finfo(np.float32).tiny))
-        return outputs([logits])
+        answers = handler.handle([{"body": as_v2(to_png(image))} for image in images], context)
+        tensors = [{one["name"]: one["data"] for one in a["outputs"]} for a in answers]
+        rows = np.array([one["probabilities"] for one in tensors], np.float32)
+        if [one["label"] for one in tensors] != [[classes[i]] for i in rows.argmax(1)]:
+            raise ValueError("its labels are not those of its probabilities")
+        return outputs([logarithms(rows)])
 
     return ask, (3, *size)
+
+
+def as_v2(picture: bytes) -> bytes:
+    """A request whose answer has the probabilities of all classes."""
+    data = [b64encode(picture).decode()]
+    tensor = {"name": "pictures", "datatype": "BYTES", "shape": [1], "data": data}
+    return json.dumps({"inputs": [tensor]}).encode()
 
 
 if __name__ == "__main__":

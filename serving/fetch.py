@@ -68,16 +68,15 @@ def fetch(uri: str, sha256: str | None, target: Path, public_key: Path | None = 
 
 
 def located(uri: str, sha256: str | None, target: Path, public_key: Path | None) -> Model:
-    """An archive that was checked: where it lies, or else copied to `target`.
+    """An archive that was checked: copied to `target`, as where it lies another may take its place;
+    or there, if it is any that is meant.
 
     Raises:
         ModelError: there is none, or it is not the one that was meant.
     """
-    if not is_local(uri):
-        return open_model(fetch(uri, sha256, target, public_key))
-    if public_key is not None:
-        check_signature(Path(uri), uri, public_key)
-    return open_model(Path(uri), sha256)
+    if is_local(uri) and sha256 is None and public_key is None:
+        return open_model(Path(uri))
+    return open_model(fetch(uri, sha256, target, public_key))
 
 
 def check_signature(path: Path, where: str, public_key: Path) -> None:

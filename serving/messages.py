@@ -367,6 +367,12 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return shares
 
 
+def logarithms(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of probabilities [N, C], which may be 0: what stands for logits where these are not told."""
+    found: NDArray[np.float32] = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    return found
+
+
 def probability_errors(
     given: NDArray[np.floating], expected: NDArray[np.floating]
 ) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from serving import archive, runtimes
 from serving.archive import FILES, Model, ModelError
 from serving.files import naming, temporary
+from serving.messages import logarithms
 from serving.predictor import Predictor
 
 INPUT, OUTPUT = "pictures", "probabilities"
@@ -41,16 +42,12 @@ def write(file: Path, out: Path, form: Literal["float", "int8"] = "float") -> Pa
         _convert(opened, opened.path / FILES[form][0], work / "model.xml")
         if (deviation := _deviation(opened, form, work / "model.xml")) is not None:
             raise ModelError(f"{form} is not right on this machine: {deviation}")
-        part = target.with_name(".1.part")
-        shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
-        try:
-            with naming(part):
-                part.mkdir(parents=True)
-                for name in ("model.bin", "model.xml"):
-                    shutil.copyfile(work / name, part / name)
-            part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary(target.parent) as part, naming(target):
+            (part / target.name).mkdir()
+            for name in ("model.bin", "model.xml"):
+                shutil.copyfile(work / name, part / target.name / name)
+            (part / target.name).rename(target)  # not onto what another call has written
     return target
 
 
@@ -66,7 +63,8 @@ def _convert(opened: Model, source: Path, target: Path) -> None:
     [pictures] = network.get_parameters()
     pictures.output(0).tensor.names = {INPUT}
     model = openvino.Model([probabilities.output(0)], [pictures], opened.name)
-    labels = " ".join(label.replace(" ", "_") for label in opened.classes)
+    # Whatever Python takes for space ends a name there, and would shift those that follow.
+    labels = " ".join("_".join(label.split()) for label in opened.classes)
     model.set_rt_info(labels, ["model_info", "labels"])
     model.set_rt_info("Classification", ["model_info", "model_type"])
     openvino.save_model(model, target)
@@ -77,8 +75,7 @@ def _deviation(opened: Model, form: Literal["float", "int8"], written: Path) -> 
 
     def network(images: NDArray[np.uint8]) -> runtimes.Outputs:
         given = answers(images)  # with probabilities for logits
-        logarithms = np.log(np.maximum(given.logits, np.finfo(np.float32).tiny))
-        logits = (logarithms * opened.description.temperature).astype(np.float32)
+        logits = logarithms(given.logits) * np.float32(opened.description.temperature)
         return given._replace(logits=logits)
 
     return Predictor(opened, form, network, None).deviation(opened.golden)

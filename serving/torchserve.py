@@ -32,9 +32,9 @@ def start(
     store.mkdir()
     (store / f"{model.name}.mar").symlink_to(model.path)
     config = state / "config.properties"
-    lines = [
-        f"{key}={value}\n" for key, value in _properties(model, settings, store, ports).items()
-    ]
+    properties = _properties(model, settings, store, ports)
+    # Java takes a backslash for the beginning of an escape.
+    lines = [f"{key}={value}\n".replace("\\", "\\\\") for key, value in properties.items()]
     config.write_text("".join(lines))
     environment = {
         "TEMP": str(state),

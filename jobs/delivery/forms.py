@@ -134,4 +134,5 @@ def _follow(quantiser: Child, images: int) -> None:
                     return
                 advance(1)
         except (EOFError, OSError):
+            interruption.check()  # the signal was for all processes of the group
             raise ExportError(f"int8 was not made: {quantiser.last_words()}") from None

@@ -48,6 +48,7 @@ def asked(folder: Path, form: str) -> Iterator[Predict]:
                 received = [np.frombuffer(pipe.recv_bytes(), np.float32) for _ in range(2)]
                 return outputs([array.reshape(len(images), -1) for array in received])
             except (EOFError, OSError):
+                interruption.check()  # the signal was for all processes of the group
                 words = process.last_words()
                 raise ExportError(f"{form} of the archive does not run: {words}") from None
 

@@ -96,6 +96,8 @@ class MLflow:
             raise
 
     def _begin(self, client: Any) -> Any:
+        from mlflow.entities import Param
+
         name = os.environ["MLFLOW_EXPERIMENT_NAME"]
         found = client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else client.create_experiment(name)
@@ -111,8 +113,9 @@ class MLflow:
         self.shown = Shown(row for row in rows if row["time"] <= self.newest)
         settings = self.config.experiment
         settings["variants"] = {variant["name"]: variant for variant in settings["variants"]}
-        for key, value in _flat(settings):
-            client.log_param(run.info.run_id, key, str(value)[:500])
+        params = [Param(key, str(value)[:500]) for key, value in _flat(settings)]
+        for start in range(0, len(params), 100):  # as many as a request may have
+            client.log_batch(run.info.run_id, params=params[start : start + 100])
         return run
 
     def _send(self, client: Any, id: str) -> None:

@@ -17,6 +17,7 @@ from serving.trust import Array, Trust, roots
 MIN_HELD_OUT = 50  # … for p-values down to 2 %
 KNOWN = 2000  # training pictures, at most, whose spread others are compared with
 COMPONENTS = 64
+LEAST = 1e-6  # variance, which is none in directions that no training picture differs in
 
 
 def fit_temperature(logits: Array, labels: NDArray[np.int64]) -> float:
@@ -53,8 +54,8 @@ def fit(known: Array, held_out: Array, logits: Array, labels: NDArray[np.int64])
     fitted = Trust(
         centre=found.mean_.astype(np.float32),
         directions=found.components_.T.astype(np.float32, order="C"),
-        variances=found.explained_variance_.astype(np.float32),
-        rest=np.array(found.noise_variance_, np.float32),
+        variances=np.maximum(found.explained_variance_, LEAST).astype(np.float32),
+        rest=np.maximum(found.noise_variance_, LEAST).astype(np.float32),
         strangeness=np.empty(0, np.float32),
         right=np.sort(right),
     )

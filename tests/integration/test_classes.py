@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from jobs.runs import RunFolder
 from serving import Predictor
 
 ODD = ("Größe & Maß", "a b", "<i>🐱</i>", "🐶", "from $5 to $_{10}", "cat/Siamese", 'the "best"')
-KINDS = {"odd names": ODD, "two": ("no", "yes"), "a thousand": [f"{i:03}" for i in range(1000)]}
+KINDS = {"odd names": ODD, "two": ("no", "yes"), "many": [f"{i:04}" for i in range(1001)]}
 
 
 def listed(root: Path, classes: Sequence[str], each: int) -> Path:
@@ -40,7 +41,7 @@ def listed(root: Path, classes: Sequence[str], each: int) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_classes_go_from_the_pictures_to_the_answer(kind: str, tmp_path: Path) -> None:
     classes = sorted(KINDS[kind])
-    manifest = listed(tmp_path / "photos", classes, each=2 if kind == "a thousand" else 12)
+    manifest = listed(tmp_path / "photos", classes, each=2 if kind == "many" else 12)
     settings = tiny_config(
         data={
             "source": "folder",
@@ -61,7 +62,8 @@ def test_classes_go_from_the_pictures_to_the_answer(kind: str, tmp_path: Path) -
     picture = (manifest.parent / "0" / "Bild ü 0" / "0 🐱.png").read_bytes()
     predictor = Predictor.open(folder.path / folder.archive(settings.export.name))
     answer = predictor(picture, top=1000)
-    assert sorted(entry["label"] for entry in answer["top"]) == classes
+    named = {entry["label"] for entry in answer["top"]}  # a thousand of them at most
+    assert named <= {*classes} and len(named) == min(1000, len(classes))
     found = predictor.probabilities(predictor.pixels(picture)[None])[0]
     assert answer["label"] == classes[int(found.argmax())]
     with np.load(folder.path / "variants" / "frozen" / "test_predictions.npz") as arrays:
@@ -71,6 +73,8 @@ def test_classes_go_from_the_pictures_to_the_answer(kind: str, tmp_path: Path) -
     for name, drawn in zip(classes, plots.drawable(classes), strict=True):
         assert (f"{drawn}: {html.escape(name)}" in page) == (name != drawn)
         assert name == html.escape(name) or name not in page
+    card = (folder.path / "MODEL_CARD.md").read_text()
+    assert not re.search(r"(?<!\\)<", card), "no name is markup there"
     sizes = {p.name: p.stat().st_size for p in (folder.path / "model").iterdir()}
     assert sizes[f"{settings.export.name}.json"] < 300_000, sizes
     assert json.loads((folder.path / "comparison.json").read_text())["winner"] == "frozen"

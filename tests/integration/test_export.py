@@ -1,5 +1,6 @@
 """The archive answers what the job's network did, from its own files; test_service.py serves it."""
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -20,13 +21,13 @@ from conftest import MODEL, copy_of, pictures, predictions, tiny_config
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from jobs import config
+from jobs import config, interruption
 from jobs.config import Export
 from jobs.data.dataset import load
 from jobs.data.images import Images
 from jobs.delivery import export, forms, parity
 from jobs.delivery.parity import ExportError, asked, compare
-from jobs.errors import UnavailableError
+from jobs.errors import Interrupted, UnavailableError
 from jobs.results import Diverged
 from jobs.runs import RunFolder
 from serving import Predictor, archive, runtimes
@@ -34,7 +35,7 @@ from serving.archive import FILES, TOLERANCES, Check, Form, ModelError, Version
 from serving.files import digest_of
 from serving.handler import Handler
 from serving.images import to_png
-from serving.messages import RequestError, softmax
+from serving.messages import RequestError, logarithms, softmax
 from serving.metrics import PROBE, Meter
 
 
@@ -356,6 +357,58 @@ def test_a_constant_answer_is_no_form_of_a_model(form: Any, reference: Any) -> N
     one = reference[:1], LABELS[:1]  # which has no spread over pictures
     assert compare(one[0] * np.float32(1.0001), *one).within(TOLERANCES[form])
     assert not compare(one[0][:, ::-1], *one).within(TOLERANCES[form])
+
+
+class Four:
+    """Pictures of LABELS."""
+
+    labels = torch.from_numpy(LABELS)
+
+    def __len__(self) -> int:
+        return len(LABELS)
+
+    def take(self, _: object) -> "Four":
+        return self
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_handler_may_be_surer_than_probabilities_can_tell(
+    right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = 100 * SURE
+    told = logarithms(softmax(logits if right else logits[::-1]))
+    assert not compare(told, logits, LABELS).within(TOLERANCES["float"])
+    monkeypatch.setattr(export, "asked", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(archive, "write_description", lambda *_: None)
+    monkeypatch.setattr(export, "predict", lambda *_: runtimes.outputs([told]))
+    with contextlib.nullcontext() if right else pytest.raises(ExportError, match="handler"):
+        export._check_handler(None, None, Four(), logits)  # type: ignore[arg-type]
+
+
+def test_a_signal_to_all_processes_is_no_error_of_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends the children first, and their pipes say so before anything else does."""
+    images = np.zeros((1, 3, 75, 75), np.uint8)
+    with asked(tmp_path, "float") as ask, pytest.raises(ExportError, match="does not run"):
+        ask(images)
+    monkeypatch.setattr(interruption, "_received", ["SIGINT"])
+    with asked(tmp_path, "float") as ask, pytest.raises(Interrupted):
+        ask(images)
+
+
+def test_an_archiver_that_is_killed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = subprocess.CompletedProcess([], -9, "", "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: killed)
+    given = SimpleNamespace(name="m", version="1")
+    with pytest.raises(ExportError, match="torch-model-archiver: -9"):
+        export._pack(tmp_path, tmp_path, given)  # type: ignore[arg-type]
+
+
+def test_names_are_no_markup_in_the_card() -> None:
+    assert export._plain("<i>__init__</i>\n# a|b") == r"\<i\>\_\_init\_\_\</i\> \# a\|b"
 
 
 @pytest.mark.parametrize(("undecided", "accepted"), [(1, True), (2, False)])

@@ -1,5 +1,6 @@
 """A model arrives whole and as the one that was meant, or not at all."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +15,7 @@ from jobs import config
 from jobs.delivery.promotion import promote
 from jobs.demo import ObjectStore
 from serving.archive import ModelError
-from serving.fetch import fetch
+from serving.fetch import fetch, located
 from serving.files import digest_of
 
 
@@ -94,6 +95,19 @@ def test_a_file_is_copied_and_another_scheme_refused(tmp_path: Path) -> None:
         fetch(str(tmp_path / "absent"), None, tmp_path / "copy.mar")
     with pytest.raises(ModelError, match="a path, http"):
         fetch("ftp://x/m.mar", None, tmp_path / "copy.mar")
+
+
+def test_what_was_checked_is_what_is_opened(archive: Path, tmp_path: Path) -> None:
+    """… though another file takes the place of the one that was meant."""
+    meant = tmp_path / "m.mar"
+    shutil.copyfile(archive, meant)
+    target = tmp_path / "state" / "m.mar"
+    model = located(str(meant), digest_of(meant), target, None)
+    meant.write_bytes(b"another")
+    assert model.path == target and digest_of(target) == digest_of(archive)
+    with pytest.raises(ModelError, match="SHA-256"):
+        located(str(meant), digest_of(target), tmp_path / "again.mar", None)
+    assert located(str(archive), None, tmp_path / "no.mar", None).path == archive
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ from typer.testing import CliRunner
 
 from jobs.runs import RunFolder
 from serving import Predictor, repository
-from serving.archive import ModelError
+from serving.archive import FILES, ModelError, open_model, unpacked
 from serving.cli import app
+from serving.files import MARK
 
 
 def test_it_gives_the_archives_answers_and_names_its_classes(
@@ -68,11 +71,46 @@ def test_a_full_disk_leaves_nothing_and_a_killed_call_is_in_nobodys_way(
     assert f"No space left on device: '{folder}" in done.stderr
     assert list(folder.iterdir()) == []
 
-    (folder / ".1.part").mkdir()
-    (folder / ".1.part" / "model.bin.half").touch()
+    killed = Path(tempfile.mkdtemp(dir=folder))
+    (killed / MARK).touch()
+    (killed / "model.bin.half").touch()
     assert CliRunner().invoke(app, command).exit_code == 0
     found = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*"))]
     assert found == ["1", "1/model.bin", "1/model.xml"]
+
+
+def test_of_two_calls_at_once_one_has_written_all_of_it(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copyfile
+    begun: list[Path] = []
+
+    def overtaken(source: Path, target: Path) -> None:
+        if not begun:
+            begun.append(target)
+            repository.write(archive, tmp_path)
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", overtaken)
+    with pytest.raises(OSError, match="Directory not empty"):
+        repository.write(archive, tmp_path)
+    folder = tmp_path / archive.stem
+    found = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*"))]
+    assert found == ["1", "1/model.bin", "1/model.xml"]
+
+
+def test_names_with_any_kind_of_space_stay_one_label_each(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_model(archive)
+    names = ("New\u00a0York", "東京\u3000都", *opened.classes[2:])
+    data = opened.description.data.model_copy(update={"classes": names})
+    renamed = replace(opened, description=opened.description.model_copy(update={"data": data}))
+    with unpacked(archive) as folder:
+        repository._convert(renamed, folder / FILES["float"][0], tmp_path / "model.xml")
+    model = openvino.Core().read_model(tmp_path / "model.xml")
+    labels = model.get_rt_info(["model_info", "labels"]).astype(str).split()
+    assert labels[:2] == ["New_York", "東京_都"] and len(labels) == len(names)
 
 
 @pytest.mark.parametrize(

@@ -174,14 +174,12 @@ class FakeMLflow(ThreadingHTTPServer):
         return {"run_info": self._run(given)["info"]}
 
     def runs_log_batch(self, given: dict[str, Any]) -> dict[str, Any]:
-        data, tags = self._run(given)["data"], given["tags"]
-        data["metrics"] += given["metrics"]
+        data, tags = self._run(given)["data"], given.get("tags", [])
+        assert len(given.get("params", ())) <= 100, "as MLflow has it"
+        data["params"] += given.get("params", ())
+        data["metrics"] += given.get("metrics", ())
         changed = {tag["key"] for tag in tags}
         data["tags"] = [tag for tag in data["tags"] if tag["key"] not in changed] + tags
-        return {}
-
-    def runs_log_parameter(self, given: dict[str, Any]) -> dict[str, Any]:
-        self._run(given)["data"]["params"].append({"key": given["key"], "value": given["value"]})
         return {}
 
     def _run(self, given: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What TorchServe is told."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from serving.settings import Settings
 
 
 def started(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
+    folder: Path, monkeypatch: pytest.MonkeyPatch, version: str = "1", **settings: Any
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Its environment, and what it is told of the model."""
     given: list[dict[str, str]] = []
@@ -24,14 +25,23 @@ def started(
         return subprocess.Popen
 
     monkeypatch.setattr(processes, "spawn", spawn)
-    model = cast(Model, SimpleNamespace(name="m", version="1", path=folder / "m.mar"))
+    model = cast(Model, SimpleNamespace(name="m", version=version, path=folder / "m.mar"))
     state = folder / "state"
     state.mkdir()
     ports = dict.fromkeys(torchserve.PORTS, 1)
     torchserve.start(model, Settings(model_uri="m.mar", **settings), state, ports)
     lines = (state / "config.properties").read_text().splitlines()
     properties = dict(line.split("=", 1) for line in lines)
-    return given[0], json.loads(properties["models"])["m"]["1"]
+    as_java_reads = re.sub(r"\\(.)", r"\1", properties["models"])
+    return given[0], json.loads(as_java_reads)["m"][version]
+
+
+@pytest.mark.parametrize("version", ['it\'s "one"', r"back\slash", "ä b#c"])
+def test_a_version_may_have_any_name(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model = started(tmp_path, monkeypatch, version)
+    assert model["marName"] == "m.mar"
 
 
 def test_a_worker_has_the_time_that_the_settings_give_it(

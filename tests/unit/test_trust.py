@@ -47,6 +47,19 @@ def test_strangers_are_hardly_familiar(fitted: Trust) -> None:
     assert (fitted.familiarity(fitted.strange(strangers)) < 0.05).all()
 
 
+@pytest.mark.parametrize("live", [5, 40])
+def test_strangers_are_strange_to_features_that_hardly_differ(live: int) -> None:
+    """A network may have collapsed: fewer directions are live than are looked for."""
+    rng = np.random.default_rng(5)
+    features = np.zeros((200, 300), np.float32)
+    features[:, :live] = 9 + rng.normal(size=(200, live))
+    labels = rng.integers(3, size=100)
+    logits = rng.normal(size=(100, 3)).astype(np.float32)
+    narrow = trust.fit(features[:100], features[100:], logits, labels)
+    stranger = np.full((1, 300), 50, np.float32)
+    assert narrow.familiarity(narrow.strange(stranger)) == pytest.approx([1 / 101])
+
+
 def test_familiarity_counts_the_held_out_pictures_that_are_as_strange() -> None:
     some = Trust(
         centre=np.array([1, 0], np.float32),
