@@ -16,6 +16,7 @@ from typing import IO
 JAVA_MINIMUM = 17
 PORTS = range(20_000, 30_000)  # between those of Ray and those of outgoing connections
 COMPILERS = 4  # each takes up to 0.5 GB, and by default there is one for each core of the machine
+DEVICES = Path("/dev")
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_LISTING = Path("/proc/self/cgroup")
 QUOTA_FILES = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}  # v2, v1
@@ -153,5 +154,9 @@ def _limits_above(root: Path, path: str, files: tuple[str, ...]) -> Iterator[lis
 
 
 def gpus() -> int:
-    """NVIDIA GPUs that this container was given; asked without importing torch, for speed."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    """NVIDIA GPUs that this process may use; asked without importing torch, for speed."""
+    given = len(list(DEVICES.glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return given
+    return min(given, sum(name.strip() not in ("", "-1") for name in visible.split(",")))

@@ -44,3 +44,18 @@ def test_a_quota_of_version_1_counts_inside_and_outside_a_container(cgroups: Pat
     note(cgroups / "cpu" / "kubepods" / "job" / "cpu.cfs_quota_us", "-1\n")
     note(cgroups / "cpu" / "kubepods" / "job" / "cpu.cfs_period_us", "100000\n")
     assert processes.cores() == 4
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [(None, 2), ("", 0), ("-1", 0), ("1", 1), ("0,1", 2), ("0,1,2,3", 2)]
+)
+def test_gpus_that_are_hidden_are_not_counted(
+    visible: str | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(processes, "DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert processes.gpus() == count
