@@ -210,14 +210,15 @@ class Job:
                     f"variants.{variant.name}.optim.batch_size: {variant.optim.batch_size} is more "
                     f"than the {len(dataset.train)} training images"
                 )
-        if distributed.rank() == 0 and self._begun() != dataset.description.digest:
+        if distributed.rank() == 0:
             self._describe(dataset)
         return dataset
 
     def _describe(self, dataset: Dataset) -> None:
+        if self._begun() != dataset.description.digest:  # else it may say what is there twice
+            write(self.folder.path / "data.json", dataset.description.to_json())
         architecture = models.describe(len(dataset.classes), self.config.data.input_size)
         write_json(self.folder.path / "architecture.json", architecture)
-        write(self.folder.path / "data.json", dataset.description.to_json())  # which says: begun
 
     def find_doubles(self) -> None:
         """Writes findings.csv, the worst few of them as pictures, and what data.json says of it."""
@@ -226,11 +227,11 @@ class Job:
         found = Counter(finding.kind for finding in doubles.findings)
         update = {"doubles": dict(found), "leaked": doubles.leaked}
         facts = dataset.description.model_copy(update=update)
-        write(self.folder.path / "data.json", facts.to_json())
         write(self.folder.path / "findings.csv", findings.to_csv(doubles.findings))
         if found:
             log("data: " + ", ".join(f"{n:,} {kind}s" for kind, n in found.items()))
             write_arrays(self.folder.path / "doubles.npz", pairs(dataset, doubles.findings[:WORST]))
+        write(self.folder.path / "data.json", facts.to_json())  # which the report believes
 
     def find_weights(self) -> None:
         """Loads those of a file or a server: that they are missing is told before another variant

@@ -1,6 +1,6 @@
 """Copies the archive of MODEL_URI to this machine and verifies its digest.
 
-    a path                               used where it lies
+    a path                               used where it lies, if no digest and no key is given
     s3://…/models/NAME/VERSION/          that version; the digest is in its version.json
     s3://…/models/NAME/channels/X.json   the version that the channel points to; digest likewise
     http(s)://… or s3://….mar            needs the digest from elsewhere: SERVING_MODEL_SHA256
@@ -74,6 +74,8 @@ def located(uri: str, sha256: str | None, target: Path, public_key: Path | None)
     Raises:
         ModelError: there is none, or it is not the one that was meant.
     """
+    if is_local(uri) and not Path(uri).is_file():
+        raise ModelError(f"{uri}: no such file")
     if is_local(uri) and sha256 is None and public_key is None:
         return open_model(Path(uri))
     return open_model(fetch(uri, sha256, target, public_key))

@@ -279,8 +279,10 @@ def test_after_clear_nothing_waits_for_what_was_sent_before(
     page.route("**/predictions/*", hang)
     page.set_input_files("#files", [png(data) for data in pictures(exported, 5)])
     expect(page.locator(".busy")).to_have_count(5)
-    while len(hanging) < 4:
-        page.wait_for_timeout(50)
+    for _ in range(600):
+        if len(hanging) < 4:
+            page.wait_for_timeout(50)
+    assert len(hanging) == 4
     page.unroute("**/predictions/*")
     page.locator("#clear").click()
     page.set_input_files("#files", png(pictures(exported, 1)[0]))

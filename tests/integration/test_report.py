@@ -443,6 +443,18 @@ def test_data_that_nobody_has_searched_is_not_called_free_of_doubles(
     assert "No picture is there twice" not in text
 
 
+def test_a_run_that_has_its_data_described_gets_what_is_missing_and_keeps_what_was_found(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    """As where parts from S3 have brought it, or the process before was killed."""
+    folder = copy_of(run, tmp_path)
+    (folder.path / "architecture.json").unlink()
+    found = folder.facts().model_copy(update={"doubles": {"leak": 3}})
+    write(folder.path / "data.json", found.to_json())
+    _ = pipeline.Job(folder.config(), folder).dataset
+    assert (folder.path / "architecture.json").is_file() and folder.facts() == found
+
+
 def test_points_of_curves_say_their_values_where_they_are() -> None:
     reached = ((5, 0.2), (10, 0.9))
     rows = [{"variant": "a", "split": "test", "seconds": s, "accuracy": a} for s, a in reached]
