@@ -108,7 +108,7 @@ def test_what_was_checked_is_what_is_opened(archive: Path, tmp_path: Path) -> No
     with pytest.raises(ModelError, match="SHA-256"):
         located(str(meant), digest_of(target), tmp_path / "again.mar", None)
     assert located(str(archive), None, tmp_path / "no.mar", None).path == archive
-    with pytest.raises(ModelError, match="^/nowhere: no such file$"):
+    with pytest.raises(ModelError, match=r"^/nowhere: no such file$"):
         located("/nowhere", digest_of(target), tmp_path / "no.mar", None)
 
 
