@@ -74,10 +74,10 @@ def located(uri: str, sha256: str | None, target: Path, public_key: Path | None)
     Raises:
         ModelError: there is none, or it is not the one that was meant.
     """
-    if is_local(uri) and not Path(uri).is_file():
-        raise ModelError(f"{uri}: no such file")
     if is_local(uri) and sha256 is None and public_key is None:
         return open_model(Path(uri))
+    if is_local(uri) and not Path(uri).exists():
+        raise ModelError(f"{uri}: no such file")
     return open_model(fetch(uri, sha256, target, public_key))
 
 

@@ -189,7 +189,8 @@ def test_a_run_that_promotes_prints_one_document_whether_it_is_promoted_or_not(
     monkeypatch.setattr(pipeline, "run", lambda *_: None)
     monkeypatch.setattr(promotion, "promote", promote)
     options = ["--config", run.path / "config.yaml", "--out", tmp_path, "--run-id", run.run_id]
-    options += ["--set", "storage.uri=s3://bucket", "--promote", "--json"]
+    options += ["--set", "storage.uri=s3://bucket", "--set", "export.enabled=true"]
+    options += ["--promote", "--json"]
     monkeypatch.setattr(sys, "argv", ["jobs", "run", *map(str, options)])
     with pytest.raises(SystemExit) as ended:
         main()

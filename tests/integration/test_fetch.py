@@ -14,7 +14,7 @@ from object_store import BUCKET, exported_run
 from jobs import config
 from jobs.delivery.promotion import promote
 from jobs.demo import ObjectStore
-from serving.archive import ModelError
+from serving.archive import ModelError, unpacked
 from serving.fetch import fetch, located
 from serving.files import digest_of
 
@@ -108,6 +108,8 @@ def test_what_was_checked_is_what_is_opened(archive: Path, tmp_path: Path) -> No
     with pytest.raises(ModelError, match="SHA-256"):
         located(str(meant), digest_of(target), tmp_path / "again.mar", None)
     assert located(str(archive), None, tmp_path / "no.mar", None).path == archive
+    with unpacked(archive) as folder:  # which is as good, where it is any that is meant
+        assert located(str(folder), None, tmp_path / "no.mar", None).path == folder
     with pytest.raises(ModelError, match=r"^/nowhere: no such file$"):
         located("/nowhere", digest_of(target), tmp_path / "no.mar", None)
 
