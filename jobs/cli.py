@@ -128,11 +128,12 @@ def run(
             return
     if not first:
         return
-    one = promote and as_json  # document, which has both
-    if not one:
+    in_one_document = promote and as_json  # results and promotion
+    if not in_one_document:
         _show(folder, as_json)
     if promote:
-        _promote(resolved, folder, deployment, as_json, **(_result(folder) if one else {}))
+        trained = _result(folder) if in_one_document else {}
+        _promote(resolved, folder, deployment, as_json, **trained)
 
 
 @app.command()

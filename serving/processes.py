@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -159,4 +160,7 @@ def gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return given
-    return min(given, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
+    names = takewhile(
+        lambda name: name.strip() not in ("", "-1"), visible.split(",")
+    )  # as CUDA does
+    return min(given, len(list(names)))

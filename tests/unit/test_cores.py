@@ -47,7 +47,8 @@ def test_a_quota_of_version_1_counts_inside_and_outside_a_container(cgroups: Pat
 
 
 @pytest.mark.parametrize(
-    ("visible", "count"), [(None, 2), ("", 0), ("-1", 0), ("1", 1), ("0,1", 2), ("0,1,2,3", 2)]
+    ("visible", "count"),
+    [(None, 2), ("", 0), ("-1", 0), ("1", 1), ("0,1", 2), ("0,-1,1", 1), ("0,1,2,3", 2)],
 )
 def test_gpus_that_are_hidden_are_not_counted(
     visible: str | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
