@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving import Predictor
+from serving.answers import SCHEMA
 from serving.processes import cores
-from serving.scoring import SCHEMA, score
+from serving.scoring import score
 
 
 def main() -> None:

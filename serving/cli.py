@@ -123,7 +123,9 @@ def score(
         str,
         typer.Argument(help="A folder, a tar file, s3://bucket/prefix, or a list of files."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the Parquet files.")],
+    out: Annotated[
+        str, typer.Option(help="For the Parquet files: a folder, or s3://bucket/prefix.")
+    ],
     model: ModelOption,
     sha256: DigestOption = None,
     public_key: KeyOption = None,
@@ -133,13 +135,12 @@ def score(
 ) -> None:
     """Answer for many pictures without a service; goes on where an earlier call stopped."""
     _need("score", "pyarrow", "openvino")
-    if str(out).startswith("s3:"):
-        _fail(f"{out}: --out is a folder of this machine", 2)
+    from serving.answers import ScoringError, SourceError
     from serving.archive import ModelError
     from serving.predictor import Predictor
     from serving.processes import cores
     from serving.progress import log, task
-    from serving.scoring import ScoringError, SourceError, counted
+    from serving.scoring import counted
     from serving.scoring import score as score_here
 
     threads = cores()

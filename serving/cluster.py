@@ -1,6 +1,6 @@
 """Bulk scoring on the machines of a Ray or Spark cluster, which move, retry and balance the work.
 
-    ray      `python -m serving score SOURCE --out DIR --ray ADDRESS`
+    ray      `python -m serving score SOURCE --out OUT --ray ADDRESS`
     Spark    spark.read.format("binaryFile").load("s3a://bucket/photos/*.jpg").mapInPandas(
                  partial(frames, archive="/shared/model.mar"), schema=SPARK_SCHEMA)
 
@@ -19,19 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from serving.answers import SCHEMA, Row, ScoringError, SourceError
 from serving.archive import open_model
 from serving.files import temporary
 from serving.predictor import Predictor
-from serving.scoring import (
-    SCHEMA,
-    Item,
-    Row,
-    ScoringError,
-    SourceError,
-    Summary,
-    collect,
-    in_order,
-)
+from serving.scoring import Item, Summary, collect, in_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,11 +36,11 @@ SPARK_SCHEMA = (
     "top array<struct<label: string, probability: float>>, model string, version string, "
     "error string, width int, height int, bytes bigint, sha256 string"
 )
-"""`scoring.SCHEMA`, as Spark writes it."""
+"""`answers.SCHEMA`, as Spark writes it."""
 
 
 def answered(predictor: Predictor, pictures: pa.Table) -> pa.Table:
-    """Rows of `scoring.SCHEMA` for pictures in one thread.
+    """Rows of `answers.SCHEMA` for pictures in one thread.
 
     Args:
         pictures: columns `path`, and of `place` and `content` what there is (:class:`Item`).
@@ -97,7 +89,7 @@ def score(
     archive: Path,
     address: str,
     source: str,
-    target: Path,
+    target: Path | str,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Summary:
     """:func:`serving.scoring.collect` of what a Ray cluster answers.

@@ -6,6 +6,7 @@ boto3 is imported on first use, as that takes half a second.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -95,6 +96,12 @@ def default_client() -> Any:
         raise OSError(f"AWS_ENDPOINT_URL: {error}") from None
     host = urlsplit(amazons.meta.endpoint_url).hostname or ""
     return amazons if ".amazonaws.com" in host else client(style="path")
+
+
+@cache
+def shared_client() -> Any:
+    """:func:`default_client`, one for all threads of a process."""
+    return default_client()
 
 
 @contextmanager

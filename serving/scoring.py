@@ -1,39 +1,42 @@
 """Many pictures at once, without a service: their answers go to Parquet files.
 
-A folder of answers has `part-00000.parquet` and so on, each written whole or not at all, and
-`_scoring.json`, which says what model they are of. A picture that has a row is not scored again, so
-the same command resumes after a kill, and scores only what has been added since.
+A picture that has a row is not scored again, so the same command resumes after a kill, and scores
+only what has been added since.
 
 What is in memory is bounded whatever the number of pictures: some batches of them, the rows of one
 part, and 8 bytes for each picture that is done.
 """
 
-import fcntl
 import hashlib
-import json
 import os
 import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO
-from functools import cache, partial
-from itertools import count, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from serving import s3
 from serving.ahead import mapped
+from serving.answers import (
+    S3,
+    SCHEMA,
+    Answers,
+    Row,
+    ScoringError,
+    SourceError,
+    at,
+    fetched,
+    listed,
+    opened,
+)
 from serving.archive import Description
-from serving.files import PARTIAL, replacing, text, write
+from serving.files import text
 from serving.images import SUFFIXES, ImageError, decode, to_pixels
 from serving.messages import Request
 from serving.predictor import Predictor
@@ -46,32 +49,8 @@ ROWS = 5000  # in a part, at most
 SECONDS = 60.0  # of work in a part, at most: what a kill may cost
 BATCH = 4  # pictures that a thread takes at once
 AHEAD = 2  # batches for each thread that wait for it
-ATTEMPTS = 3  # to get an object
-S3 = "s3://"
-ABOUT = "_scoring.json"  # readers of Parquet pass over such names
 
-ENTRY = pa.struct([("label", pa.string()), ("probability", pa.float32())])
-SCHEMA = pa.schema(
-    [
-        *(("path", pa.string()), ("label", pa.string()), ("probability", pa.float32())),
-        ("familiarity", pa.float32()),
-        *(("top", pa.list_(ENTRY)), ("model", pa.string()), ("version", pa.string())),
-        *(("error", pa.string()), ("width", pa.int32()), ("height", pa.int32())),
-        *(("bytes", pa.int64()), ("sha256", pa.string())),
-    ]
-)
-"""Of a row; null where a picture that is refused has nothing to say. `bytes` and `sha256` are those
-of the picture's file, `width` and `height` those of the upright picture, in pixels."""
-
-Row = dict[str, Any]
-
-
-class ScoringError(RuntimeError):
-    """The source or the output cannot be used; one line that says why."""
-
-
-class SourceError(ScoringError):
-    """S3 does not answer, or not with these credentials; or a disk, or a cluster, does not."""
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -94,7 +73,10 @@ class Item:
         if self.content is not None:
             return self.content
         if self.place.startswith(S3):
-            return _get(self.place)
+            content = fetched(self.place)
+            if content is None:
+                raise FileNotFoundError("vanished")  # since it was listed
+            return content
         try:
             return Path(self.place).read_bytes()
         except OSError as error:
@@ -138,31 +120,32 @@ def pictures(source: str) -> Iterator[Item]:
     return _found(source)[1]
 
 
-def _found(source: str) -> tuple[str, Iterator[Item]]:
+def _found(source: str, say: Say = log) -> tuple[str, Iterator[Item]]:
     """What the names of a source's pictures are relative to, and these pictures."""
     path = Path(source).absolute()
     if source.startswith(S3):
         return S3, _in_s3(source)
     if path.is_dir():
-        return str(path), _in_folder(path)
+        return str(path), _in_folder(path, say)
     if not path.is_file():
         raise ScoringError(f"{source}: no such folder or file")
     if path.name.lower().endswith(SUFFIXES):
         return str(path.parent), iter([Item(text(path.name), str(path))])
     if tarfile.is_tarfile(path):
-        return str(path), _in_tar(path)
+        return str(path), _in_tar(path, say)
     return str(path.parent), _in_list(path)
 
 
-def counted(source: str, target: Path) -> tuple[int, int]:
+def counted(source: str, target: Path | str) -> tuple[int, int]:
     """How many pictures a source has, and how many of them the target does not have yet.
 
     Raises:
         ScoringError: as :func:`pictures`.
     """
-    done, total, missing = finished(target), 0, 0
-    for item in pictures(source):
-        total, missing = total + 1, missing + (not _is_in(done, item.path))
+    done, total, missing = Answers(at(target)).done(), 0, 0
+    _, items = _found(source, say=lambda line: None)  # the work says it
+    for item in items:
+        total, missing = total + 1, missing + (item.path not in done)
     return total, missing
 
 
@@ -174,7 +157,7 @@ def _in_list(path: Path) -> Iterator[Item]:
             yield Item(text(line), line if line.startswith(S3) else str(path.parent / line))
 
 
-def _in_folder(folder: Path) -> Iterator[Item]:
+def _in_folder(folder: Path, say: Say) -> Iterator[Item]:
     links = 0
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders.sort()
@@ -184,7 +167,7 @@ def _in_folder(folder: Path) -> Iterator[Item]:
                 file = Path(parent) / name
                 yield Item(text(file.relative_to(folder).as_posix()), str(file))
     if links:  # one may lead back to where it is
-        log(f"{folder}: passed over {links:,} links to folders")
+        say(f"{folder}: passed over {links:,} links to folders")
 
 
 def _refuse(error: OSError) -> None:
@@ -192,7 +175,7 @@ def _refuse(error: OSError) -> None:
     raise SourceError(f"{text(error.filename)}: {error.strerror}")
 
 
-def _in_tar(path: Path) -> Iterator[Item]:
+def _in_tar(path: Path, say: Say) -> Iterator[Item]:
     links = 0
     try:
         with opened_tar(path) as tar:
@@ -205,44 +188,21 @@ def _in_tar(path: Path) -> Iterator[Item]:
     except tarfile.TarError as error:
         raise ScoringError(f"{path}: damaged: {error}") from None
     if links:  # one may lead anywhere in a file that is read from its start to its end
-        log(f"{path}: passed over {links:,} links")
+        say(f"{path}: passed over {links:,} links")
 
 
 def _in_s3(source: str) -> Iterator[Item]:
     bucket, _, prefix = source.removeprefix(S3).partition("/")
-    with s3.explained(source, SourceError):
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        for page in pages:
-            for key in (entry["Key"] for entry in page.get("Contents", [])):
-                if key.lower().endswith(SUFFIXES):
-                    address = f"{S3}{bucket}/{key}"
-                    yield Item(address, address)
-
-
-def _get(address: str) -> bytes:
-    """
-    Raises:
-        FileNotFoundError: it has gone since it was listed.
-        SourceError: storage fails.
-    """
-    bucket, _, key = address.removeprefix(S3).partition("/")
-    with s3.explained(address, SourceError):
-        content = s3.found(lambda: s3.read(_client(), ATTEMPTS, Bucket=bucket, Key=key))
-    if content is None:
-        raise FileNotFoundError("vanished")
-    return content
-
-
-@cache
-def _client() -> Any:
-    """One for all threads of a process."""
-    return s3.default_client()
+    for key in listed(source, bucket, prefix):
+        if key.lower().endswith(SUFFIXES):
+            address = f"{S3}{bucket}/{key}"
+            yield Item(address, address)
 
 
 def score(
     predictor: Predictor,
     source: str,
-    target: Path,
+    target: Path | str,
     threads: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Summary:
@@ -254,7 +214,7 @@ def score(
 def collect(
     model: Description,
     source: str,
-    target: Path,
+    target: Path | str,
     work: Callable[[Iterator[Item]], Iterator[list[Row]]],
     advance: Callable[[int], None] = lambda count: None,
 ) -> Summary:
@@ -262,6 +222,7 @@ def collect(
 
     Args:
         model: what answers.
+        target: a folder, or `s3://bucket/prefix`.
         work: gives each picture's row, some at a time, in any order.
         advance: told how many more are done.
 
@@ -270,12 +231,12 @@ def collect(
     """
     summary, start = Summary(), time.monotonic()
     origin, items = _found(source)
-    with opened(target, about(model, origin)):
-        done = finished(target)
+    with opened(target, about(model, origin)) as kept:
+        done = kept.done()
 
         def missing() -> Iterator[Item]:
             for item in items:
-                if _is_in(done, item.path):
+                if item.path in done:
                     summary.skipped += 1
                 else:
                     yield item
@@ -288,11 +249,11 @@ def collect(
                 summary.add(batch)
                 advance(len(batch))
                 if len(rows) >= ROWS or time.monotonic() > written + SECONDS:
-                    write_part(target, rows)
+                    kept.add(rows)
                     rows, written = [], time.monotonic()
         finally:  # what was answered before the source failed, too
             if rows:
-                write_part(target, rows)
+                kept.add(rows)
     summary.seconds = time.monotonic() - start
     return summary
 
@@ -337,63 +298,3 @@ def about(model: Description, origin: str) -> dict[str, str]:
     again; and a name in a row is a picture's in one folder or tar file."""
     digest = hashlib.sha256(model.to_json()).hexdigest()
     return {"name": model.name, "version": model.version, "model": digest, "pictures": origin}
-
-
-@contextmanager
-def opened(target: Path, about: dict[str, str]) -> Iterator[None]:
-    """Holds the output for one process, one model and one source of pictures.
-
-    Raises:
-        ScoringError: another process writes there, or of others has, or nobody may.
-    """
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        held = (target / ".lock").open("w")
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise ScoringError(f"{target}: {error.strerror}") from None
-    with held as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ScoringError(f"{target}: another process writes there") from None
-        for left_behind in target.glob(PARTIAL):
-            left_behind.unlink()
-        file = target / ABOUT
-        said = json.loads(file.read_text()) if file.is_file() else {}
-        other = [f"{key} {said[key]}" for key in about if said.get(key, about[key]) != about[key]]
-        if other:
-            they = ", ".join(other)
-            raise ScoringError(f"{target}: holds other answers ({they}); take another folder")
-        if about.keys() - said.keys():  # a new folder, or an older version's, which says less
-            write(file, json.dumps(about) + "\n")
-        yield
-
-
-def parts(target: Path) -> list[Path]:
-    return sorted(target.glob("part-*.parquet"))
-
-
-def finished(target: Path) -> NDArray[np.uint64]:
-    """Sorted 64-bit digests of the paths that have a row."""
-    found = []
-    for part in parts(target):
-        paths = pq.read_table(part, columns=["path"])["path"].to_pylist()
-        found.append(np.array([_digest(path) for path in paths], np.uint64))
-    return np.sort(np.concatenate([np.zeros(0, np.uint64), *found]))
-
-
-def _digest(path: str) -> int:
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
-
-
-def _is_in(digests: NDArray[np.uint64], path: str) -> bool:
-    digest = np.uint64(_digest(path))
-    where = int(np.searchsorted(digests, digest))
-    return where < len(digests) and bool(digests[where] == digest)
-
-
-def write_part(target: Path, rows: Sequence[Row]) -> None:
-    names = (target / f"part-{number:05}.parquet" for number in count(len(parts(target))))
-    free = next(name for name in names if not name.exists())  # someone may have removed others
-    with replacing(free) as part:
-        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), part)

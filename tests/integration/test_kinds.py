@@ -15,8 +15,9 @@ from kinds import Kind, Pixels, kinds
 from jobs import config
 from jobs.data.dataset import load
 from serving import Predictor
+from serving.answers import SCHEMA
 from serving.images import ImageError, decode, in_srgb
-from serving.scoring import SCHEMA, score
+from serving.scoring import score
 
 KINDS = kinds()
 

@@ -21,6 +21,7 @@ from jobs.config import Storage
 from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
 from serving import Predictor, cluster, scoring
+from serving.answers import SCHEMA, Folder
 from serving.processes import script
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'inception-transfer[ray]'")
@@ -96,7 +97,7 @@ def photos(exported: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def by_path(target: Path) -> dict[str, dict[str, Any]]:
-    found = pq.read_table(target, schema=scoring.SCHEMA).to_pylist()
+    found = pq.read_table(target, schema=SCHEMA).to_pylist()
     assert len(found) == len({row["path"] for row in found}), "each picture is there once"
     return {row["path"]: row for row in found}
 
@@ -109,10 +110,10 @@ def in_small_parts(archive: Path, address: str, source: Path, target: Path) -> N
 def interrupted(run: Any, target: Path, parts: int, kill: Callable[[], None]) -> int:
     """Kills something as soon as there are so many parts; returns how many there were then."""
     run.start()
-    while run.is_alive() and len(scoring.parts(target)) < parts:
+    while run.is_alive() and len(Folder(target).names()) < parts:
         time.sleep(0.01)
     assert run.is_alive(), "it was done before anything could be killed"
-    there = len(scoring.parts(target))
+    there = len(Folder(target).names())
     kill()
     run.join(LONGEST)
     if run.is_alive():

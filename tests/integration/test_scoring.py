@@ -1,6 +1,7 @@
 """Many pictures, answered into Parquet files: each once, whatever happens on the way."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -22,15 +23,26 @@ from conftest import MODEL, pictures
 from object_store import BUCKET
 from service import Service
 from test_examples import run_example
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from jobs.config import Storage
 from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
 from serving import Predictor, cluster, scoring
+from serving.answers import (
+    ABOUT,
+    ATTEMPTS,
+    SCHEMA,
+    Answers,
+    Folder,
+    ScoringError,
+    SourceError,
+    at,
+    opened,
+)
 from serving.cli import app
 from serving.processes import java_home
-from serving.scoring import ScoringError, SourceError, score
+from serving.scoring import score
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +84,10 @@ def packed(photos: Path, file: Path) -> Path:
     return file
 
 
-def rows(target: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(target, schema=scoring.SCHEMA).to_pylist()
-    return found
+def rows(target: Path | str) -> list[dict[str, Any]]:
+    place = at(target)
+    parts = [pa.BufferReader(place.read(name)) for name in place.names()]
+    return [row for part in parts for row in pq.read_table(part, schema=SCHEMA).to_pylist()]
 
 
 def test_a_folder_is_answered_once_and_then_only_what_is_new(
@@ -136,16 +149,19 @@ def test_a_list_a_tar_file_and_s3_are_answered_as_a_folder_is(
     gone = scoring.Item("gone.png", f"s3://{BUCKET}/{prefix}/gone.png")
     [row] = scoring.answers(predictor, [gone])
     assert row["error"] == "not readable: vanished"
-    with pytest.raises(scoring.SourceError, match="there is no such bucket"):
+    with pytest.raises(SourceError, match="there is no such bucket"):
         score(predictor, "s3://no-such-bucket/x", tmp_path / "none", threads=2)
 
 
 def test_no_row_is_lost_where_a_part_was_removed(predictor: Predictor, tmp_path: Path) -> None:
     for name in "abc":
-        scoring.write_part(tmp_path, scoring.answers(predictor, [scoring.Item(name, "/gone")]))
-    scoring.parts(tmp_path)[1].unlink()
-    scoring.write_part(tmp_path, scoring.answers(predictor, [scoring.Item("d", "/gone")]))
-    assert sorted(row["path"] for row in rows(tmp_path)) == ["a", "c", "d"]
+        kept = Answers(Folder(tmp_path))
+        kept.add(scoring.answers(predictor, [scoring.Item(name, "/gone")]))
+    (tmp_path / kept.parts[1]).unlink()
+    again = Answers(Folder(tmp_path))
+    again.add(scoring.answers(predictor, [scoring.Item("d", "/gone")]))
+    again.add(scoring.answers(predictor, [scoring.Item("e", "/gone")]))
+    assert sorted(row["path"] for row in rows(tmp_path)) == ["a", "c", "d", "e"]
 
 
 def test_what_was_answered_before_its_source_failed_is_kept(
@@ -278,7 +294,7 @@ def test_a_body_that_breaks_off_is_fetched_again_and_not_for_ever(
     left = 100
     with pytest.raises(SourceError, match=f"^{item.place}: "):
         item.read()
-    assert left == 100 - scoring.ATTEMPTS
+    assert left == 100 - ATTEMPTS
 
 
 def test_names_in_no_encoding_are_answered_and_links_in_a_tar_file_are_passed_over(
@@ -334,7 +350,7 @@ def test_frames_of_pictures_become_frames_of_the_same_rows(
     frame = pandas.DataFrame(read)
     given = list(cluster.frames(iter([frame[:4], frame[4:]]), str(archive)))
     assert [len(part) for part in given] == [4, len(files) - 4]
-    table = pa.Table.from_pandas(pandas.concat(given), scoring.SCHEMA, preserve_index=False)
+    table = pa.Table.from_pandas(pandas.concat(given), SCHEMA, preserve_index=False)
 
     score(predictor, str(photos), tmp_path / "out", threads=1)
     expected = {row["path"]: row for row in rows(tmp_path / "out")}
@@ -363,28 +379,36 @@ def test_spark_runs_it(archive: Path, photos: Path, monkeypatch: pytest.MonkeyPa
 
 def test_sparks_schema_is_that_of_the_files() -> None:
     spark = {"string": "string", "float": "float", "int32": "int", "int64": "bigint"}
-    columns = [f"{f.name} {spark.get(str(f.type))}" for f in scoring.SCHEMA if f.name != "top"]
+    columns = [f"{f.name} {spark.get(str(f.type))}" for f in SCHEMA if f.name != "top"]
     before, top, after = cluster.SPARK_SCHEMA.partition(
         "top array<struct<label: string, probability: float>>, "
     )
     assert top and (before + after).split(", ") == columns
 
 
-def slowly(archive: Path, source: Path, target: Path) -> None:
+def slowly(archive: Path, source: Path, target: Path | str) -> None:
     """Scores with a part for every batch."""
     scoring.ROWS = scoring.BATCH = 1
     score(Predictor.open(archive, threads=1), str(source), target, threads=1)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("put")
+@pytest.mark.parametrize("place", ["a folder", "S3"])
 def test_killed_in_the_middle_it_goes_on_and_every_picture_is_there_once(
-    archive: Path, photos: Path, tmp_path: Path
+    place: str,
+    predictor: Predictor,
+    archive: Path,
+    photos: Path,
+    tmp_path: Path,
+    settings: Storage,
 ) -> None:
-    target, kills = tmp_path / "out", 0
+    target = tmp_path / "out" if place == "a folder" else f"{settings.uri}/killed"
+    kills = 0
     for wanted in (2, 5):
         process = forked(slowly, archive, photos, target)
         process.start()
-        while process.is_alive() and len(scoring.parts(target)) < wanted:
+        while process.is_alive() and len(at(target).names()) < wanted:
             time.sleep(0.01)
         if process.is_alive():
             assert process.pid is not None
@@ -392,10 +416,10 @@ def test_killed_in_the_middle_it_goes_on_and_every_picture_is_there_once(
             kills += 1
         process.join()
     assert kills, "it was done before it could be killed"
-    slowly(archive, photos, target)
+    score(predictor, str(photos), target, threads=1)
     paths = [row["path"] for row in rows(target)]
     assert len(paths) == len(set(paths)) == 10
-    assert not list(target.glob(".*.part"))
+    assert not list(tmp_path.glob("out/.*.part"))
 
 
 def test_an_output_is_of_one_process_one_archive_and_one_source(
@@ -404,7 +428,7 @@ def test_an_output_is_of_one_process_one_archive_and_one_source(
     target = tmp_path / "out"
     monday, tuesday = (packed(photos, tmp_path / f"{day}.tar") for day in ("monday", "tuesday"))
     with (
-        scoring.opened(target, scoring.about(predictor.description, str(monday))),
+        opened(target, scoring.about(predictor.description, str(monday))),
         pytest.raises(ScoringError, match="another process writes there"),
     ):
         score(predictor, str(monday), target, threads=1)
@@ -417,7 +441,7 @@ def test_an_output_is_of_one_process_one_archive_and_one_source(
     with pytest.raises(ScoringError, match=rf"^{held} \(model \w{{64}}\); take another folder$"):
         scoring.collect(again, str(monday), target, lambda items: pytest.fail("it answers"))
     assert len(rows(target)) == 10
-    (target / scoring.ABOUT).write_text(json.dumps(predictor.model))  # as it was once
+    (target / ABOUT).write_text(json.dumps(predictor.model))  # as it was once
     assert score(predictor, str(monday), target, threads=1).skipped == 10
     with pytest.raises(ScoringError, match=rf"^{held} \(pictures {monday}\)"):
         score(predictor, str(tuesday), target, threads=1)
@@ -441,19 +465,90 @@ def test_what_names_its_pictures_alike_shares_an_output(
         assert scored(prefix, "s3") == (1, 0)
 
 
-def test_a_source_without_pictures_and_an_output_in_s3_are_wrong_use(
+def test_answers_in_s3_are_those_of_a_folder(
+    predictor: Predictor,
+    archive: Path,
+    photos: Path,
+    tmp_path: Path,
+    settings: Storage,
+    put: Callable[[str, bytes], str],
+) -> None:
+    target = f"{settings.uri}/scores #1/"
+    put("scores #1/part-of-others/part-00007.parquet", b"not of these")
+
+    def scored(source: Path) -> Result:
+        command = ["score", str(source), "--out", target, "--model", str(archive)]
+        return CliRunner().invoke(app, command)
+
+    first = scored(photos)
+    assert first.exit_code == 0 and "10 scored" in first.stderr, first.stderr
+    score(predictor, str(photos), tmp_path / "out", threads=1)
+    expected = {row["path"]: row for row in rows(tmp_path / "out")}
+    for row in rows(target):
+        here = expected.pop(row["path"])
+        exact = ("label", "error", "sha256", "version")
+        assert [row[key] for key in exact] == [here[key] for key in exact]
+    assert not expected
+    (photos / "new.png").write_bytes((photos / "1.png").read_bytes())
+    (photos / "round").symlink_to(photos)
+    again = scored(photos).stderr
+    assert "1 scored" in again and len(rows(target)) == 11
+    assert again.count("passed over 1 links to folders") == 1
+    assert "0 scored, nothing new; 11 were there" in scored(photos).stderr
+    packed(photos, tmp_path / "photos.tar")
+    other = scored(tmp_path / "photos.tar")
+    assert other.exit_code == 2 and "holds other answers (pictures " in other.stderr
+    assert at(target).names() == ["part-00000.parquet", "part-00001.parquet"]
+
+
+def test_of_two_that_write_to_s3_one_is_refused_and_no_picture_has_two_rows(
+    predictor: Predictor, settings: Storage, put: Callable[[str, bytes], str]
+) -> None:
+    target, of = f"{settings.uri}/scores", {"model": "a"}
+    answers = {
+        name: scoring.answers(predictor, [scoring.Item(name, "/gone")]) for name in ("a", "b")
+    }
+    with opened(target, of) as one, opened(target, of) as other:
+        one.add(answers["a"])
+        for _ in range(2):  # as the work does, which writes what it still has when it fails
+            with pytest.raises(SourceError, match=f"^{target}: another process writes there$"):
+                other.add([*answers["a"], *answers["b"]])
+        one.add(answers["b"])
+    assert [row["path"] for row in rows(target)] == ["a", "b"]
+    content = at(target).read("part-00001.parquet")
+    assert content is not None
+    at(target).write("part-00001.parquet", content)  # sent again, as the first answer was lost
+    with pytest.raises(ScoringError, match=r"holds other answers \(model a\)"):
+        opened(target, {"model": "b"}).__enter__()
+
+
+def test_a_damaged_part_is_named(predictor: Predictor, tmp_path: Path) -> None:
+    kept = Answers(Folder(tmp_path))
+    kept.add(scoring.answers(predictor, [scoring.Item("a", "/gone")]))
+    part = tmp_path / "part-00000.parquet"
+    whole, other = part.read_bytes(), io.BytesIO()
+    pq.write_table(pa.table({"other": [1]}), other)
+    for content in (b"", whole[: len(whole) // 2], whole[:-100] + bytes(100), other.getvalue()):
+        part.write_bytes(content)
+        with pytest.raises(ScoringError, match=rf"^{part}: damaged: .+$"):
+            kept.done()
+
+
+def test_a_source_without_pictures_and_an_output_in_no_bucket_are_wrong_use(
     archive: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (empty := tmp_path / "empty").mkdir()
     for source, target, complaint in (
         (empty, "out", f"{empty}: no pictures there"),
-        (photos, "s3://bucket/answers", "--out is a folder of this machine"),
+        (photos, "s3:/bucket/answers", "s3:/bucket/answers: an output in S3 is written s3://"),
     ):
         command = ["score", str(source), "--out", target, "--model", str(archive)]
         done = CliRunner().invoke(app, command)
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
         assert complaint in done.stderr and not Path(target).exists()
+    with pytest.raises(ScoringError, match=r"^s3://: an output in S3 is written "):
+        at("s3://")
     paths: dict[str, str | Path] = {"photos": empty, archive.name: archive}
     said = run_example("score_folder.py", tmp_path, paths)
     assert said.startswith("0 scored") and said.endswith("least sure:\nleast familiar:\n")
@@ -468,11 +563,11 @@ def test_a_disk_that_is_full_is_no_wrong_use(
     (tmp_path / "file").touch()
     with (
         pytest.raises(ScoringError, match=r"file: File exists"),
-        scoring.opened(tmp_path / "file", {}),
+        opened(tmp_path / "file", {}),
     ):
         pass
     monkeypatch.setattr(Path, "mkdir", full)
-    with pytest.raises(OSError, match="No space left"), scoring.opened(tmp_path / "out", {}):
+    with pytest.raises(OSError, match="No space left"), opened(tmp_path / "out", {}):
         pass
 
 

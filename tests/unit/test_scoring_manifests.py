@@ -106,7 +106,7 @@ def test_the_command_takes_its_arguments(
         command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
         given.append(command.make_context(name, arguments).params)
     assert [options["ray"] for options in given] == [None, "auto"]
-    assert all(options["out"] == Path("/answers") for options in given)
+    assert all(options["out"] == "s3://example-pictures/answers" for options in given)
 
 
 def test_what_a_retry_cannot_mend_is_not_retried(job: Object) -> None:
