@@ -31,7 +31,7 @@ class Interrupted(JobError):  # noqa: N818 - not an error: the state is saved
     exit_code = 75
 
 
-class Diverged(JobError):  # noqa: N818 - an outcome of training, recorded with the variant
+class Divergence(JobError):  # noqa: N818 - an outcome of training, recorded with the variant
     """The loss of one variant is no longer a finite number."""
 
 

@@ -331,7 +331,7 @@ class Job:
             try:
                 with devices.memory_for(variant.name):
                     result = self._train(variant, seed, folder)
-            except errors.Diverged as error:
+            except errors.Divergence as error:
                 log(f"{variant.name}: stopped: {error}; the other variants continue")
                 result = Diverged(variant=variant.name, seed=seed, reason=str(error))
             distributed.once(folder.save_result, result)
@@ -395,11 +395,11 @@ class Job:
         """The last layer as another variant has trained it.
 
         Raises:
-            Diverged: it was stopped before.
+            Divergence: it was stopped before.
         """
         folder = distributed.once(self.folder.variant, name, seed)
         if isinstance(distributed.once(folder.result), Diverged):
-            raise errors.Diverged(f"{name}, whose head it starts with, was stopped")
+            raise errors.Divergence(f"{name}, whose head it starts with, was stopped")
         return {k.removeprefix("fc."): v for k, v in _best(folder).items() if k.startswith("fc.")}
 
     def _compiles(self, variant: Variant, images: int) -> bool:
@@ -460,7 +460,7 @@ class Job:
             autocast = self.device.autocast
             logits = predict(trainer.network, examples, batch_size, autocast, advance)
         if not logits.isfinite().all():  # the last step has spoilt them, and no loss came after it
-            raise errors.Diverged(f"answers to the {split} images are not finite")
+            raise errors.Divergence(f"answers to the {split} images are not finite")
         arrays = {"logits": logits.numpy(), "labels": examples.labels.cpu().numpy()}
         file = folder.path / f"{split}_predictions.npz"
         distributed.once(write_arrays, file, arrays)

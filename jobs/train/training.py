@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from jobs import config, distributed
 from jobs.data.images import Examples
 from jobs.devices import Device
-from jobs.errors import ConfigurationError, Diverged, Interrupted
+from jobs.errors import ConfigurationError, Divergence, Interrupted
 from jobs.seeds import generator
 from jobs.train import whole_batch
 from jobs.train.evaluation import loss_and_accuracy, predict
@@ -274,7 +274,7 @@ def fit(
             a short epoch either.
 
     Raises:
-        Diverged: the loss is not finite, or the answers of every epoch are not; the last good
+        Divergence: the loss is not finite, or the answers of every epoch are not; the last good
             checkpoint stays.
         Interrupted: asked to stop; the state is saved.
     """
@@ -321,7 +321,7 @@ def fit(
                 if distributed.once(is_due):
                     save()
             if trainer.best_epoch < 0:
-                raise Diverged("no epoch's answers were finite")
+                raise Divergence("no epoch's answers were finite")
             writer.begin(best)
             writer.finish()
         except Interrupted:
@@ -334,12 +334,12 @@ def read_totals(trainer: Trainer) -> dict[str, float | None]:
     """Means over the epoch so far; waits for the device.
 
     Raises:
-        Diverged: they are not finite.
+        Divergence: they are not finite.
     """
     loss, aux_loss, right, finite = distributed.total(trainer.totals).tolist()
     if not math.isfinite(loss + aux_loss):
         step = int(finite + 0.001) + 1  # shares of processes add up but for rounding
-        raise Diverged(
+        raise Divergence(
             f"the loss was no longer finite in epoch {trainer.epoch + 1}, step {step} of "
             f"{trainer.steps_per_epoch}"
         )

@@ -23,7 +23,7 @@ from torchvision.models import inception_v3
 from jobs import config, devices, interruption, pipeline
 from jobs.data.dataset import Dataset, load
 from jobs.data.images import Draws, Examples, Images, augment
-from jobs.errors import ConfigurationError, Diverged, Interrupted
+from jobs.errors import ConfigurationError, Divergence, Interrupted
 from jobs.runs import RunFolder, VariantFolder
 from jobs.seeds import generator
 from jobs.train import models, training
@@ -466,7 +466,7 @@ def test_a_loss_that_is_not_finite_ends_the_variant_and_spoils_no_checkpoint(
 ) -> None:
     store = Memory()
     trainer = trainer_of(variant("scratch", name="sgd", learning_rate=1e30), dataset, pretrained)
-    with pytest.raises(Diverged, match="no longer finite in epoch 1, step 2 of 6"):
+    with pytest.raises(Divergence, match="no longer finite in epoch 1, step 2 of 6"):
         fit(trainer, dataset, store, every=1)
     assert all(torch.isfinite(c["totals"]).all() for c in store.checkpoints)
 
@@ -487,7 +487,7 @@ def test_an_epoch_whose_answers_are_not_finite_is_not_kept(
     monkeypatch.setattr(training, "score", spoilt)
     trainer = trainer_of(variant("frozen", epochs=2), dataset, pretrained)
     scored: dict[str, Examples] = {"validation": dataset.validation}
-    none = pytest.raises(Diverged, match="no epoch's answers were finite")
+    none = pytest.raises(Divergence, match="no epoch's answers were finite")
     with none if lost == [0, 1] else nullcontext():
         training.fit(trainer, dataset.train, scored, config.Evaluation(batch_size=40), store)
     assert store.kept == ((1, store.rows[-1]["accuracy"]) if lost == [0] else None)
