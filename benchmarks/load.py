@@ -121,11 +121,11 @@ def _run_network(folder: Path, pictures: Sequence[bytes], seconds: float, decodi
 
     predictor = Predictor.open(folder, threads=1)
     pixels = [predictor.pixels(picture)[None] for picture in pictures]
-    predictor.logits(pixels[0])
+    predictor.network(pixels[0])
     _barrier.wait()
     start, count = time.monotonic(), 0
     while (now := time.monotonic()) < start + seconds:
         which = count % len(pictures)
-        predictor.logits(predictor.pixels(pictures[which])[None] if decoding else pixels[which])
+        predictor.network(predictor.pixels(pictures[which])[None] if decoding else pixels[which])
         count += 1
     return count / (now - start)

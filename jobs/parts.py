@@ -14,11 +14,12 @@ from pathlib import Path
 from jobs import interruption, pipeline
 from jobs.config import Config, Part
 from jobs.delivery import publishing
-from jobs.delivery.storage import Conflict, Storage
+from jobs.delivery.storage import Storage
 from jobs.errors import UnavailableError
 from jobs.runs import RunFolder
 from serving.files import digest_of, temporary, write
 from serving.progress import log, task
+from serving.s3 import Conflict
 from serving.tar import opened
 
 OF_THE_RUN = ("data.json", "environment.json", "metrics.jsonl")  # in each part's object

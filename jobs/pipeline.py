@@ -123,7 +123,8 @@ def _publish(config: Config, folder: RunFolder) -> None:
         try:
             publishing.publish(Storage(config.storage), folder)
         except UnavailableError as error:
-            log(f"not published: {error}; `publish {folder.path}` sends it later")
+            uri = config.storage.uri  # which a run that began without storage does not know
+            log(f"not published: {error}; `publish {folder.path} --set storage.uri={uri}` does it")
 
 
 def report_again(folder: RunFolder) -> None:

@@ -12,20 +12,21 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving import s3
+from serving.ahead import mapped
 from serving.files import PARTIAL, write
 
-S3 = "s3://"
-ATTEMPTS = 3  # to get an object
+THREADS = 8  # that read parts
 ABOUT = "_scoring.json"  # readers of Parquet pass over such names
 PART = re.compile(r"part-(\d+).*\.parquet")
 
@@ -53,24 +54,8 @@ class SourceError(ScoringError):
     """S3 does not answer, or not with these credentials; or a disk, or a cluster, does not."""
 
 
-class Place(Protocol):
-    """Files of the same few names, wherever they are; a place's text is its address."""
-
-    def held(self) -> AbstractContextManager[None]:
-        """For one process alone, where the place can be locked."""
-
-    def names(self) -> list[str]:
-        """Of its parts."""
-
-    def read(self, name: str) -> bytes | None:
-        """None where there is no such file."""
-
-    def write(self, name: str, content: bytes) -> None:
-        """Whole or not at all."""
-
-
 class Folder:
-    """Of this machine, or on a share."""
+    """Of this machine, or on a share; its text is its address."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,7 +65,8 @@ class Folder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """
+        """For this process alone.
+
         Raises:
             ScoringError: another process writes there, or nobody may.
         """
@@ -99,18 +85,30 @@ class Folder:
             yield
 
     def names(self) -> list[str]:
-        return [path.name for path in self.path.glob("part-*") if PART.fullmatch(path.name)]
+        """Of its parts.
+
+        Raises:
+            SourceError: it cannot be listed, which a glob would take for an empty one.
+        """
+        try:
+            return [file.name for file in self.path.iterdir() if PART.fullmatch(file.name)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise SourceError(f"{self}: {error.strerror}") from None
 
     def read(self, name: str) -> bytes | None:
+        """None where there is no such file."""
         file = self.path / name
         return file.read_bytes() if file.is_file() else None
 
     def write(self, name: str, content: bytes) -> None:
+        """Whole or not at all."""
         write(self.path / name, content)
 
 
 class Bucket:
-    """A prefix in S3, where a file is written only if there is none of that name.
+    """The same below a prefix in S3, where a file is written only if there is none of that name.
 
     Every method raises :class:`SourceError` when storage cannot be reached, or not with these
     credentials.
@@ -122,12 +120,13 @@ class Bucket:
             ScoringError: it names no bucket.
         """
         self.bucket, prefix = s3.place(uri)
-        if not uri.startswith(S3) or not self.bucket:
+        if not uri.startswith(s3.SCHEME) or not self.bucket:
             raise ScoringError(f"{uri}: an output in S3 is written s3://bucket/prefix")
         self.prefix = f"{prefix}/" if prefix else ""
+        self.uri = f"{s3.SCHEME}{self.bucket}/{self.prefix}"
 
     def __str__(self) -> str:
-        return f"{S3}{self.bucket}/{self.prefix}".rstrip("/")
+        return self.uri.rstrip("/")
 
     def held(self) -> AbstractContextManager[None]:
         return nullcontext()  # S3 has no locks: see `write`
@@ -135,55 +134,26 @@ class Bucket:
     def names(self) -> list[str]:
         return [
             name
-            for key in listed(str(self), self.bucket, f"{self.prefix}part-")
+            for key in s3.keys(f"{self.uri}part-", SourceError)
             if PART.fullmatch(name := key.removeprefix(self.prefix))
         ]
 
     def read(self, name: str) -> bytes | None:
-        return fetched(f"{S3}{self.bucket}/{self.prefix}{name}")
+        return s3.get(f"{self.uri}{name}", SourceError)
 
     def write(self, name: str, content: bytes) -> None:
         """
         Raises:
             SourceError: there is such a file, or as of all methods.
         """
-        key = f"{self.prefix}{name}"
-        with s3.explained(str(self), SourceError):
-            from botocore.exceptions import ClientError
-
-            try:
-                s3.shared_client().put_object(
-                    Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*"
-                )
-                return
-            except ClientError as error:
-                if s3.status(error) != 412:
-                    raise
-        if self.read(name) != content:  # else boto3 has sent it twice, as an answer was lost
-            raise SourceError(f"{self}: another process writes there")
-
-
-def listed(uri: str, bucket: str, prefix: str) -> Iterator[str]:
-    """Keys in S3 that start with `prefix`, in order.
-
-    Raises:
-        SourceError: storage fails; the message is about `uri`.
-    """
-    with s3.explained(uri, SourceError):
-        pages = s3.shared_client().get_paginator("list_objects_v2")
-        for page in pages.paginate(Bucket=bucket, Prefix=prefix):
-            yield from (entry["Key"] for entry in page.get("Contents", []))
-
-
-def fetched(uri: str) -> bytes | None:
-    """An object in S3; None where there is none.
-
-    Raises:
-        SourceError: storage fails.
-    """
-    bucket, _, key = uri.removeprefix(S3).partition("/")
-    with s3.explained(uri, SourceError):
-        return s3.found(lambda: s3.read(s3.shared_client(), ATTEMPTS, Bucket=bucket, Key=key))
+        where = {"Bucket": self.bucket, "Key": f"{self.prefix}{name}"}
+        put = s3.shared_client().put_object
+        try:
+            with s3.explained(str(self), SourceError):
+                s3.settled(lambda: put(**where, Body=content, IfNoneMatch="*"))
+        except s3.Conflict:
+            if self.read(name) != content:  # else boto3 has sent it twice: an answer was lost
+                raise SourceError(f"{self}: another process writes there") from None
 
 
 class Done:
@@ -202,6 +172,9 @@ def _digest(path: str) -> int:
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
 
 
+Place = Folder | Bucket
+
+
 class Answers:
     """The parts of one place: those that it had when it was looked at, and those added since."""
 
@@ -214,13 +187,15 @@ class Answers:
         Raises:
             ScoringError: a part cannot be read.
         """
-        return Done(chain.from_iterable(map(self._paths, self.parts)))
+        with ThreadPoolExecutor(THREADS) as pool:
+            return Done(chain.from_iterable(mapped(pool, self._paths, self.parts, 2 * THREADS)))
 
     def _paths(self, part: str) -> list[str]:
         content = pa.BufferReader(self.place.read(part) or b"")
         try:
-            paths: list[str] = pq.read_table(content, columns=["path"])["path"].to_pylist()
-        except (pa.ArrowException, OSError, KeyError) as error:
+            table = pq.read_table(content, columns=["path"], page_checksum_verification=True)
+            paths: list[str] = table["path"].to_pylist()
+        except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise ScoringError(f"{self.place}/{part}: damaged: {reason}") from None
         return paths
@@ -230,7 +205,7 @@ class Answers:
         numbers = (int(found[1]) for name in self.parts if (found := PART.fullmatch(name)))
         name = f"part-{max(numbers, default=-1) + 1:05}.parquet"
         file = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), file)
+        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), file, write_page_checksum=True)
         self.place.write(name, file.getvalue())
         self.parts.append(name)
 
@@ -241,7 +216,7 @@ def at(target: Path | str) -> Place:
         ScoringError: it is to be in S3, and names no bucket.
     """
     uri = str(target)
-    return Bucket(uri) if uri.startswith("s3:") else Folder(Path(target))
+    return Bucket(uri) if uri.startswith("s3:") or "://" in uri else Folder(Path(target))
 
 
 @contextmanager
@@ -257,12 +232,15 @@ def opened(target: Path | str, about: dict[str, str]) -> Iterator[Answers]:
     """
     place = at(target)
     with place.held():
-        said = json.loads(place.read(ABOUT) or b"{}")
-        other = [f"{key} {said[key]}" for key in about if said.get(key, about[key]) != about[key]]
+        try:
+            said = json.loads(place.read(ABOUT) or b"{}")
+            other = [f"{k} {said[k]}" for k in about if said.get(k, about[k]) != about[k]]
+        except (ValueError, AttributeError):
+            raise ScoringError(f"{place}/{ABOUT}: damaged") from None
         if other:
             raise ScoringError(
                 f"{place}: holds other answers ({', '.join(other)}); take another folder"
             )
-        if about.keys() - said.keys():  # a new place, or an older version's, which says less
+        if not said:
             place.write(ABOUT, (json.dumps(about) + "\n").encode())
         yield Answers(place)

@@ -3,7 +3,7 @@
     python -m serving.asgi ARCHIVE PORT SETTINGS [SHADOW]
 
 listens on loopback. Its threads run the same `Handler` as TorchServe's workers do, but this
-package's own and not the archive's: of an archive it reads data alone.
+package's own and not the archive's: on a CPU it reads data alone of an archive.
 """
 
 import asyncio

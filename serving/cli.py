@@ -20,9 +20,13 @@ from serving.client import URL, Client, ClientError, Prediction
 from serving.files import text
 
 EXIT_CODES = (
-    "Exit codes: 0 drained after SIGTERM; every picture answered · 1 a child died; unexpected · "
-    "2 settings or usage; a file that is unreadable or refused · 3 no model; the service or S3 is "
-    "not reachable, or too busy; the disk is full."
+    "Exit codes: 0 done; drained after SIGTERM · 1 a child died, or held too much memory; "
+    "unexpected · 2 settings or usage · 3 no model; S3, a disk or a cluster is not reachable; the "
+    "disk is full."
+)
+OF_PREDICT = (
+    "Exit codes: 0 every picture answered · 1 unexpected · 2 usage; a file that is unreadable or "
+    "refused · 3 the service is not reachable, or too busy."
 )
 UNKNOWN = "-"  # instead of a label, where the service abstains
 ENGINES = {"torchserve": "ts", "asgi": "uvicorn"}  # the package of each
@@ -86,7 +90,7 @@ def fetch(
     print(f"{file}: {model.name} {model.version}")
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=OF_PREDICT)
 def predict(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="JPEG, PNG or WebP.")],
     url: Annotated[str, typer.Option(help="Where the service is.")] = URL,
@@ -133,14 +137,15 @@ def score(
         str | None, typer.Option(help="Address of a Ray cluster that does it; auto: the local one.")
     ] = None,
 ) -> None:
-    """Answer for many pictures without a service; goes on where an earlier call stopped."""
+    """Answer for many pictures without a service; goes on where an earlier call stopped. A picture
+    that is refused is a row that says why."""
     _need("score", "pyarrow", "openvino")
     from serving.answers import ScoringError, SourceError
     from serving.archive import ModelError
     from serving.predictor import Predictor
     from serving.processes import cores
-    from serving.progress import log, task
-    from serving.scoring import counted
+    from serving.progress import log
+    from serving.scoring import pictures
     from serving.scoring import score as score_here
 
     threads = cores()
@@ -153,11 +158,9 @@ def score(
                 from serving.cluster import score as score_on_ray
 
                 work = partial(score_on_ray, file, address=ray)
-            total, missing = counted(source, out)
-            if not total:
+            if next(pictures(source), None) is None:
                 _fail(f"{source}: no pictures there", 2)
-            with task("score", missing) as advance:
-                summary = work(source=source, target=out, advance=advance)
+            summary = work(source=source, target=out)
     except ModelError as error:
         _fail(error, 3)
     except ScoringError as error:

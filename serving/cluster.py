@@ -10,7 +10,7 @@ all of them share. This package has to be installed on each.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
@@ -90,7 +90,6 @@ def score(
     address: str,
     source: str,
     target: Path | str,
-    advance: Callable[[int], None] = lambda count: None,
 ) -> Summary:
     """:func:`serving.scoring.collect` of what a Ray cluster answers.
 
@@ -104,7 +103,7 @@ def score(
         raise ScoringError(f"{archive}: --ray takes an archive, not a folder")
     ray = connect(address)
     work = partial(on_ray, archive=ray.put(archive.read_bytes()))
-    return collect(model.description, source, target, work, advance)
+    return collect(model.description, source, target, work)
 
 
 def connect(address: str) -> Any:

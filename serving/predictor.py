@@ -187,12 +187,8 @@ class Predictor:
             return picture
         return to_pixels(Image.fromarray(picture.transpose(1, 2, 0)), self.size)
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 [N, C] of images uint8 [N, 3, H, W] in that size, N any number but 0."""
-        return self.network(images).logits
-
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 [N, C], as :meth:`logits`."""
+        """float32 [N, C] of images uint8 [N, 3, H, W] in that size, N any number but 0."""
         return self.find(images).probabilities
 
 

@@ -4,6 +4,7 @@ Credentials come from boto3's default chain, and so do endpoint and region that 
 boto3 is imported on first use, as that takes half a second.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -11,6 +12,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 Answer = TypeVar("Answer")
+SCHEME = "s3://"
+ATTEMPTS = 3  # to get an object
+CONFLICT_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds
 CONNECTIONS = 32  # of one client that are kept; more threads would open others again and again
 DENIED = "access denied; check the credentials and what they may do in this bucket"
 REGION = "the bucket is in another region; set its `region`, or AWS_DEFAULT_REGION"
@@ -31,14 +35,19 @@ ADVICE = {
     "PermanentRedirect": REGION,
     "AuthorizationHeaderMalformed": REGION,
     "BadDigest": "a file arrived damaged and was refused; try again",
-    "NotImplemented": "this server lacks something; storage.checksums=md5 may help",
+    "NotImplemented": "this server lacks something; storage.checksums=md5 may help, or for "
+    "`score` the variable AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
 }
+
+
+class Conflict(Exception):  # noqa: N818 - an outcome that every caller has an answer to
+    """A conditional write found something else than it expected; nothing was written."""
 
 
 def client(
     *,
     style: str = "auto",
-    checksums: str = "when_supported",
+    checksums: str | None = None,
     connect_timeout: float = 15,
     read_timeout: float = 30,
     attempts: int = 3,
@@ -51,6 +60,7 @@ def client(
 
     Args:
         style: where the bucket's name goes: `path`, `virtual` (the host) or `auto`.
+        checksums: `when_supported` or `when_required`; by default as the environment has it.
         profile: of `~/.aws`, before the environment's credentials.
 
     Raises:
@@ -111,8 +121,10 @@ def explained(uri: str, kind: type[Exception]) -> Iterator[None]:
     try:
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+        from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
     except ModuleNotFoundError as error:
         raise kind(f"{uri}: S3 needs the package boto3 ({error})") from None
+    broken_off = (RetriesExceededError, S3DownloadFailedError)
 
     try:
         yield
@@ -121,7 +133,7 @@ def explained(uri: str, kind: type[Exception]) -> Iterator[None]:
         raise kind(f"{uri}: {advice}") from None
     except ClientError as error:
         raise kind(f"{uri}: {ADVICE.get(code(error), str(error))}") from None
-    except (BotoCoreError, Boto3Error, OSError) as error:
+    except (BotoCoreError, Boto3Error, OSError, *broken_off) as error:
         raise kind(f"{uri}: {' '.join(str(error).split())}") from None
 
 
@@ -135,6 +147,55 @@ def found(ask: Callable[[], Answer]) -> Answer | None:
         if status(error) == 404 and code(error) != "NoSuchBucket":
             return None
         raise
+
+
+def keys(uri: str, kind: type[Exception]) -> Iterator[str]:
+    """Of all objects whose address starts with `uri`, in order; errors as :func:`explained`."""
+    bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
+    with explained(uri, kind):
+        pages = shared_client().get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix):
+            yield from (entry["Key"] for entry in page.get("Contents", []))
+
+
+def get(uri: str, kind: type[Exception]) -> bytes | None:
+    """An object; None where there is none. Errors as :func:`explained`, and one more.
+
+    Raises:
+        PermissionError: it is archived.
+    """
+    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    if not key:
+        return None
+    with explained(uri, kind):
+        from botocore.exceptions import ClientError
+
+        try:
+            return found(lambda: read(shared_client(), ATTEMPTS, Bucket=bucket, Key=key))
+        except ClientError as error:
+            if code(error) != "InvalidObjectState":
+                raise
+    raise PermissionError("archived in S3; restore it")
+
+
+def settled(write: Callable[[], Answer]) -> Answer:
+    """What a conditional write answers; tries again where two wrote at the same moment (409).
+
+    Raises:
+        Conflict: the condition is not met (412).
+    """
+    from botocore.exceptions import ClientError
+
+    for pause in (*CONFLICT_PAUSES, None):
+        try:
+            return write()
+        except ClientError as error:
+            if status(error) == 412:
+                raise Conflict("something else was written there meanwhile") from None
+            if status(error) != 409 or pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last pause is None")
 
 
 def read(client: Any, attempts: int, **where: str) -> bytes:

@@ -22,25 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
+from serving import s3
 from serving.ahead import mapped
-from serving.answers import (
-    S3,
-    SCHEMA,
-    Answers,
-    Row,
-    ScoringError,
-    SourceError,
-    at,
-    fetched,
-    listed,
-    opened,
-)
+from serving.answers import SCHEMA, Row, ScoringError, SourceError, opened
 from serving.archive import Description
 from serving.files import text
 from serving.images import SUFFIXES, ImageError, decode, to_pixels
 from serving.messages import Request
 from serving.predictor import Predictor
-from serving.progress import log
+from serving.progress import log, task
 from serving.tar import opened as opened_tar
 
 # What is wrong with one file. Other errors of a disk or a share are of it as a whole, and may pass.
@@ -72,8 +62,8 @@ class Item:
         """
         if self.content is not None:
             return self.content
-        if self.place.startswith(S3):
-            content = fetched(self.place)
+        if self.place.startswith(s3.SCHEME):
+            content = s3.get(self.place, SourceError)
             if content is None:
                 raise FileNotFoundError("vanished")  # since it was listed
             return content
@@ -123,8 +113,8 @@ def pictures(source: str) -> Iterator[Item]:
 def _found(source: str, say: Say = log) -> tuple[str, Iterator[Item]]:
     """What the names of a source's pictures are relative to, and these pictures."""
     path = Path(source).absolute()
-    if source.startswith(S3):
-        return S3, _in_s3(source)
+    if source.startswith(s3.SCHEME):
+        return s3.SCHEME, _in_s3(source)
     if path.is_dir():
         return str(path), _in_folder(path, say)
     if not path.is_file():
@@ -136,25 +126,12 @@ def _found(source: str, say: Say = log) -> tuple[str, Iterator[Item]]:
     return str(path.parent), _in_list(path)
 
 
-def counted(source: str, target: Path | str) -> tuple[int, int]:
-    """How many pictures a source has, and how many of them the target does not have yet.
-
-    Raises:
-        ScoringError: as :func:`pictures`.
-    """
-    done, total, missing = Answers(at(target)).done(), 0, 0
-    _, items = _found(source, say=lambda line: None)  # the work says it
-    for item in items:
-        total, missing = total + 1, missing + (item.path not in done)
-    return total, missing
-
-
 def _in_list(path: Path) -> Iterator[Item]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for line in filter(None, map(str.strip, lines)):
             if "\0" in line:
                 raise ScoringError(f"{path}: neither a picture, a tar file nor a list of files")
-            yield Item(text(line), line if line.startswith(S3) else str(path.parent / line))
+            yield Item(text(line), line if line.startswith(s3.SCHEME) else str(path.parent / line))
 
 
 def _in_folder(folder: Path, say: Say) -> Iterator[Item]:
@@ -192,10 +169,10 @@ def _in_tar(path: Path, say: Say) -> Iterator[Item]:
 
 
 def _in_s3(source: str) -> Iterator[Item]:
-    bucket, _, prefix = source.removeprefix(S3).partition("/")
-    for key in listed(source, bucket, prefix):
+    bucket, _ = s3.place(source)
+    for key in s3.keys(source, SourceError):
         if key.lower().endswith(SUFFIXES):
-            address = f"{S3}{bucket}/{key}"
+            address = f"{s3.SCHEME}{bucket}/{key}"
             yield Item(address, address)
 
 
@@ -204,11 +181,10 @@ def score(
     source: str,
     target: Path | str,
     threads: int,
-    advance: Callable[[int], None] = lambda count: None,
 ) -> Summary:
     """:func:`collect` of what this process answers."""
     work = partial(in_order, predictor=predictor, threads=threads)
-    return collect(predictor.description, source, target, work, advance)
+    return collect(predictor.description, source, target, work)
 
 
 def collect(
@@ -216,7 +192,6 @@ def collect(
     source: str,
     target: Path | str,
     work: Callable[[Iterator[Item]], Iterator[list[Row]]],
-    advance: Callable[[int], None] = lambda count: None,
 ) -> Summary:
     """Writes a row for every picture of the source that the target does not have yet.
 
@@ -224,7 +199,6 @@ def collect(
         model: what answers.
         target: a folder, or `s3://bucket/prefix`.
         work: gives each picture's row, some at a time, in any order.
-        advance: told how many more are done.
 
     Raises:
         ScoringError: see :func:`pictures` and :func:`opened`; or the work's own.
@@ -233,6 +207,8 @@ def collect(
     origin, items = _found(source)
     with opened(target, about(model, origin)) as kept:
         done = kept.done()
+        _, counted = _found(source, say=lambda line: None)  # it is said below
+        to_do = sum(item.path not in done for item in counted)
 
         def missing() -> Iterator[Item]:
             for item in items:
@@ -244,13 +220,14 @@ def collect(
         rows: list[Row] = []
         written = time.monotonic()
         try:
-            for batch in work(missing()):
-                rows += batch
-                summary.add(batch)
-                advance(len(batch))
-                if len(rows) >= ROWS or time.monotonic() > written + SECONDS:
-                    kept.add(rows)
-                    rows, written = [], time.monotonic()
+            with task("score", to_do) as advance:
+                for batch in work(missing()):
+                    rows += batch
+                    summary.add(batch)
+                    advance(len(batch))
+                    if len(rows) >= ROWS or time.monotonic() > written + SECONDS:
+                        kept.add(rows)
+                        rows, written = [], time.monotonic()
         finally:  # what was answered before the source failed, too
             if rows:
                 kept.add(rows)

@@ -66,8 +66,8 @@ class Settings(BaseModel):
     api_keys_file: Path | None = None
     """… or a file of them, one a line, which is read again when it changes."""
     key_requests_per_minute: Positive | None = None
-    """How many predictions each key may ask of this process, all at once or little by little;
-    further ones are answered 429 with Retry-After."""
+    """How many requests each key may send to this process, all at once or little by little;
+    further ones are answered 429 with Retry-After. Without keys it does nothing."""
     shadow_uri: str | None = None
     """A second archive, which gets a share of the requests and whose answers are only compared;
     also read from SHADOW_URI. For the engine `asgi`."""

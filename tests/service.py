@@ -95,9 +95,11 @@ def load(service: Service, picture: bytes, label: str, clients: int) -> Iterator
 
 
 LEAK = """
-import sys, threading, time
+import os, sys, threading, time
 kept = []
 def leak():
+    while not os.path.exists({go!r}):  # or a slow start would have leaked it all
+        time.sleep(0.1)
     while True:
         kept.append(bytearray(b"x") * {megabytes}_00_000)
         time.sleep(0.1)
@@ -107,9 +109,12 @@ if "serving.asgi" in sys.orig_argv:
 
 
 def leaking(folder: Path, megabytes: int) -> dict[str, str]:
-    """An environment in which the engine `asgi` keeps so much more each second."""
+    """An environment in which the engine `asgi` keeps so much more each second, once there is a
+    file `go` in that folder."""
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(LEAK.format(megabytes=megabytes))
+    (folder / "sitecustomize.py").write_text(
+        LEAK.format(megabytes=megabytes, go=str(folder / "go"))
+    )
     return {"PYTHONPATH": str(folder)}
 
 

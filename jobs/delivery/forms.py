@@ -116,7 +116,9 @@ def _program(network: Served, train: Images) -> torch.export.ExportedProgram:
     example = train.raw(torch.arange(2))
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     with torch.no_grad():
-        return torch.export.export(network, (example,), dynamic_shapes={"images": {0: batch}})
+        program = torch.export.export(network, (example,), dynamic_shapes={"images": {0: batch}})
+    program._example_inputs = None  # which would be pickled
+    return program
 
 
 def _follow(quantiser: Child, images: int) -> None:

@@ -16,7 +16,7 @@ from jobs import config, interruption
 from jobs.config import Config
 from jobs.delivery import publishing
 from jobs.delivery.registry import Channel, Registry
-from jobs.delivery.storage import Conflict, Storage
+from jobs.delivery.storage import Storage
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
 from jobs.report import comparison
 from jobs.runs import RunFolder, read_arrays
@@ -32,6 +32,7 @@ from serving.archive import (
 )
 from serving.files import digest_of, temporary
 from serving.progress import log
+from serving.s3 import Conflict
 
 LATENCY_CALLS = 20  # after as many that do not count
 SHARED = 0.5  # of the test pictures of what serves, which a model has to be compared on at least

@@ -64,7 +64,8 @@ def prune(
             if not dry_run:
                 _delete(storage, item)
     if not dry_run:
-        storage.abort_uploads("", before=now() - UNTOUCHED)
+        for own in ("runs/dt=", "parts/", f"{MODELS}/"):
+            storage.abort_uploads(own, before=now() - UNTOUCHED)
     return gone
 
 

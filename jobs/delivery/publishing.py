@@ -7,11 +7,12 @@ import json
 from typing import Any
 
 from jobs import config, interruption
-from jobs.delivery.storage import Conflict, Storage
+from jobs.delivery.storage import Storage
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import MANIFEST, RunFolder
 from serving.files import digest_of, replacing, write
 from serving.progress import log, task
+from serving.s3 import Conflict
 
 LIVE = ("config.yaml", "environment.json", "metrics.jsonl")  # sent while a run trains
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from jobs.delivery.storage import THREADS, Conflict, Storage
+from jobs.delivery.storage import THREADS, Storage
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import now
 from serving.archive import (
@@ -29,6 +29,7 @@ from serving.archive import (
 )
 from serving.files import digest_of, replacing
 from serving.progress import Advance, task
+from serving.s3 import Conflict
 
 HISTORY = 20  # earlier versions that a channel remembers, and that `prune` spares for it
 

@@ -7,8 +7,7 @@ Credentials come from boto3's default chain and never from a configuration file.
 import base64
 import hashlib
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -24,11 +23,6 @@ from serving.progress import Advance
 
 PART = 16 * 2**20  # bytes of a file that is sent in parts; S3 takes 10,000 of them
 THREADS = 4  # of one client, each with a part or an object
-CONFLICT_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds; 409 means that two wrote at the same moment
-
-
-class Conflict(Exception):  # noqa: N818 - an outcome that every caller has an answer to
-    """A conditional write found something else than it expected; nothing was written."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +168,7 @@ class Storage:
 
     def _put(self, key: str, body: bytes, digest: str, condition: Mapping[str, str]) -> str:
         options = {"Metadata": {"sha256": digest}, **self._encryption(), **condition}
-        answer = _settled(
+        answer = s3.settled(
             lambda: self.client.put_object(
                 **self._where(key), Body=body, **self._checksum(body), **options
             )
@@ -210,7 +204,7 @@ class Storage:
                     parts = list(threads.map(lambda n: send(file.fileno(), n), numbers))
                 finally:
                     threads.shutdown(cancel_futures=True)
-            _settled(
+            s3.settled(
                 lambda: self.client.complete_multipart_upload(
                     **where, MultipartUpload={"Parts": parts}, **condition
                 )
@@ -261,19 +255,3 @@ def _client(settings: config.Storage) -> Any:
         return s3.client(**settings.client, checksums=checksums)
     except ValueError as error:
         raise ConfigurationError(f"storage.endpoint_url: {error}") from None
-
-
-def _settled(write: Callable[[], Any]) -> Any:
-    """Retries a conditional write on 409 (concurrent write); 412 (condition failed) is final."""
-    from botocore.exceptions import ClientError
-
-    for pause in (*CONFLICT_PAUSES, None):
-        try:
-            return write()
-        except ClientError as error:
-            if s3.status(error) == 412:
-                raise Conflict("something else was written there meanwhile") from None
-            if s3.status(error) != 409 or pause is None:
-                raise
-            time.sleep(pause)
-    raise AssertionError("the last pause is None")

@@ -250,6 +250,14 @@ def under_load(picture: bytes, change: Callable[[], object], version: str, clust
     return load.answers[200]
 
 
+def said_by_a_start(cluster: Cluster) -> str:
+    """Of a container that is tried again and again: nothing, while one try has only begun."""
+    [waiting, *_] = pods(cluster, "inference")
+    name = waiting["metadata"]["name"]
+    done = cluster.kubectl("logs", name, "--container=model", check=False)
+    return str(done.stdout + done.stderr)
+
+
 @pytest.fixture(scope="module")
 def first(cluster: Cluster, runs: Path) -> RunFolder:
     """Fired by the CronJob, killed on the way, complete after all, and rolled out."""
@@ -259,10 +267,8 @@ def first(cluster: Cluster, runs: Path) -> RunFolder:
     folder = runs / name
     wait("a checkpoint", lambda: any(folder.glob("variants/*/last.ckpt")))
     # Until something is promoted there is nothing to serve, and the pods say so.
-    [waiting, *_] = pods(cluster, "inference")
-    said = cluster.kubectl("logs", waiting["metadata"]["name"], "--container=model").stderr
-    said += cluster.kubectl("logs", waiting["metadata"]["name"], "--container=model").stdout
-    assert "model.mar" in said and not ready(cluster)
+    wait("what the pods say", lambda: "model.mar" in said_by_a_start(cluster))
+    assert not ready(cluster)
     [pod] = pods(cluster, "training")
     cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
     wait("the job", lambda: finished(cluster, name))

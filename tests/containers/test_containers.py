@@ -70,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(train_image: str, runs: Path) -> RunFolder:
     """The quickstart, stopped by SIGTERM at its first checkpoint, and then run to its end."""
     job = [*CONFINED, "--network=none", f"--volume={runs}:/runs"]
-    podman("run", "--detach", "--name=job", *job, train_image, *QUICKSTART)
+    podman("run", "--detach", "--replace", "--name=job", *job, train_image, *QUICKSTART)
     try:
         wait("a checkpoint", lambda: any(runs.glob("*/variants/*/last.ckpt")))
         podman("stop", "--time=120", "job")
@@ -96,9 +96,9 @@ class Container:
 def serving(image: str, finished: RunFolder, *options: str) -> Iterator[Container]:
     port, metrics = free_ports(2)
     archive = finished.path / "model" / f"{MODEL}.mar"
-    publish = [f"--publish=127.0.0.1:{port}:8080", f"--publish=127.0.0.1:{metrics}:8082"]
-    mount = f"--volume={archive}:/models/model.mar:ro"
-    podman("run", "--detach", "--name=service", *CONFINED, *publish, mount, *options, image)
+    there = [*CONFINED, f"--volume={archive}:/models/model.mar:ro"]
+    there += [f"--publish=127.0.0.1:{port}:8080", f"--publish=127.0.0.1:{metrics}:8082"]
+    podman("run", "--detach", "--replace", "--name=service", *there, *options, image)
     container = Container("service", f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}")
     try:
         wait("the service", lambda: get(f"{container.address}/readyz")[0] == 200)
@@ -213,10 +213,12 @@ def test_a_service_without_a_model_says_so_in_one_line(serve_image: str) -> None
 
 def test_a_stopped_start_ends_at_once(train_image: str) -> None:
     """Process 1 passes SIGTERM on even while Python still imports."""
-    podman("run", "--detach", "--name=early", *CONFINED, train_image, "doctor")
-    podman("stop", "--time=60", "early")
-    code = podman("wait", "early").stdout.strip()
-    podman("rm", "--force", "early")
+    podman("run", "--detach", "--replace", "--name=early", *CONFINED, train_image, "doctor")
+    try:
+        podman("stop", "--time=60", "early")
+        code = podman("wait", "early").stdout.strip()
+    finally:
+        podman("rm", "--force", "early")
     assert code == "143", "SIGTERM, and not SIGKILL after a minute"
 
 

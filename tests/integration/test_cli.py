@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from jobs import config, environment, pipeline, table
 from jobs.__main__ import main
-from jobs.delivery import promotion
+from jobs.delivery import promotion, pruning
 from jobs.errors import NotPromoted
 from jobs.runs import RunFolder
 
@@ -157,7 +158,10 @@ def test_programs_get_results_as_json(compared: RunFolder, tmp_path: Path) -> No
 
 
 def test_programs_get_what_a_promotion_did_as_json(
-    settings: config.Storage, credentials: None, tmp_path: Path
+    settings: config.Storage,
+    credentials: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     where = [f"storage.{key}={value}" for key, value in settings.model_dump().items() if value]
     options = [part for setting in [*where, "export.name=m"] for part in ("--set", setting)]
@@ -168,8 +172,11 @@ def test_programs_get_what_a_promotion_did_as_json(
     listed = json.loads(called("models", *options, "--json").stdout)
     assert [v["description"]["version"] for v in listed["versions"]] == ["one"]
     assert listed["channels"]["production"]["version"] == "one"
+    monkeypatch.setattr(pruning, "UNTOUCHED", timedelta(0))  # all of it is seconds old …
+    monkeypatch.setattr(pruning, "protected", lambda _: set())  # … and serves
     pruned = json.loads(called("prune", "--keep", "0", "--dry-run", *options, "--json").stdout)
-    assert pruned["dry_run"] and all(item["bytes"] > 0 for item in pruned["deleted"])
+    assert pruned["dry_run"] and len(pruned["deleted"]) == 2
+    assert all(item["prefix"] and item["bytes"] > 0 for item in pruned["deleted"])
 
 
 @pytest.mark.parametrize("passes", [True, False])

@@ -608,6 +608,15 @@ def test_evidence_of_a_change_rises_with_foreign_pictures_and_not_with_golden_on
     assert familiar < 2 < send(foreign)
 
 
+def test_there_is_no_pickle_in_the_program(unpacked: Path) -> None:
+    with zipfile.ZipFile(unpacked / FILES["program"][0]) as program:
+        members = {name: program.read(name) for name in program.namelist()}
+    assert not any(content for name, content in members.items() if "/sample_inputs/" in name)
+    configs = [content for name, content in members.items() if name.endswith("_config.json")]
+    assert configs and not any(b'"use_pickle": true' in content for content in configs)
+    assert not any(content.startswith((b"\x80", b"PK")) for content in members.values())
+
+
 def test_the_program_runs_on_the_device_it_is_moved_to(unpacked: Path) -> None:
     """It was traced on the CPU, and on a GPU would refuse pictures that are not there."""
     program = torch.export.load(unpacked / FILES["program"][0])

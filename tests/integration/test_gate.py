@@ -17,11 +17,12 @@ from jobs.config import Config
 from jobs.delivery import promotion
 from jobs.delivery.promotion import candidate, fetch, objections, promote, rollback
 from jobs.delivery.registry import Registry
-from jobs.delivery.storage import Conflict, Storage
+from jobs.delivery.storage import Storage
 from jobs.errors import ConfigurationError, Interrupted, NotPromoted, UnavailableError
 from jobs.runs import read_arrays, write_arrays
 from serving.archive import ModelError
 from serving.files import digest_of, write
+from serving.s3 import Conflict
 
 
 def gate(**changes: Any) -> Config:

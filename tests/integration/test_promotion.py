@@ -15,15 +15,16 @@ import yaml
 from botocore.awsrequest import AWSResponse
 from command import called, forked
 from conftest import MODEL, tiny_config
+from memory_s3 import BUCKET as MEMORY
 from memory_s3 import Memory, in_memory
 from object_store import BUCKET, Proxy, exported_run, finished_run, keys_of
+from service import LONGEST
 from typer.testing import CliRunner
 
 from jobs import config
 from jobs.cli import app
 from jobs.config import Config
 from jobs.delivery import deployment, promotion
-from jobs.delivery import storage as storages
 from jobs.delivery.promotion import promote, rollback
 from jobs.delivery.pruning import prune
 from jobs.delivery.publishing import run_key
@@ -32,6 +33,7 @@ from jobs.delivery.storage import Storage
 from jobs.demo import ObjectStore
 from jobs.errors import ConfigurationError, NotPromoted, UnavailableError
 from jobs.runs import RunFolder, read_arrays
+from serving import s3
 from serving.archive import File, Pointer
 from serving.files import digest_of, write
 
@@ -267,10 +269,12 @@ def test_of_promotions_at_once_in_threads_exactly_one_wins(
     settings: config.Storage, registry: Registry
 ) -> None:
     outcomes: list[tuple[int, int, str]] = []
-    barrier = threading.Barrier(RIVALS)
+    barrier = threading.Barrier(RIVALS, timeout=LONGEST)
     with ThreadPoolExecutor(RIVALS) as threads:
-        for number in range(RIVALS):
-            threads.submit(contend, number, ROUNDS, settings, barrier, outcomes.append)
+        work = (ROUNDS, settings, barrier, outcomes.append)
+        tried = [threads.submit(contend, number, *work) for number in range(RIVALS)]
+        for one in tried:
+            one.result()
     check_rounds(outcomes, ROUNDS, registry)
 
 
@@ -283,13 +287,13 @@ def test_of_promotions_at_once_in_processes_exactly_one_wins(
     settings: config.Storage, registry: Registry
 ) -> None:
     context = multiprocessing.get_context("forkserver")
-    barrier, queue = context.Barrier(RIVALS), context.Queue()
+    barrier, queue = context.Barrier(RIVALS, timeout=LONGEST), context.Queue()
     processes = [
         forked(contend_in_a_process, number, settings, barrier, queue) for number in range(RIVALS)
     ]
     for process in processes:
         process.start()
-    outcomes = [queue.get() for _ in range(RIVALS * ROUNDS)]
+    outcomes = [queue.get(timeout=LONGEST) for _ in range(RIVALS * ROUNDS)]
     for process in processes:
         process.join()
     check_rounds(outcomes, ROUNDS, registry)
@@ -330,7 +334,7 @@ def test_a_swap_whose_answer_is_lost_is_recognised_as_our_own(
 def test_a_409_is_tried_again(
     settings: config.Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storages, "CONFLICT_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(s3, "CONFLICT_PAUSES", (0.0, 0.0))
     run = exported_run(tmp_path / "a", right=150)
     registry = Registry(Storage(settings), "m")
     candidate = promotion.candidate(run, "m")
@@ -451,8 +455,12 @@ def test_prune_deletes_what_is_a_run_a_part_or_a_version_and_no_file_of_somebody
     foreign = ("runs/queries.sql", "runs/dt=2026-01-31/README.txt", "models/m/NOTES.md")
     for key in (*foreign, "runs/athena/tables/x/part.csv"):
         storage.put(key, b"x", replacing=None)
+    for key in ("backups/db", "runs/athena/big", "runs/dt=2026-01-31/run_id=old/big"):
+        memory.create_multipart_upload(Bucket=MEMORY, Key=f"some/prefix/{key}")
     before = set(memory.objects)
     gone = prune(storage, days=None, keep=1, now=later(2), dry_run=False)
+    left = {upload["Key"] for upload in memory.uploads.values()}
+    assert left == {"some/prefix/backups/db", "some/prefix/runs/athena/big"}
     assert [item.prefix for item in gone] == [f"{folder}old/" for folder in folders]
     assert before - set(memory.objects) == {f"some/prefix/{f}old/file" for f in folders}
     prune(storage, days=0, keep=0, now=later(2), dry_run=False)

@@ -72,11 +72,13 @@ def test_memory_that_grows_is_told_from_a_service_that_warms_up() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["torchserve", "asgi"])
+@pytest.mark.parametrize(("engine", "growth"), [("torchserve", "400"), ("asgi", "100")])
 def test_good_bad_slow_and_silent_clients_get_what_is_theirs(
-    archive: Path, tmp_path: Path, engine: str
+    archive: Path, tmp_path: Path, engine: str, growth: str
 ) -> None:
-    options = ("--archive", str(archive), "--engine", engine, "--seconds", "60")
+    """In the first minute, in which Java's heap grows by 80 MB: half an hour would tell a leak."""
+    options = ["--archive", str(archive), "--engine", engine, "--seconds", "60"]
+    options += ["--growth", growth]
     code, figures, said = benchmark("soak", tmp_path, *options)
     assert (code, figures["unexpected"]) == (0, []), said
     kinds = {"good 200", "bad 400", "slow 200", "silent, opened"}
@@ -107,5 +109,6 @@ def test_whichever_part_is_killed_answers_come_again(archive: Path, tmp_path: Pa
 def test_a_leak_is_found(archive: Path, tmp_path: Path) -> None:
     options = ("--archive", str(archive), "--engine", "asgi", "--seconds", "20", "--growth", "40")
     environment = leaking(tmp_path / "leak", megabytes=10)
+    (tmp_path / "leak" / "go").touch()
     code, figures, _ = benchmark("soak", tmp_path, *options, **environment)
     assert code == 1 and figures["growth_mb"] > 40 and figures["unexpected"] == []

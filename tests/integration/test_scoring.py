@@ -2,13 +2,13 @@
 
 import errno
 import io
-import json
 import os
 import signal
 import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from botocore.exceptions import IncompleteReadError
+from botocore.exceptions import ClientError, IncompleteReadError
 from botocore.response import StreamingBody
 from command import forked
 from conftest import MODEL, pictures
+from memory_s3 import refused
 from object_store import BUCKET
 from service import Service
 from test_examples import run_example
@@ -28,10 +29,9 @@ from typer.testing import CliRunner, Result
 from jobs.config import Storage
 from jobs.demo import ObjectStore
 from jobs.runs import RunFolder
-from serving import Predictor, cluster, scoring
+from serving import Predictor, cluster, s3, scoring
 from serving.answers import (
     ABOUT,
-    ATTEMPTS,
     SCHEMA,
     Answers,
     Folder,
@@ -247,19 +247,22 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over_and_links_to_folders_ar
         list(scoring.pictures(str(photos)))
 
 
-def test_progress_is_of_what_is_missing(predictor: Predictor, photos: Path, tmp_path: Path) -> None:
-    target, advanced = tmp_path / "out", [0]
+def test_progress_is_of_what_is_missing(
+    predictor: Predictor, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[str, float, float]] = []
 
-    def advance(count: int) -> None:
-        advanced[-1] += count
+    @contextmanager
+    def task(label: str, total: float) -> Iterator[Callable[[float], None]]:
+        done: list[float] = []
+        yield done.append
+        shown.append((label, total, sum(done)))
 
-    assert scoring.counted(str(photos), target) == (10, 10)
-    score(predictor, str(photos), target, 1, advance)
-    (photos / "new.png").write_bytes((photos / "1.png").read_bytes())
-    assert scoring.counted(str(photos), target) == (11, 1)
-    advanced.append(0)
-    score(predictor, str(photos), target, 1, advance)
-    assert advanced == [10, 1] and scoring.counted(str(photos), target) == (11, 0)
+    monkeypatch.setattr(scoring, "task", task)
+    for _ in range(2):
+        score(predictor, str(photos), tmp_path / "out", threads=1)
+        (photos / "new.png").write_bytes((photos / "1.png").read_bytes())
+    assert shown == [("score", 10, 10), ("score", 1, 1)]
 
 
 def test_a_list_has_addresses_in_s3_too_and_may_begin_with_a_mark_of_its_encoding(
@@ -294,7 +297,7 @@ def test_a_body_that_breaks_off_is_fetched_again_and_not_for_ever(
     left = 100
     with pytest.raises(SourceError, match=f"^{item.place}: "):
         item.read()
-    assert left == 100 - ATTEMPTS
+    assert left == 100 - s3.ATTEMPTS
 
 
 def test_names_in_no_encoding_are_answered_and_links_in_a_tar_file_are_passed_over(
@@ -441,10 +444,6 @@ def test_an_output_is_of_one_process_one_archive_and_one_source(
     with pytest.raises(ScoringError, match=rf"^{held} \(model \w{{64}}\); take another folder$"):
         scoring.collect(again, str(monday), target, lambda items: pytest.fail("it answers"))
     assert len(rows(target)) == 10
-    (target / ABOUT).write_text(json.dumps(predictor.model))  # as it was once
-    assert score(predictor, str(monday), target, threads=1).skipped == 10
-    with pytest.raises(ScoringError, match=rf"^{held} \(pictures {monday}\)"):
-        score(predictor, str(tuesday), target, threads=1)
 
 
 def test_what_names_its_pictures_alike_shares_an_output(
@@ -522,9 +521,46 @@ def test_of_two_that_write_to_s3_one_is_refused_and_no_picture_has_two_rows(
         opened(target, {"model": "b"}).__enter__()
 
 
+class Refusing:
+    """A client of S3 that answers some calls with errors first."""
+
+    def __init__(self, client: Any, **errors: list[ClientError]) -> None:
+        self.client, self.errors = client, errors
+
+    def __getattr__(self, name: str) -> Any:
+        def call(**given: Any) -> Any:
+            if self.errors.get(name):
+                raise self.errors[name].pop()
+            return getattr(self.client, name)(**given)
+
+        return call if name in self.errors else getattr(self.client, name)
+
+
+def test_a_part_that_meets_another_request_is_sent_again_and_an_archived_picture_is_a_row(
+    predictor: Predictor,
+    settings: Storage,
+    put: Callable[[str, bytes], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    item = scoring.Item("1.png", put("1.png", b"a picture"))
+    refusing = Refusing(
+        s3.shared_client(),
+        put_object=[refused(409, "ConditionalRequestConflict")],
+        get_object=[refused(403, "InvalidObjectState")],
+    )
+    monkeypatch.setattr(s3, "shared_client", lambda: refusing)
+    [row] = scoring.answers(predictor, [item])
+    assert row["error"] == "not readable: archived in S3; restore it"
+    Answers(at(f"{settings.uri}/scores")).add([row])
+    assert [row["path"] for row in rows(f"{settings.uri}/scores")] == ["1.png"]
+    assert refusing.errors == {"put_object": [], "get_object": []}
+    [row] = scoring.answers(predictor, [scoring.Item("list", f"s3://{BUCKET}/")])
+    assert row["error"] == "not readable: vanished"
+
+
 def test_a_damaged_part_is_named(predictor: Predictor, tmp_path: Path) -> None:
     kept = Answers(Folder(tmp_path))
-    kept.add(scoring.answers(predictor, [scoring.Item("a", "/gone")]))
+    kept.add(scoring.answers(predictor, [scoring.Item("a-picture.png", "/gone")]))
     part = tmp_path / "part-00000.parquet"
     whole, other = part.read_bytes(), io.BytesIO()
     pq.write_table(pa.table({"other": [1]}), other)
@@ -532,6 +568,42 @@ def test_a_damaged_part_is_named(predictor: Predictor, tmp_path: Path) -> None:
         part.write_bytes(content)
         with pytest.raises(ScoringError, match=rf"^{part}: damaged: .+$"):
             kept.done()
+    place = whole.index(b"a-picture.png") + 1
+    part.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+    with pytest.raises(ScoringError, match=rf"^{part}: damaged: .+$"):  # else it is another path
+        kept.done()
+    about = {"model": "a"}
+    for content in (b"{", b"[]", b"\xff"):
+        (tmp_path / ABOUT).write_bytes(content)
+        with pytest.raises(ScoringError, match=rf"^{tmp_path / ABOUT}: damaged$"):
+            opened(tmp_path, about).__enter__()
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), OSError(errno.EIO, "no")])
+def test_an_output_that_cannot_be_listed_is_not_an_empty_one(
+    error: OSError,
+    predictor: Predictor,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = tmp_path / "out"
+    score(predictor, str(photos), target, threads=1)
+    before = (target / "part-00000.parquet").read_bytes()
+    (photos / "damaged.jpg").unlink()
+    with monkeypatch.context() as patch:
+        for name in ("listdir", "scandir"):
+            listed = getattr(os, name)
+
+            def refused(path: Any = ".", listed: Callable[..., Any] = listed) -> Any:
+                if Path(path) == target:
+                    raise error
+                return listed(path)
+
+            patch.setattr(os, name, refused)
+        with pytest.raises(SourceError, match=f"^{target}: no$"):
+            score(predictor, str(photos), target, threads=1)
+    assert (target / "part-00000.parquet").read_bytes() == before
 
 
 def test_a_source_without_pictures_and_an_output_in_no_bucket_are_wrong_use(
@@ -542,6 +614,7 @@ def test_a_source_without_pictures_and_an_output_in_no_bucket_are_wrong_use(
     for source, target, complaint in (
         (empty, "out", f"{empty}: no pictures there"),
         (photos, "s3:/bucket/answers", "s3:/bucket/answers: an output in S3 is written s3://"),
+        (photos, "gs://bucket/answers", "gs://bucket/answers: an output in S3 is written s3://"),
     ):
         command = ["score", str(source), "--out", target, "--model", str(archive)]
         done = CliRunner().invoke(app, command)

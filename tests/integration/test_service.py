@@ -21,7 +21,7 @@ import pytest
 from conftest import MODEL, classes_of, pictures, predictions
 from PIL import Image
 from readme import command_lines
-from service import Service, exchange, get, leaking, load, run_all, running, start
+from service import LONGEST, Service, exchange, get, leaking, load, run_all, running, start
 
 from jobs.runs import RunFolder
 from serving.archive import DESCRIPTION, ModelError, open_model, write_description
@@ -218,7 +218,7 @@ def test_a_hundred_clients_with_good_and_bad_pictures_get_what_is_theirs(
 
 
 def metrics_of(service: Service) -> str:
-    with urllib.request.urlopen(f"{service.metrics}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"{service.metrics}/metrics", timeout=LONGEST) as response:
         text: str = response.read().decode()
         return text
 
@@ -339,6 +339,7 @@ def test_too_much_memory_ends_the_service_and_no_request(
     environment |= leaking(tmp_path / "leak", megabytes=100)
     service = start(archive, tmp_path / "state", **environment)
     service.wait_until_ready()
+    (tmp_path / "leak" / "go").touch()
     with load(service, file, label, clients=4) as statuses:
         while service.events()[-1]["event"] != "draining":
             assert service.process.poll() is None

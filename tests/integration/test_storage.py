@@ -42,6 +42,7 @@ from jobs.results import Diverged
 from jobs.runs import RunFolder
 from serving import progress
 from serving.files import digest_of, write
+from serving.s3 import Conflict
 
 MIB = 2**20
 DAY = "2026-01-31"  # on which `finished_run` started
@@ -572,9 +573,13 @@ def test_storage_that_stalls_holds_the_end_up_for_a_bounded_time_and_can_undo_no
     storage.put(f"{run_key(training)}/metrics.jsonl", final, replacing=etag)
     late = Live(training, settings)
     late.storage, late.sent["metrics.jsonl"] = storage, (b"older", etag)
-    with pytest.raises(storages.Conflict):
+    with pytest.raises(Conflict):
         late._send(storage, "metrics.jsonl")
     assert published_metrics(storage, training) == final
+    proxy.close()
+    for one in threading.enumerate():
+        if one.name == "metrics to S3":
+            one.join()  # what it says then belongs to no other test
 
 
 def test_what_is_sent_is_no_older_than_what_it_replaces(tmp_path: Path) -> None:
@@ -628,7 +633,7 @@ def test_metrics_never_go_into_a_run_that_another_process_has_published_meanwhil
     there = finished_run(tmp_path / "there" / training.run_id, 10, day=training.started[:10])
     publish(Storage(settings), there)
     training.append_metrics([row(1)])
-    with pytest.raises(storages.Conflict):
+    with pytest.raises(Conflict):
         live.look()
     with pytest.raises(ConfigurationError, match="a finished run is there as live"):
         live.look()
@@ -676,6 +681,8 @@ def test_a_job_finishes_without_storage_and_is_published_later(
     assert done.stderr.count("not published: ") == 1
     assert done.stderr.count("warning: ") <= 2 + minutes  # one at the end, about the last metrics
     folder = RunFolder(tmp_path / "r")
+    later = f"`publish {folder.path} --set storage.uri={settings.uri}` does it"
+    assert later in " ".join(done.stderr.split())
     before = digest_of(folder.path / "manifest.json")
 
     failed = called("publish", folder.path, *away)

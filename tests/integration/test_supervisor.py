@@ -29,6 +29,17 @@ from serving.readiness import Readiness
 from serving.settings import Settings, SettingsError
 from serving.supervisor import Supervisor
 
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """A supervisor that runs in this process takes them."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 DESCRIPTION = Description(
     name="m",
     version="1",
@@ -379,14 +390,11 @@ def test_a_hangup_is_a_wish_to_stop_unless_it_is_to_be_ignored(tmp_path: Path) -
         (signal.SIGINT, ignored, True),  # as a shell starts what is to run in the background
     ):
         one = Supervisor(Settings(model_uri="m.mar", state_dir=tmp_path / "none"))
-        before = {each: signal.getsignal(each) for each in (signal.SIGHUP, signal.SIGINT)}
-        try:
-            signal.signal(number, found)
-            with pytest.raises(SettingsError, match="SERVING_STATE_DIR"):
-                one.run()
-            assert signal.getsignal(number) is not by_default
-            signal.raise_signal(number)
-            assert one.stopping.is_set() is stops
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
+        for each in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(each, by_default)
+        signal.signal(number, found)
+        with pytest.raises(SettingsError, match="SERVING_STATE_DIR"):
+            one.run()
+        assert signal.getsignal(number) is not by_default
+        signal.raise_signal(number)
+        assert one.stopping.is_set() is stops

@@ -21,6 +21,7 @@ import pytest
 from conftest import copy_of, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
+from service import LONGEST
 
 from jobs import config, following, pipeline
 from jobs.delivery import tracking
@@ -428,7 +429,7 @@ def test_prometheus_reads_the_newest_row_of_each_variant_and_split(run: RunFolde
     port = free_port()
     with (
         tracking.exposed(run, port),
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer,
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LONGEST) as answer,
     ):
         assert answer.headers["Content-Type"].startswith("text/plain")
         families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
@@ -440,7 +441,7 @@ def test_prometheus_reads_the_newest_row_of_each_variant_and_split(run: RunFolde
         got = {tuple(s.labels[label] for label in labels): s.value for s in family.samples}
         assert got == {key: row[name] for key, row in rows.items() if row[name] is not None}
     with pytest.raises(OSError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LONGEST)
 
 
 def test_that_a_scraper_went_is_not_in_the_log(
@@ -452,7 +453,7 @@ def test_that_a_scraper_went_is_not_in_the_log(
             scraper.sendall(b"GET /metr")
             reset = struct.pack("ii", 1, 0)  # closing then ends a connection at once
             scraper.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LONGEST):
             for thread in set(threading.enumerate()) - others:
                 if "process_request_thread" in thread.name:
                     thread.join()

@@ -78,7 +78,7 @@ def undocumented(source: str) -> list[str]:
 
 
 def test_the_errors_of_the_project_are_found() -> None:
-    assert {"UnavailableError", "Diverged", "ExportError", "Conflict", "ModelError"} <= ERRORS
+    assert {"UnavailableError", "Divergence", "ExportError", "Conflict", "ModelError"} <= ERRORS
     assert {"ImageError", "RequestError", "SettingsError", "ClientError"} <= ERRORS
 
 

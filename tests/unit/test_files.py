@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from s3transfer.utils import OSUtils  # type: ignore[import-untyped]
+from s3transfer.utils import OSUtils
 
 from serving.files import MARK, PARTIAL, temporary
 

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from memory_s3 import BUCKET, Memory, in_memory, refused
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
 from jobs import interruption
 from jobs.delivery import storage as storages
-from jobs.delivery.storage import Conflict, Entry, Object, Storage
+from jobs.delivery.storage import Entry, Object, Storage
 from jobs.errors import ConfigurationError, Interrupted, UnavailableError
 from serving import s3
+from serving.s3 import Conflict
 
 KEY = "some/prefix/a/key"
 WHERE = {"Bucket": BUCKET, "Key": KEY}
@@ -140,6 +142,25 @@ def test_an_endpoint_of_the_environment_that_is_no_address_is_named(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
     with pytest.raises(OSError, match=r"^AWS_ENDPOINT_URL: Invalid endpoint: localhost:9000$"):
         s3.default_client()
+
+
+@pytest.mark.parametrize("error", [RetriesExceededError(None), S3DownloadFailedError("changed")])
+def test_a_download_that_breaks_off_is_explained_too(error: Exception) -> None:
+    with (
+        pytest.raises(UnavailableError, match=f"^s3://bucket/key: {error}$"),
+        s3.explained("s3://bucket/key", UnavailableError),
+    ):
+        raise error
+
+
+def test_checksums_that_nobody_has_chosen_are_as_the_environment_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    for value in ("when_required", "when_supported"):
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", value)
+        assert s3.default_client().meta.config.request_checksum_calculation == value
 
 
 def test_an_object_that_others_have_written_has_no_digest(memory: Memory, storage: Storage) -> None:

@@ -79,6 +79,16 @@ def test_every_pod_is_restricted_with_a_read_only_root(job: Object, rayjob: Obje
         assert mounts == {volume["name"] for volume in pod["volumes"]} >= {"tmp"}
 
 
+def test_the_account_that_writes_is_not_the_services(
+    objects: list[Object], job: Object, rayjob: Object
+) -> None:
+    accounts = {o["metadata"]["name"] for o in objects if o["kind"] == "ServiceAccount"}
+    assert {pod["spec"]["serviceAccountName"] for pod in pods(job, rayjob)} == accounts
+    served = [thing for thing in yaml.safe_load_all(kustomize(K8S / "base")) if thing]
+    [service] = [thing["spec"] for thing in served if thing["kind"] == "Deployment"]
+    assert service["template"]["spec"]["serviceAccountName"] not in accounts
+
+
 def test_pods_reach_s3_and_each_other_and_only_the_operator_reaches_them(
     objects: list[Object], job: Object, rayjob: Object
 ) -> None:
