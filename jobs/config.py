@@ -56,6 +56,7 @@ STORED_EPOCHS = 4
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]  # as PyTorch's generators take it
 ADDRESS = r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$"
 
 
@@ -273,7 +274,7 @@ class Runtime(Section):
     compile: Literal["auto"] | bool = "auto"
     """`torch.compile` for the training step. `auto`: on a GPU, where there is enough work to win
     back the time that it takes; never on a CPU."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)] = (0,)
     """Every variant is trained once for each; the comparison gives mean and spread."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints, of which each epoch's end has one, too. 0: only at the ends of
@@ -421,13 +422,13 @@ class Config(Section):
             and self.evaluation.select_on == "validation",
             f"optim.aux_weight: {small}": is_small
             and any(variant.has_aux for variant in self.variants),
-            f"weights.stand_in.optim.aux_weight: {small}": is_small and self._stand_in_has_aux,
             "optim.batch_size: batch norm has no statistics of one image here": any(
                 v.optim.batch_size == 1
                 and v.moves_norms
                 and (v.has_aux or self.data.input_size < ONE_PLACE)
                 for v in self.variants
             ),
+            **self._stand_in_problems(small if is_small else None),
             "runtime.seeds: a seed is given twice": len(set(self.runtime.seeds))
             < len(self.runtime.seeds),
         }
@@ -436,11 +437,18 @@ class Config(Section):
                 raise ValueError(problem)
         return self
 
-    @property
-    def _stand_in_has_aux(self) -> bool:
+    def _stand_in_problems(self, small: str | None) -> dict[str, bool]:
         needed = any(variant.init == "pretrained" for variant in self.variants)
-        aux = self.weights.stand_in.optim.aux_weight > 0
-        return self.weights.source == "stand-in" and needed and aux
+        if self.weights.source != "stand-in" or not needed:
+            return {}
+        optim, images = self.weights.stand_in.optim, self.weights.stand_in.images
+        has_aux = optim.aux_weight > 0
+        alone = optim.batch_size == 1 and (has_aux or self.data.input_size < ONE_PLACE)
+        return {
+            f"weights.stand_in.optim.aux_weight: {small}": bool(small) and has_aux,
+            "weights.stand_in.optim.batch_size: batch norm has no statistics of one image": alone,
+            f"weights.stand_in.images: {images} is no batch": images < optim.batch_size,
+        }
 
     def _head_problems(self) -> dict[str, bool]:
         problems: dict[str, bool] = {}

@@ -1,6 +1,7 @@
 """Turns SIGTERM and SIGINT into a cooperative shutdown flag, checked between two steps."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -28,7 +29,11 @@ def check() -> None:
 
 @contextmanager
 def graceful() -> Iterator[None]:
-    """Lets the first signal end the work at the next :func:`check`; a second one kills at once."""
+    """Lets the first signal end the work at the next :func:`check`; a second one kills at once.
+    In other threads than the main one it does nothing, as signals go to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def handle(number: int, _frame: FrameType | None) -> None:
         _received.append(signal.Signals(number).name)

@@ -5,7 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,7 @@ from jobs.train.kept import pairs, small, surest
 from jobs.train.training import Trainer, fit
 from jobs.train.writing import Snapshot, each
 from serving.archive import Scores
-from serving.files import write
+from serving.files import digest_of, write
 from serving.progress import above, console, log, task
 
 COARSE = 2  # from an input this many times as large as the images on, the log says so
@@ -156,7 +156,11 @@ def _results(config: Config, folder: RunFolder, name: str) -> list[Any]:
 def train_part(config: Config, folder: RunFolder, part: Part) -> None:
     """Trains one variant with one seed; other processes may train others in the same folder."""
     if not folder.variant(*part).finished:
-        with tracking.exposed(folder, config.tracking.prometheus):
+        with ExitStack() as held:
+            try:
+                held.enter_context(tracking.exposed(folder, config.tracking.prometheus))
+            except ConfigurationError as error:  # of one machine's parts, the first has the port
+                log(f"warning: {error}")
             Job(config, folder).train(config.variant(part.variant), part.seed)
 
 
@@ -276,11 +280,26 @@ class Job:
         source = self.config.weights.source
         log(f"weights: {self.config.weights.description}")
         if source != "stand-in":
-            return distributed.in_turns(lambda: models.load_pretrained(source))
+            weights = distributed.in_turns(lambda: models.load_pretrained(source))
+            distributed.once(self._refuse_others, Path(source))
+            return weights
         folder = self.folder.stand_in()
         if not distributed.once(_take_stand_in, folder, self._kept_stand_in):
             self._train_stand_in(folder)
         return models.check_fit(_best(folder), source)
+
+    def _refuse_others(self, source: Path) -> None:
+        """A file may be replaced between two starts: variants would begin with different weights.
+
+        Raises:
+            UnavailableError: the run began with others.
+        """
+        known = self.folder.path / "weights.sha256"
+        digest = digest_of(source) if source.is_file() else None
+        if digest and not known.is_file():
+            write(known, digest)
+        elif digest and known.read_text() != digest:
+            raise UnavailableError(f"weights {source}: not those that this run began with")
 
     def features(self, images: Images) -> Tensor:
         """What the pretrained trunk makes of images as they are: float32 [N, 2048]."""
@@ -312,7 +331,10 @@ class Job:
         pictures = variant.optim.epochs * len(images)
         compiled = self._compiles(variant, pictures)
         trainer = Trainer(network, variant, len(images), self.device, seed=0, compiled=compiled)
-        self._fit(trainer, images, {}, folder)
+        try:
+            self._fit(trainer, images, {}, folder)
+        except errors.Divergence as error:  # of no variant
+            raise ConfigurationError(f"weights.stand_in.optim: {error}") from None
         outcome = Trained(seconds=trainer.seconds)
         distributed.once(_keep_stand_in, folder, self._kept_stand_in)
         distributed.once(folder.save_result, outcome)
@@ -480,7 +502,8 @@ class Job:
         result = scores(logits, labels)
         row = {"variant": name, "seed": trainer.seed, "epoch": trainer.best_epoch, "split": "test"}
         row |= {"loss": result.loss, "accuracy": result.accuracy, "seconds": trainer.seconds}
-        folder.append([row])
+        if self.config.evaluation.select_on != "test":  # else the epoch has that row
+            folder.append([row])
         log(f"{name}: {result.accuracy:.2%} of {len(labels):,} test images")
         return result
 

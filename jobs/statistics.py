@@ -75,6 +75,8 @@ def confidence_sequence(count: float, total: float) -> tuple[float, float]:
     average = math.lgamma(count + 1) + math.lgamma(misses + 1) - math.lgamma(total + 2)
 
     def inside(share: float) -> bool:
+        if share == 1:  # rounded to it
+            return False
         likelihood = count * math.log(share) + misses * math.log1p(-share)
         return average - likelihood < math.log(20)
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO
 from functools import partial
@@ -207,8 +208,10 @@ def collect(
     origin, items = _found(source)
     with opened(target, about(model, origin)) as kept:
         done = kept.done()
-        _, counted = _found(source, say=lambda line: None)  # it is said below
-        to_do = sum(item.path not in done for item in counted)
+        to_do = 0
+        with suppress(ScoringError):  # it comes again, after the pictures that can be read
+            for item in _found(source, say=lambda line: None)[1]:
+                to_do += item.path not in done
 
         def missing() -> Iterator[Item]:
             for item in items:

@@ -409,7 +409,7 @@ def update_batch_norm(trainer: Trainer, train: Examples, images: int) -> None:
         norm.train()
     order = torch.randperm(len(train), generator=generator(trainer.seed, "batch norm"))
     order = order[:images].to(train.labels.device)
-    parts = order.chunk(math.ceil(len(order) / NORMALISED_TOGETHER))
+    parts = order.tensor_split(math.ceil(len(order) / NORMALISED_TOGETHER))  # none of one image
     if len(parts[-1]) >= distributed.size():  # as a batch's, an image counts in one process
         parts = tuple(part[distributed.share(len(part))] for part in parts)
     for taken, (inputs, _) in enumerate(train.batches(parts), start=1):

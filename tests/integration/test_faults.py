@@ -285,6 +285,30 @@ def test_one_variant_that_diverges_ends_its_training_with_1(
 
 
 @pytest.mark.usefixtures("thin")
+def test_a_stand_in_that_diverges_is_no_variants_fault(tmp_path: Path) -> None:
+    optim = {"epochs": 1, "batch_size": 20, "learning_rate": 1e38}
+    stand_in = {"source": "stand-in", "stand_in": {"images": 60, "optim": optim}}
+    wanted = tiny_config(weights=stand_in)
+    with pytest.raises(ConfigurationError, match=r"^weights.stand_in.optim: the loss was no long"):
+        pipeline.train(wanted, RunFolder(tmp_path / "r"), "frozen")
+    assert not (tmp_path / "r/variants/frozen/result.json").exists()
+
+
+@pytest.mark.usefixtures("thin")
+def test_weights_that_were_replaced_meanwhile_are_not_those_of_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    network = models.build(1000, aux=False)
+    torch.save(network.state_dict(), file)
+    wanted = tiny_config(weights={"source": str(file)})
+    run = RunFolder(tmp_path / "r")
+    pipeline.train(wanted, run, "finetune")
+    torch.nn.init.zeros_(network.fc.bias)
+    torch.save(network.state_dict(), file)
+    with pytest.raises(UnavailableError, match=f"^weights {file}: not those that this run began"):
+        pipeline.train(wanted, run, "frozen")
+
+
+@pytest.mark.usefixtures("thin")
 def test_weights_that_the_last_step_spoils_end_their_variant_alone(
     tiny_yaml: Path, tmp_path: Path
 ) -> None:

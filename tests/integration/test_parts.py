@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import yaml
 from command import called, forked, job, start_job, stop_when
-from conftest import ROOT, TINY, tiny, tiny_config
+from conftest import ROOT, TINY, free_port, tiny, tiny_config
 from object_store import exported_run, finished_run, keys_of
 
-from jobs import config, parts
+from jobs import config, parts, pipeline
 from jobs.config import Part
-from jobs.delivery import promotion, pruning, publishing
+from jobs.delivery import promotion, pruning, publishing, tracking
 from jobs.delivery.registry import Registry
 from jobs.delivery.storage import Storage
 from jobs.demo import ObjectStore
@@ -347,3 +347,16 @@ def test_a_part_that_would_write_elsewhere_is_refused(tmp_path: Path, kind: str)
     with pytest.raises(UnavailableError, match="is no file of a part"):
         parts._unpack(packed, tmp_path / "run")
     assert not (tmp_path / "outside").exists() and not (tmp_path / "run" / "link").exists()
+
+
+@pytest.mark.usefixtures("thin")
+def test_a_part_trains_also_where_another_has_the_port_of_prometheus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    wanted = tiny_config(tracking={"prometheus": port})
+    run = RunFolder(tmp_path / "r")
+    with run.open(wanted), tracking.exposed(RunFolder(tmp_path / "other"), port):
+        pipeline.train_part(wanted, run, wanted.parts[0])
+    assert run.variant(*wanted.parts[0]).finished
+    assert f"warning: tracking.prometheus: port {port}: " in capsys.readouterr().err

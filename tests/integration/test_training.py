@@ -628,6 +628,21 @@ def test_recalibration_takes_the_mean_over_training_images(
     assert norm.momentum == 0.1 and not norm.training
 
 
+def test_no_image_is_normalised_alone(
+    dataset: Dataset, pretrained: models.State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "NORMALISED_TOGETHER", 4)
+    trainer = trainer_of(variant("scratch", average_decay=0.0), dataset, pretrained)
+    sizes: list[int] = []
+
+    def seen(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        sizes.append(len(inputs[0]))
+
+    trainer.scored_network.get_submodule("Conv2d_1a_3x3").register_forward_pre_hook(seen)
+    training.update_batch_norm(trainer, dataset.train, 17)
+    assert sorted(sizes) == [3, 3, 3, 4, 4]
+
+
 def test_how_many_are_scored_at_once_decides_no_weight(
     dataset: Dataset, pretrained: models.State
 ) -> None:

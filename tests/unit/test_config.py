@@ -110,6 +110,28 @@ def test_a_small_input_has_no_auxiliary_head_in_the_stand_in_either() -> None:
     assert config.load("default", settings)
 
 
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("optim.batch_size=1", "weights.stand_in.optim.batch_size: batch norm has no statistics"),
+        ("images=10", "weights.stand_in.images: 10 is no batch"),
+    ],
+)
+def test_a_stand_in_that_cannot_be_trained_is_refused_before_another_variant_is(
+    setting: str, complaint: str
+) -> None:
+    settings = ["weights.source=stand-in", f"weights.stand_in.{setting}"]
+    with pytest.raises(ConfigurationError, match=f"^{complaint}"):
+        config.load("quickstart", settings)
+    assert config.load("quickstart", ["weights.source=random", settings[1]])
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_is_one_that_generators_take(seed: int) -> None:
+    with pytest.raises(ConfigurationError, match=r"^runtime.seeds.0: Input should be "):
+        config.load("quickstart", [f"runtime.seeds=[{seed}]"])
+
+
 def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_bytes(b"optim: {epochs: 3}  # caf\xe9")
     with pytest.raises(ConfigurationError, match=r"job.yaml: not YAML: "):

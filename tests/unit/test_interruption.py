@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -20,3 +21,17 @@ def test_the_first_signal_waits_for_the_next_check(number: signal.Signals) -> No
         assert signal.getsignal(number) is signal.SIG_DFL, "the second one kills"
     assert signal.getsignal(number) is before
     interruption.check()
+
+
+def test_in_another_thread_the_work_goes_on_without_signals() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work() -> None:
+        with interruption.graceful():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]

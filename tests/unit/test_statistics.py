@@ -252,3 +252,9 @@ def test_where_every_picture_is_right_none_tells_how_sure_to_be() -> None:
     assert (logits.argmax(1) == labels).all() and best_temperature(logits, labels) == 1.0
     labels[:20] = logits[:20].argmin(1)
     assert best_temperature(logits, labels) > 1
+
+
+@pytest.mark.parametrize(("count", "total"), [(10, 10.001), (0.925, 1.0), (200, 200.02)])
+def test_a_small_part_of_a_miss_has_an_interval_too(count: float, total: float) -> None:
+    low, high = confidence_sequence(count, total)
+    assert 0 < low < count / total < high <= 1
