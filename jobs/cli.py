@@ -427,10 +427,7 @@ def prune(
 
 
 @app.command()
-def demo(
-    settings: SetOption = None,
-    out: OutOption = Path("runs"),
-) -> None:
+def demo(settings: SetOption = None, out: OutOption = Path("runs")) -> None:
     """Run the whole path on this machine: S3, training, promotion, service; until Ctrl-C."""
     from jobs import demo as demonstration
 

@@ -30,22 +30,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 # The trunk of torchvision's Inception-v3 in the order in which it is evaluated.
 BLOCKS = (
-    "Conv2d_1a_3x3",
-    "Conv2d_2a_3x3",
-    "Conv2d_2b_3x3",
-    "Conv2d_3b_1x1",
-    "Conv2d_4a_3x3",
-    "Mixed_5b",
-    "Mixed_5c",
-    "Mixed_5d",
-    "Mixed_6a",
-    "Mixed_6b",
-    "Mixed_6c",
-    "Mixed_6d",
-    "Mixed_6e",
-    "Mixed_7a",
-    "Mixed_7b",
-    "Mixed_7c",
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d"),
+    *("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    *("Mixed_7a", "Mixed_7b", "Mixed_7c"),
 )
 AUX_AFTER = "Mixed_6e"  # the auxiliary head looks at this block's output
 ONE_PLACE = 107  # inputs below it leave the last map, of which batch norm takes the mean, one place

@@ -398,16 +398,11 @@ class RunFolder:
         with self.alone("writing"):
             for half in self.path.rglob(PARTIAL):
                 half.unlink()
-        files = sorted(path.relative_to(self.path) for path in self.path.rglob("*"))
+        files = {file.relative_to(self.path): file for file in sorted(self.path.rglob("*"))}
         entries = {
-            file.as_posix(): {
-                "size": (self.path / file).stat().st_size,
-                "sha256": digest_of(self.path / file),
-            }
-            for file in files
-            if not UNLISTED & {*file.parts}
-            and file.parts[0] != TENSORBOARD
-            and (self.path / file).is_file()
+            name.as_posix(): {"size": file.stat().st_size, "sha256": digest_of(file)}
+            for name, file in files.items()
+            if not UNLISTED & {*name.parts} and name.parts[0] != TENSORBOARD and file.is_file()
         }
         manifest = {"run_id": self.run_id, "started": self.started, "time": now(), "files": entries}
         write_json(self.path / MANIFEST, manifest)

@@ -75,9 +75,8 @@ def confidence_sequence(count: float, total: float) -> tuple[float, float]:
     average = math.lgamma(count + 1) + math.lgamma(misses + 1) - math.lgamma(total + 2)
 
     def inside(share: float) -> bool:
-        if share == 1:  # rounded to it
-            return False
-        likelihood = count * math.log(share) + misses * math.log1p(-share)
+        rest = math.log1p(-share) if share < 1 else -math.inf  # where it was rounded to 1
+        likelihood = count * math.log(share) + misses * rest
         return average - likelihood < math.log(20)
 
     best = min(max(count / total if total else 0.5, TINY_SHARE), 1 - TINY_SHARE)

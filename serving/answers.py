@@ -194,11 +194,10 @@ class Answers:
         content = pa.BufferReader(self.place.read(part) or b"")
         try:
             table = pq.read_table(content, columns=["path"], page_checksum_verification=True)
-            paths: list[str] = table["path"].to_pylist()
+            return list(table["path"].to_pylist())
         except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise ScoringError(f"{self.place}/{part}: damaged: {reason}") from None
-        return paths
 
     def add(self, rows: Sequence[Row]) -> None:
         """Writes a part after the last one that is known here."""

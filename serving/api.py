@@ -229,10 +229,7 @@ def serve(port: int, answers: dict[str, Callable[[], Answer]], keys: Keys) -> No
                 self._send(413, {})
 
         def _send(
-            self,
-            status: int,
-            answer: dict[str, Any] | bytes,
-            headers: Mapping[str, str] = {},
+            self, status: int, answer: dict[str, Any] | bytes, headers: Mapping[str, str] = {}
         ) -> None:
             kind, body = "image/png", answer
             if not isinstance(body, bytes):

@@ -71,9 +71,7 @@ def serve(
 
 
 @app.command(epilog=EXIT_CODES)
-def fetch(
-    file: Annotated[Path, typer.Argument(help="Where to put the archive.")],
-) -> None:
+def fetch(file: Annotated[Path, typer.Argument(help="Where to put the archive.")]) -> None:
     """Copy the archive of MODEL_URI to a file, verify its digest, and check its contents."""
     from serving.archive import ModelError, open_model
     from serving.fetch import fetch as copy
@@ -124,8 +122,7 @@ def predict(
 @app.command(epilog=EXIT_CODES)
 def score(
     source: Annotated[
-        str,
-        typer.Argument(help="A folder, a tar file, s3://bucket/prefix, or a list of files."),
+        str, typer.Argument(help="A folder, a tar file, s3://bucket/prefix, or a list of files.")
     ],
     out: Annotated[
         str, typer.Option(help="For the Parquet files: a folder, or s3://bucket/prefix.")

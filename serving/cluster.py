@@ -85,12 +85,7 @@ class Scorer:
         return answered(self.predictor, pictures)
 
 
-def score(
-    archive: Path,
-    address: str,
-    source: str,
-    target: Path | str,
-) -> Summary:
+def score(archive: Path, address: str, source: str, target: Path | str) -> Summary:
     """:func:`serving.scoring.collect` of what a Ray cluster answers.
 
     Raises:

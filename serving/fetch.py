@@ -21,15 +21,7 @@ from urllib.parse import urlsplit
 import urllib3
 
 from serving import archive, s3
-from serving.archive import (
-    Model,
-    ModelError,
-    Pointer,
-    Record,
-    Version,
-    check_digest,
-    open_model,
-)
+from serving.archive import Model, ModelError, Pointer, Record, Version, check_digest, open_model
 from serving.files import replacing
 
 CHUNK = 1 << 20

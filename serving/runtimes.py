@@ -37,11 +37,7 @@ _loading = threading.Lock()
 
 
 def load(
-    path: Path,
-    gpu: int | None,
-    size: tuple[int, int],
-    threads: int | None = None,
-    callers: int = 1,
+    path: Path, gpu: int | None, size: tuple[int, int], threads: int | None = None, callers: int = 1
 ) -> Predict:
     """A form of the network, ready for batches of any size.
 

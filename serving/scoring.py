@@ -177,12 +177,7 @@ def _in_s3(source: str) -> Iterator[Item]:
             yield Item(address, address)
 
 
-def score(
-    predictor: Predictor,
-    source: str,
-    target: Path | str,
-    threads: int,
-) -> Summary:
+def score(predictor: Predictor, source: str, target: Path | str, threads: int) -> Summary:
     """:func:`collect` of what this process answers."""
     work = partial(in_order, predictor=predictor, threads=threads)
     return collect(predictor.description, source, target, work)

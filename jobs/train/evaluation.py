@@ -85,18 +85,13 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
     confusion = confusion.reshape(classes, classes)
     right, total = int(confusion.trace()), len(labels)
     low, high = wilson(right, total)
-    per_class = [
-        hits / count if count else None
-        for hits, count in zip(
-            confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True
-        )
-    ]
+    counts = zip(confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True)
     return Scores(
         **loss_and_accuracy(logits, labels),
         accuracy_low=low,
         accuracy_high=high,
         balanced=_balanced(confusion),
-        per_class=tuple(per_class),
+        per_class=tuple(hits / count if count else None for hits, count in counts),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         calibration_error=calibration_error(logits, labels),
         images=total,
