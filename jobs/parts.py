@@ -16,13 +16,13 @@ from jobs.config import Config, Part
 from jobs.delivery import publishing
 from jobs.delivery.storage import Storage
 from jobs.errors import UnavailableError
-from jobs.runs import RunFolder
+from jobs.runs import WEIGHTS, RunFolder
 from serving.files import digest_of, temporary, write
 from serving.progress import log, task
 from serving.s3 import Conflict
 from serving.tar import opened
 
-OF_THE_RUN = ("data.json", "environment.json", "metrics.jsonl")  # in each part's object
+OF_THE_RUN = ("data.json", "environment.json", "metrics.jsonl", WEIGHTS)  # in each part's object
 
 
 def run(config: Config, folder: RunFolder, part: Part) -> bool:
@@ -128,9 +128,12 @@ class Rendezvous:
             self._add(part, theirs)
 
     def _add(self, part: Part, theirs: RunFolder) -> None:
-        data = self.folder.path / "data.json"
-        if not data.is_file():
-            write(data, (theirs.path / data.name).read_bytes())
+        for name in ("data.json", WEIGHTS):
+            ours, given = self.folder.path / name, theirs.path / name
+            if given.is_file() and not ours.is_file():
+                write(ours, given.read_bytes())
+            elif name == WEIGHTS and given.is_file() and ours.read_bytes() != given.read_bytes():
+                raise UnavailableError(f"{part} began with other weights than the other parts")
         if theirs.facts().digest != self.folder.facts().digest:
             raise UnavailableError(f"{part} was trained on other pictures than the other parts")
         known = self.folder.environments()

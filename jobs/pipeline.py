@@ -27,7 +27,7 @@ from jobs.errors import ConfigurationError, JobError, UnavailableError
 from jobs.following import following
 from jobs.report import comparison, page
 from jobs.results import Comparison, Diverged, Done, Trained
-from jobs.runs import RunFolder, VariantFolder, write_arrays, write_json
+from jobs.runs import WEIGHTS, RunFolder, VariantFolder, write_arrays, write_json
 from jobs.train import models, plan
 from jobs.train.evaluation import class_maps, predict, scores
 from jobs.train.features import Features, extract
@@ -281,7 +281,7 @@ class Job:
         log(f"weights: {self.config.weights.description}")
         if source != "stand-in":
             weights = distributed.in_turns(lambda: models.load_pretrained(source))
-            distributed.once(self._refuse_others, Path(source))
+            distributed.once(self._refuse_others, Path(source).expanduser())
             return weights
         folder = self.folder.stand_in()
         if not distributed.once(_take_stand_in, folder, self._kept_stand_in):
@@ -294,7 +294,7 @@ class Job:
         Raises:
             UnavailableError: the run began with others.
         """
-        known = self.folder.path / "weights.sha256"
+        known = self.folder.path / WEIGHTS
         digest = digest_of(source) if source.is_file() else None
         if digest and not known.is_file():
             write(known, digest)
@@ -502,8 +502,7 @@ class Job:
         result = scores(logits, labels)
         row = {"variant": name, "seed": trainer.seed, "epoch": trainer.best_epoch, "split": "test"}
         row |= {"loss": result.loss, "accuracy": result.accuracy, "seconds": trainer.seconds}
-        if self.config.evaluation.select_on != "test":  # else the epoch has that row
-            folder.append([row])
+        folder.append([row])
         log(f"{name}: {result.accuracy:.2%} of {len(labels):,} test images")
         return result
 

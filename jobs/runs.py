@@ -40,6 +40,7 @@ MANIFEST = "manifest.json"
 KEPT = "kept"  # in the best weights' file; more entries would have no fixed order
 DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
 CHECKPOINT = "last.ckpt"
+WEIGHTS = "weights.sha256"  # of the file that they came from
 TENSORBOARD = "tensorboard"  # written until after the manifest
 DAMAGED = (OSError, ValueError, EOFError, BadZipFile, zlib.error, RuntimeError)
 UNLISTED = {MANIFEST, ".lock", ".locks", DELIVERED, CHECKPOINT}

@@ -2,7 +2,7 @@
 
 There are `part-00000.parquet` and so on, each written whole or not at all, and `_scoring.json`,
 which says what model and what pictures they are of. Of two processes that write to one place one
-is refused: in a folder by a lock, in S3 as soon as it would write the part that the other has
+is refused: in a folder by a lock, in S3 as soon as it would write another part than the other has
 written, so that no picture gets two rows.
 """
 
@@ -139,7 +139,10 @@ class Bucket:
         ]
 
     def read(self, name: str) -> bytes | None:
-        return s3.get(f"{self.uri}{name}", SourceError)
+        try:
+            return s3.get(f"{self.uri}{name}", SourceError)
+        except PermissionError as error:
+            raise SourceError(f"{self.uri}{name}: {error}") from None
 
     def write(self, name: str, content: bytes) -> None:
         """
@@ -240,6 +243,6 @@ def opened(target: Path | str, about: dict[str, str]) -> Iterator[Answers]:
             raise ScoringError(
                 f"{place}: holds other answers ({', '.join(other)}); take another folder"
             )
-        if not said:
+        if about.keys() - said.keys():  # a new place, or an older version's, which says less
             place.write(ABOUT, (json.dumps(about) + "\n").encode())
         yield Answers(place)

@@ -77,14 +77,8 @@ def decoded(listing: Iterable[Picture], settings: config.Data) -> Decoded:
         splits = {}
         for split in SPLITS:
             found = _rows(db, split, {name: number for number, name in enumerate(classes)})
-            splits[split] = Images(
-                pixels,
-                torch.from_numpy(found["row"].copy()),
-                torch.from_numpy(found["label"].copy()),
-                settings,
-                found["digest"],
-                file,
-            )
+            rows, labels = (torch.from_numpy(found[name].copy()) for name in ("row", "label"))
+            splits[split] = Images(pixels, rows, labels, settings, found["digest"], file)
         skipped = db.execute(
             "SELECT name, error FROM pictures JOIN wanted USING (name) "
             "WHERE error IS NOT NULL ORDER BY split DESC, name"

@@ -121,11 +121,5 @@ def _point(validation: Answers, test: Answers, target: float) -> Point | None:
         return None
     right = int(test.right[:answered].sum())
     low, high = wilson(right, answered)
-    return Point(
-        target=target,
-        threshold=threshold,
-        answered=answered / len(test.right),
-        right=right / answered,
-        low=low,
-        high=high,
-    )
+    shares = {"answered": answered / len(test.right), "right": right / answered}
+    return Point(target=target, threshold=threshold, **shares, low=low, high=high)

@@ -250,6 +250,25 @@ def test_parts_of_another_configuration_or_other_pictures_are_not_taken(
     assert grown.variant(*part).result() is None
 
 
+def test_parts_that_began_with_other_weights_are_not_taken(
+    three: config.Config, tmp_path: Path
+) -> None:
+    one, two, three_ = three.parts[:3]
+    scratch, first = (trained(tmp_path / str(p), three, p) for p in (one, two))
+    write(first.path / "weights.sha256", "a")
+    for folder, part in ((scratch, one), (first, two)):
+        Rendezvous(three, folder).bring(part)
+    whole = trained(tmp_path / "whole", three, three_)
+    for part in (one, two):
+        Rendezvous(three, whole).take(part)
+    assert (whole.path / "weights.sha256").read_text() == "a"
+    other = trained(tmp_path / "other", three, three_)
+    write(other.path / "weights.sha256", "b")
+    with pytest.raises(UnavailableError, match="began with other weights than the other parts"):
+        Rendezvous(three, other).take(two)
+    assert other.variant(*two).result() is None
+
+
 def test_one_part_does_the_last_step_and_is_still_the_one_when_it_is_retried(
     three: config.Config, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ class Nodes:
 def nodes(tmp_path: Path) -> Iterator[Nodes]:
     port = free_port()
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    quiet |= {"RAY_local_fs_capacity_threshold": "1"}  # by default no disk 95 % of which is used
     # Where nothing answers: storage is the driver's alone.
     environment = {**os.environ, **quiet, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]

@@ -55,16 +55,6 @@ def test_where_the_test_set_chooses_there_need_be_none(tmp_path: Path) -> None:
     assert len(dataset.validation) == 0 and len(dataset.train) == 80
 
 
-@pytest.mark.usefixtures("thin")
-def test_where_the_test_set_chooses_the_last_scores_replace_no_epochs_row(tmp_path: Path) -> None:
-    config = tiny_config(evaluation={"select_on": "test"}, optim={"epochs": 2})
-    run = RunFolder(tmp_path / "r")
-    [done] = pipeline.train(config, run, "frozen")
-    rows = [row for row in run.metrics() if row["split"] == "test"]
-    assert [row["epoch"] for row in rows] == [0, 1] and done.status == "done"
-    assert all(row["images_per_second"] for row in rows), "each is its epoch's own"
-
-
 @pytest.mark.parametrize("command", ["export", "publish", "promote"])
 @pytest.mark.parametrize(
     "setting", ["optim.epochs=3", "data.cache=/x", "variants.frozen.init=random"]

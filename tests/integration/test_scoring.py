@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import signal
 import sys
@@ -444,6 +445,10 @@ def test_an_output_is_of_one_process_one_archive_and_one_source(
     with pytest.raises(ScoringError, match=rf"^{held} \(model \w{{64}}\); take another folder$"):
         scoring.collect(again, str(monday), target, lambda items: pytest.fail("it answers"))
     assert len(rows(target)) == 10
+    (target / ABOUT).write_text(json.dumps(predictor.model))  # as it was once
+    assert score(predictor, str(monday), target, threads=1).skipped == 10
+    with pytest.raises(ScoringError, match=rf"^{held} \(pictures {monday}\)"):
+        score(predictor, str(tuesday), target, threads=1)
 
 
 def test_what_names_its_pictures_alike_shares_an_output(
@@ -554,6 +559,9 @@ def test_a_part_that_meets_another_request_is_sent_again_and_an_archived_picture
     Answers(at(f"{settings.uri}/scores")).add([row])
     assert [row["path"] for row in rows(f"{settings.uri}/scores")] == ["1.png"]
     assert refusing.errors == {"put_object": [], "get_object": []}
+    refusing.errors["get_object"].append(refused(403, "InvalidObjectState"))
+    with pytest.raises(SourceError, match=r"/scores/part-00000.parquet: archived in S3; restore"):
+        Answers(at(f"{settings.uri}/scores")).done()
     [row] = scoring.answers(predictor, [scoring.Item("list", f"s3://{BUCKET}/")])
     assert row["error"] == "not readable: vanished"
 
