@@ -44,7 +44,6 @@ STORED_EPOCHS = 4
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]  # as PyTorch's generators take it
 ADDRESS = r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$"
 
 
@@ -262,7 +261,7 @@ class Runtime(Section):
     compile: Literal["auto"] | bool = "auto"
     """`torch.compile` for the training step. `auto`: on a GPU, where there is enough work to win
     back the time that it takes; never on a CPU."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)] = (0,)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
     """Every variant is trained once for each; the comparison gives mean and spread."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints, of which each epoch's end has one, too. 0: only at the ends of
@@ -417,6 +416,9 @@ class Config(Section):
                 for v in self.variants
             ),
             **self._stand_in_problems(small if is_small else None),
+            "runtime.seeds: a seed has 64 bits, as PyTorch takes it": not all(
+                -(2**63) <= seed < 2**64 for seed in self.runtime.seeds
+            ),
             "runtime.seeds: a seed is given twice": len(set(self.runtime.seeds))
             < len(self.runtime.seeds),
         }

@@ -139,6 +139,10 @@ class Bucket:
         ]
 
     def read(self, name: str) -> bytes | None:
+        """
+        Raises:
+            SourceError: it is archived, or as of all methods.
+        """
         try:
             return s3.get(f"{self.uri}{name}", SourceError)
         except PermissionError as error:
