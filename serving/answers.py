@@ -154,9 +154,9 @@ class Bucket:
             SourceError: there is such a file, or as of all methods.
         """
         where = {"Bucket": self.bucket, "Key": f"{self.prefix}{name}"}
-        put = s3.shared_client().put_object
         try:
             with s3.explained(str(self), SourceError):
+                put = s3.shared_client().put_object
                 s3.settled(lambda: put(**where, Body=content, IfNoneMatch="*"))
         except s3.Conflict:
             if self.read(name) != content:  # else boto3 has sent it twice: an answer was lost

@@ -160,7 +160,6 @@ def gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return given
-    names = takewhile(
-        lambda name: name.strip() not in ("", "-1"), visible.split(",")
-    )  # as CUDA does
+    # As CUDA does, which ignores those after an invalid one.
+    names = takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))
     return min(given, len(list(names)))
