@@ -121,19 +121,14 @@ def run(
         log(f"{folder.path}: loading the job")
     from jobs import distributed, parts, pipeline
 
-    with distributed.joined() as first, graceful():
-        if part is None:
-            pipeline.run(resolved, folder)
-        elif not parts.run(resolved, folder, resolved.parts[part]):
-            return
-    if not first:
-        return
-    in_one_document = promote and as_json  # results and promotion
-    if not in_one_document:
-        _show(folder, as_json)
-    if promote:
-        trained = _result(folder) if in_one_document else {}
-        _promote(resolved, folder, deployment, as_json, **trained)
+    with distributed.joined():
+        with graceful():
+            if part is None:
+                pipeline.run(resolved, folder)
+            elif not parts.run(resolved, folder, resolved.parts[part]):
+                return
+        # What fails, fails in all: a machine that has ended well is not there when it is retried.
+        distributed.once(_finish, resolved, folder, promote, deployment, as_json)
 
 
 @app.command()
@@ -495,6 +490,17 @@ def _result(folder: "RunFolder") -> dict[str, Any]:
     page = folder.path / "report" / "index.html"
     comparison = folder.comparison().model_dump(mode="json")
     return {"run": str(folder.path), "page": str(page), "comparison": comparison}
+
+
+def _finish(
+    config: "Config", folder: "RunFolder", promote: bool, deployment: str | None, as_json: bool
+) -> None:
+    in_one_document = promote and as_json  # results and promotion
+    if not in_one_document:
+        _show(folder, as_json)
+    if promote:
+        trained = _result(folder) if in_one_document else {}
+        _promote(config, folder, deployment, as_json, **trained)
 
 
 def _promote(

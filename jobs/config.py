@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -313,6 +314,8 @@ class Promotion(Section):
     """The gate between a published run and the model that production serves."""
 
     channel: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")] = "production"
+    """Which one is moved, and has the model to compare with. With another one than the service's a
+    version is written that production does not serve: for a canary or a shadow."""
     min_accuracy: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Per cent of the test images that have to be right."""
     tolerance: Annotated[float, Field(ge=0)] | None = 0.5
@@ -524,7 +527,15 @@ def _with_optim(section: Any, base: dict[str, Any]) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as everybody reads it: `1e-3` is a number."""
+    """YAML 1.1 as everybody reads it: `1e-3` is a number, and a key is there once."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            problem = f"{twice[0]} is there twice"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -612,10 +623,13 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
 
 
 def _child(target: Any, part: str, setting: str) -> Any:
+    """Its own copy: what stands for an alias of YAML is in other places, too."""
     if isinstance(target, dict):
-        return target.setdefault(part, {})
+        target[part] = copy(target.get(part, {}))
+        return target[part]
     if isinstance(target, list):
-        for item in target:
+        for at, item in enumerate(target):
             if isinstance(item, dict) and item.get("name") == part:
-                return item
+                target[at] = copy(item)
+                return target[at]
     raise ConfigurationError(f"--set {setting}: there is no {part}")

@@ -84,10 +84,10 @@ def _need_packages() -> None:
 
 def _use(store: "ObjectStore") -> None:
     """Lets boto3's default chain, here and in the service, find this server."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"):
         os.environ.pop(name, None)
     os.environ |= {name.upper(): value for name, value in store.keys.items()}
-    os.environ |= {"AWS_ENDPOINT_URL": store.address, "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= {"AWS_ENDPOINT_URL_S3": store.address, "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:
@@ -219,14 +219,9 @@ class ObjectStore:
             *(script("weed"), "mini", f"-dir={self.folder}"),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={identities}"),
             *(f"-{name}={port}" for name, port in zip(names, self.ports, strict=True)),
-            *(
-                "-master.telemetry=false",
-                "-admin.ui=false",
-                "-webdav=false",
-                "-s3.iam=false",
-                "-s3.autoCreateBucket=false",
-            ),
-            *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # else two servers fight for one port
+            *["-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.iam=false"],
+            # Without the last two, two servers fight for one port.
+            *["-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0"],
         ]
         with (self.folder / "log").open("ab") as log:
             # In a session of its own: Ctrl-C must not reach it; it is stopped last.

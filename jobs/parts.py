@@ -4,6 +4,7 @@ Processes that share the run folder meet there. Others meet in S3, where a part 
 written once, and so there as a whole or not at all:
 
     parts/<run_id>/<digest>/<variant>.<seed>.tar    its files, and the run's own that belong to it
+                            data                    the digest of their pictures
                             last                    the part whose process does the last step
 """
 
@@ -35,7 +36,7 @@ def run(config: Config, folder: RunFolder, part: Part) -> bool:
     """
     there = _begin(config, folder)
     if there is None or not there.has(part):
-        pipeline.train_part(config, folder, part)
+        pipeline.train_part(config, folder, part, there.agree if there else lambda digest: None)
         if there:
             there.bring(part)
     with folder.alone("the last step"):
@@ -93,13 +94,26 @@ class Rendezvous:
     def has(self, part: Part) -> bool:
         return self.storage.head(self._key(part)) is not None
 
+    def agree(self, digest: str) -> None:
+        """Compares the data with those of the part that began first, before hours of training.
+
+        Raises:
+            UnavailableError: they are others.
+        """
+        if self._settle("data", digest) != digest:
+            raise UnavailableError("the pictures are not those that the other parts began with")
+
     def last(self, part: Part) -> str:
         """The part whose process does the last step: this one, unless another was quicker."""
-        key = f"{self.root}/last"
+        return self._settle("last", str(part))
+
+    def _settle(self, name: str, value: str) -> str:
+        """What the first one says that says anything."""
+        key = f"{self.root}/{name}"
         with suppress(Conflict):
-            self.storage.put(key, str(part).encode(), replacing=None)
+            self.storage.put(key, value.encode(), replacing=None)
         found = self.storage.get(key)
-        return found.body.decode() if found else str(part)
+        return found.body.decode() if found else value
 
     def bring(self, part: Part) -> None:
         """Puts a part there, unless another process of the same part was quicker."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -141,27 +141,31 @@ def train(config: Config, folder: RunFolder, name: str) -> list[Done | Diverged]
     """Trains one variant of the configuration, with every seed; `run` later does the rest."""
     variant = config.variant(name)
     with distributed.held_once(folder.open(config)):
-        there = distributed.once(_results, config, folder, name)
-        if None not in there:  # and what a manifest lists stays as it is
-            return there
+        seeds = config.runtime.seeds
+        there = distributed.once(lambda: [folder.variant(name, seed).result() for seed in seeds])
+        results = [result for result in there if result is not None]
+        if len(results) == len(seeds):  # and what a manifest lists stays as it is
+            return results
         with distributed.held_once(_followed(config, folder)):
             job = Job(config, folder)
-            return [job.train(variant, seed) for seed in config.runtime.seeds]
+            return [job.train(variant, seed) for seed in seeds]
 
 
-def _results(config: Config, folder: RunFolder, name: str) -> list[Any]:
-    return [folder.variant(name, seed).result() for seed in config.runtime.seeds]
+def train_part(config: Config, folder: RunFolder, part: Part, agree: Callable[[str], None]) -> None:
+    """Trains one variant with one seed; other processes may train others in the same folder.
 
-
-def train_part(config: Config, folder: RunFolder, part: Part) -> None:
-    """Trains one variant with one seed; other processes may train others in the same folder."""
+    Args:
+        agree: is called with the data's digest, and raises an error if it should be another.
+    """
     if not folder.variant(*part).finished:
         with ExitStack() as held:
             try:
                 held.enter_context(tracking.exposed(folder, config.tracking.prometheus))
             except ConfigurationError as error:  # of one machine's parts, the first has the port
                 log(f"warning: {error}")
-            Job(config, folder).train(config.variant(part.variant), part.seed)
+            job = Job(config, folder)
+            agree(job.dataset.description.digest)
+            job.train(config.variant(part.variant), part.seed)
 
 
 class Job:
@@ -222,6 +226,11 @@ class Job:
     def _describe(self, dataset: Dataset) -> None:
         if self._begun() != dataset.description.digest:  # else it may say what is there twice
             write(self.folder.path / "data.json", dataset.description.to_json())
+        elif self.folder.facts().image_size != dataset.description.image_size:
+            raise UnavailableError(
+                "the pictures are stored in another size than when this run began: a damaged one "
+                "was of another size; --run-id NAME starts another run"
+            )
         architecture = models.describe(len(dataset.classes), self.config.data.input_size)
         write_json(self.folder.path / "architecture.json", architecture)
 

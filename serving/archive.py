@@ -105,8 +105,6 @@ class Scores(Record):
     """The mean of all classes' accuracies, where some have far more test images than others."""
     per_class: tuple[float | None, ...]
     """Accuracy of each class; None for one without images."""
-    confusion: tuple[tuple[int, ...], ...]
-    """True classes down, predicted ones across; empty in an archive."""
     calibration_error: float
     """Expected, over 15 equal bins (Guo et al. 2017)."""
 

@@ -182,7 +182,7 @@ def settled(write: Callable[[], Answer]) -> Answer:
     """What a conditional write answers; tries again where two wrote at the same moment (409).
 
     Raises:
-        Conflict: the condition is not met (412).
+        Conflict: the condition is not met (412, or 404 where Amazon has nothing to replace).
     """
     from botocore.exceptions import ClientError
 
@@ -190,7 +190,7 @@ def settled(write: Callable[[], Answer]) -> Answer:
         try:
             return write()
         except ClientError as error:
-            if status(error) == 412:
+            if status(error) == 412 or code(error) == "NoSuchKey":
                 raise Conflict("something else was written there meanwhile") from None
             if status(error) != 409 or pause is None:
                 raise

@@ -270,6 +270,7 @@ def answers(predictor: Predictor, items: Sequence[Item]) -> list[Row]:
 
 def about(model: Description, origin: str) -> dict[str, str]:
     """What all rows of a folder have in common. A version's name is a run's, which may be used
-    again; and a name in a row is a picture's in one folder or tar file."""
-    digest = hashlib.sha256(model.to_json()).hexdigest()
+    again; and a name in a row is a picture's in one folder or tar file. What later versions of this
+    program add to descriptions is not in an archive that is there, nor in its digest."""
+    digest = hashlib.sha256(model.model_dump_json(exclude_unset=True).encode()).hexdigest()
     return {"name": model.name, "version": model.version, "model": digest, "pictures": origin}

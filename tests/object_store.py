@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from conftest import free_port, tiny_config
 
 from jobs import config
 from jobs.demo import ObjectStore, identity
+from jobs.results import Facts
 from jobs.runs import RunFolder, now, write_arrays
 from serving.archive import ARCHIVE, PREDICTIONS, Counts, Data, Description, Version, describe_file
 from serving.files import write
@@ -49,7 +50,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -159,9 +160,11 @@ def exported_run(
     digest: str = "d",
     name: str = "m",
     first: int = 0,
+    leaked: Sequence[int] = (),
 ) -> RunFolder:
     """A run as `export` leaves it, of a model that gets the first `right` test images right, whose
-    digests depend on `digest` and their numbers, which begin at `first`."""
+    digests depend on `digest` and their numbers, which begin at `first`; those at `leaked` are in
+    training, too."""
     import numpy as np
     import torch
 
@@ -202,5 +205,7 @@ def exported_run(
     }
     whole = Version(time=now(), files=files, description=description)
     write(model.with_suffix(".json"), whole.to_json())
+    facts = Facts(**dict(description.data), digest=digest, skipped=(), leaked=tuple(leaked))
+    write(folder.path / "data.json", facts.to_json())
     folder.write_manifest()
     return folder

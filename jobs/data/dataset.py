@@ -6,6 +6,7 @@ Every source ends as `uint8 [N, 3, H, W]` pixels, `int64 [N]` labels and class n
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -39,9 +40,10 @@ class Dataset:
         """All images, the test images first."""
         return {"test": self.test, "train": self.train, "validation": self.validation}
 
-    @property
+    @cached_property
     def paths(self) -> list[str]:
-        """Of all images, in the order of `splits`."""
+        """Of all images, in the order of `splits`, as they were called when they were first asked
+        for: another process may find them under other names."""
         return [
             path
             for split, images in (self.stored or self).splits.items()

@@ -66,18 +66,14 @@ def among(dataset: Dataset, small: Tensor, device: torch.device) -> Doubles:
 
 def thumbnails(dataset: Dataset) -> Tensor:
     """uint8 [N, 3, SIDE, SIDE] on the CPU: all images, scaled by the mean of areas."""
-    batches = [
-        (images, batch)
-        for images in dataset.splits.values()
-        for batch in torch.arange(len(images), device=images.labels.device).split(AT_ONCE)
-    ]
     parts = []
-    for images, batch in batches:
-        interruption.check()
-        pixels = images.raw(batch)
-        if pixels.shape[-2:] != (SIDE, SIDE):
-            pixels = F.adaptive_avg_pool2d(pixels.float(), SIDE).round().to(torch.uint8)
-        parts.append(pixels.cpu())
+    for images in dataset.splits.values():
+        for batch in torch.arange(len(images), device=images.labels.device).split(AT_ONCE):
+            interruption.check()
+            pixels = images.raw(batch)
+            if pixels.shape[-2:] != (SIDE, SIDE):
+                pixels = F.adaptive_avg_pool2d(pixels.float(), SIDE).round().to(torch.uint8)
+            parts.append(pixels.cpu())
     return torch.cat(parts)
 
 

@@ -267,7 +267,10 @@ def stratified(
 
     if order is None:
         order = torch.randperm(len(labels), generator=generator(seed, count))
-    by_class = [order[labels[order] == label][:quota] for label, quota in enumerate(quotas)]
+    order = order[labels[order].argsort(stable=True)]  # by class, and as drawn within each
+    by_class = labels[order]
+    counts = labels.bincount()
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[by_class]
     drawn = torch.zeros(len(labels), dtype=torch.bool)
-    drawn[torch.cat([order[:0], *by_class])] = True
+    drawn[order[place < quotas[by_class]]] = True
     return drawn.nonzero().squeeze(1), (~drawn).nonzero().squeeze(1)

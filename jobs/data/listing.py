@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,8 @@ def in_folders(root: Path) -> Iterator[Picture]:
                         continue
                     if entry.is_file():
                         empty = False
-                        yield _on_disk(entry.path, entry.stat(), split, label)
+                        with suppress(FileNotFoundError):  # it has vanished since
+                            yield _on_disk(entry.path, entry.stat(), split, label)
                     else:
                         others.append(Path(entry.path))
             if empty:

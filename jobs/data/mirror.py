@@ -19,9 +19,11 @@ from jobs.data import index, listing, shards
 from jobs.data.listing import SPLITS, Picture
 from jobs.data.origins import THREADS, Bucket, Entry, Folder
 from jobs.errors import JobError, UnavailableError
-from serving import ahead
+from serving.ahead import mapped
 from serving.files import PARTIAL, write
 from serving.progress import log, task
+
+WAITING = 4 * 2**30  # bytes of shards, or two of them, that wait on the disk to be unpacked
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS listed(
@@ -66,11 +68,12 @@ def check(settings: config.Data) -> tuple[bool, str]:
     """Whether the bucket may be listed, and a line that says so."""
     try:
         bucket = Bucket(settings)
-        found = any(bucket.entries(limit=1))
+        wanted = bucket.manifest or bucket.prefix
+        keys = [entry.key for entry in bucket.entries(wanted, limit=1)]
     except JobError as error:
         return False, str(error)
-    name = bucket.name(bucket.prefix)
-    return found, f"{name} {'may be listed' if found else 'has nothing in it'}"
+    there = keys == [wanted] if bucket.manifest else bool(keys)
+    return there, f"{bucket.name(wanted)} {'is there' if there else 'is not there'}"
 
 
 def _list(db: sqlite3.Connection, folder: Path, origin: Origin) -> None:
@@ -164,12 +167,16 @@ def _fetch(db: sqlite3.Connection, folder: Path, origin: Origin) -> None:
         "SELECT key, listed.etag, listed.size FROM objects JOIN listed USING (key) "
         "WHERE objects.etag IS NULL"
     )
-    (total,) = db.execute(f"SELECT count(*) FROM ({missing})").fetchone()
+    total, largest = db.execute(f"SELECT count(*), max(size) FROM ({missing})").fetchone()
+    ahead = min(2 * THREADS, max(2, WAITING // (largest or 1)))
     entries = (Entry(*row) for page in index.pages(db, f"{missing} AND key > ?") for row in page)
     fetched: list[Entry] = []
 
     def fetch(entry: Entry) -> Entry | None:
-        return entry if origin.fetch(entry, _file(folder, entry.key)) else None
+        if origin.fetch(entry, _file(folder, entry.key)):
+            return entry
+        _file(folder, entry.key).unlink(missing_ok=True)  # as it was before
+        return None
 
     def commit() -> None:
         with db:
@@ -179,7 +186,7 @@ def _fetch(db: sqlite3.Connection, folder: Path, origin: Origin) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool, task("fetching", total, "files") as advance:
         try:
-            for entry in ahead.mapped(pool, fetch, entries, 2 * THREADS):
+            for entry in mapped(pool, fetch, entries, ahead):
                 interruption.check()
                 advance(1)
                 if entry is not None:

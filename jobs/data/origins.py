@@ -62,7 +62,7 @@ class Bucket:
     def key(self, path: str) -> str:
         """Of a path or a URL in a manifest."""
         if "://" not in path:
-            return self.prefix + path
+            return self.prefix + path.removeprefix("./")  # as `find` writes it
         if not path.startswith(self.name("")):
             raise UnavailableError(f"{self.name(self.root)}: {path} is not in this bucket")
         return path.removeprefix(self.name(""))

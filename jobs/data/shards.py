@@ -61,7 +61,7 @@ def _files(shard: tarfile.TarFile) -> Iterator[tuple[str, str, str, bytes]]:
 def _sample(files: list[tuple[str, str, str, bytes]], name: str) -> Iterator[Sample]:
     contents = {suffix: data for _, suffix, _, data in files}
     for key, suffix, path, data in files:
-        if f".{suffix}".endswith(SUFFIXES):
+        if f".{suffix}" in SUFFIXES:  # `seg.png` is a mask, and of no class
             label = _label(contents)
             if not label:
                 raise UnavailableError(f"{name}: {key} has no label, in {key}.cls or {key}.json")

@@ -324,9 +324,8 @@ def _test(
     if paired_difference(right, right_before).p_value < DIFFERENT:
         _require(check, form, f"{form} form, on the test set,")
     before, after = torch.from_numpy(logits), torch.from_numpy(logits / description.temperature)
-    test = evaluation.scores(after, labels)
-    found = {  # without what has 1,000,000 numbers for 1,000 classes, and is in the run's result
-        "test": test.model_copy(update={"confusion": ()}),
+    found = {
+        "test": evaluation.scores(after, labels),
         "test_check": check,
         "calibration": Calibration(
             before=evaluation.calibration_interval(before, labels),

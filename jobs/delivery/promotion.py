@@ -46,6 +46,8 @@ class Candidate:
     """By their names in the registry."""
     whole: Version
     """What export says of them."""
+    leaked: Sequence[int]
+    """Test images, by their positions, that are trained on or chosen by as well."""
 
     @property
     def version(self) -> str:
@@ -56,9 +58,10 @@ class Candidate:
         return self.whole.description
 
     @cached_property
-    def right(self) -> NDArray[Any]:
-        """Bool [N], which test images the archive gets right."""
-        return comparison.right_answers(self.files[PREDICTIONS])
+    def answers(self) -> dict[str, NDArray[Any]]:
+        """The archive's test_predictions.npz, of the test images that tell something."""
+        found = read_arrays(self.files[PREDICTIONS])
+        return {name: np.delete(rows, self.leaked, axis=0) for name, rows in found.items()}
 
 
 def candidate(folder: RunFolder, name: str) -> Candidate:
@@ -77,11 +80,12 @@ def candidate(folder: RunFolder, name: str) -> Candidate:
     if folder.run_id == CHANNELS:
         raise ConfigurationError(f"{folder.run_id}: cannot be a version's name")
     try:
-        return Candidate(files, Version.model_validate_json(beside.read_bytes()))
+        whole = Version.model_validate_json(beside.read_bytes())
     except ValidationError as error:
         raise UnavailableError(
             f"{beside}: {in_one_line(error)}; `export {folder.path}` rewrites it"
         ) from None
+    return Candidate(files, whole, folder.facts().leaked)
 
 
 def promote(folder: RunFolder, settings: Config) -> str:
@@ -137,7 +141,8 @@ def rollback(settings: Config, version: str | None = None) -> str:
             f"{channel}: nothing served before {current.version}; name a version"
         )
     if target != current.version:
-        _swap(registry, channel, target, current, rolled_back=True)
+        undone = target in (e.version for e in current.pointer.history if e.rolled_back)
+        _swap(registry, channel, target, current, rolled_back=not undone)
     log(f"{channel} serves {target} again, {current.version} before")
     return registry.uri(target)
 
@@ -186,9 +191,11 @@ def _unchecked(promoted: Candidate) -> str | None:
 
 
 def _floor(promoted: Candidate, gate: config.Promotion) -> str | None:
-    percent = round(float(promoted.right.mean()) * 100, 9)  # 57 of 100 would be less than 57
+    right = comparison.right_answers(promoted.answers)
+    percent = round(int(right.sum()) / max(len(right), 1) * 100, 9)  # 57 of 100 would be < 57
     if percent < gate.min_accuracy:
-        return f"{percent:.2f} % of the test images are right, {gate.min_accuracy:g} % are needed"
+        of = "the test images" + " that are not in training" * bool(promoted.leaked)
+        return f"{percent:.2f} % of {of} are right, {gate.min_accuracy:g} % are needed"
     return None
 
 
@@ -199,8 +206,9 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
     with temporary() as folder:
         file = folder / PREDICTIONS
         registry.fetch(champion, file, PREDICTIONS)
-        theirs = _right_by_picture(file, registry.version(champion).description.classes)
-    ours = _right_by_picture(promoted.files[PREDICTIONS], promoted.description.classes)
+        classes = registry.version(champion).description.classes
+        theirs = _right_by_picture(read_arrays(file), classes)
+    ours = _right_by_picture(promoted.answers, promoted.description.classes)
     shared = [picture for picture in ours if picture in theirs]
     if not shared or len(shared) < SHARED * len(theirs):
         return (
@@ -221,12 +229,13 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
     return None
 
 
-def _right_by_picture(predictions: Path, classes: Sequence[str]) -> dict[tuple[bytes, str], bool]:
+def _right_by_picture(
+    answers: Mapping[str, NDArray[Any]], classes: Sequence[str]
+) -> dict[tuple[bytes, str], bool]:
     """Whether each test picture was right, by its SHA-256 and its class: a picture that has been
     given another class is another one. Empty for an archive without digests."""
-    arrays = read_arrays(predictions)
-    right = arrays["logits"].argmax(1) == arrays["labels"]
-    pictures = zip(arrays.get("digests", ()), arrays["labels"], right, strict=False)
+    right = comparison.right_answers(answers)
+    pictures = zip(answers.get("digests", ()), answers["labels"], right, strict=False)
     return {(digest.tobytes(), classes[label]): bool(r) for digest, label, r in pictures}
 
 

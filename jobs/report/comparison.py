@@ -1,10 +1,10 @@
 """Which variant wins, by how much, and whether that is statistically significant."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from operator import itemgetter
-from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,13 +135,13 @@ def _difference(folder: RunFolder, config: Config, a: Summary, b: Summary) -> Di
         by_seed = zip(a.accuracy_by_seed, b.accuracy_by_seed, strict=True)
         return mean_over_seeds([one - other for one, other in by_seed], a.test.images)
     folders = [folder.variant(summary.variant).path for summary in (a, b)]
-    return paired_difference(*(right_answers(f / "test_predictions.npz") for f in folders))
+    predictions = (read_arrays(folder / "test_predictions.npz") for folder in folders)
+    return paired_difference(*map(right_answers, predictions))
 
 
-def right_answers(predictions: Path) -> NDArray[np.bool_]:
-    """Bool [N], which test images are right, from a test_predictions.npz."""
-    arrays = read_arrays(predictions)
-    right: NDArray[np.bool_] = arrays["logits"].argmax(1) == arrays["labels"]
+def right_answers(predictions: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Bool [N], which test images are right, from the arrays of a test_predictions.npz."""
+    right: NDArray[np.bool_] = predictions["logits"].argmax(1) == predictions["labels"]
     return right
 
 
@@ -168,8 +168,8 @@ def _signed(share: float) -> str:
 def _without_leaks(folder: RunFolder, config: Config, facts: Facts, of: Summary) -> str:
     """A variant's accuracy on the test images that it was not trained on or chosen by."""
     paths = [folder.variant(of.variant, seed).path for seed in config.runtime.seeds]
-    right = [right_answers(path / "test_predictions.npz") for path in paths]
-    clean = [np.delete(one, list(facts.leaked)) for one in right]
+    right = (right_answers(read_arrays(path / "test_predictions.npz")) for path in paths)
+    clean = [np.delete(one, facts.leaked) for one in right]
     images = len(clean[0])
     if not images:
         return f"{of.variant}: every test image is trained on or chosen by as well"

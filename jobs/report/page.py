@@ -63,12 +63,16 @@ def _figures(
     accuracies = {name: variant.test.per_class for name, variant in done.items()}
     yield "classes", plots.per_class(accuracies, classes, palette)
     yield "coverage", plots.accuracy_by_coverage(covered, palette)
-    for name, variant in done.items():
+    for name in done:
         yield f"{name}-curves", plots.curves(rows, {name: palette[name]})
-        yield f"{name}-confusion", plots.confusion(variant.test.confusion, classes, name)
-        arrays = read_arrays(folder.variant(name).path / "kernels.npz")
+        test, kernels = (
+            read_arrays(folder.variant(name).path / f"{kept}.npz")
+            for kept in ("test_predictions", "kernels")
+        )
+        predicted = test["logits"].argmax(1)
+        yield f"{name}-confusion", plots.confusion(test["labels"], predicted, classes, name)
         for layer in LAYERS:
-            yield f"{name}-{layer}", plots.kernels(arrays, layer)
+            yield f"{name}-{layer}", plots.kernels(kernels, layer)
 
 
 def _answers(variant: Path, classes: Sequence[str]) -> list[dict[str, Any]]:

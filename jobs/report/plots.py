@@ -142,9 +142,10 @@ def accuracy_by_coverage(covered: Mapping[str, Coverage], palette: Mapping[str, 
     return figure
 
 
-def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
-    """True classes down, predictions across, shares of each true class."""
-    counts = np.array(matrix)
+def confusion(labels: Array, predicted: Array, classes: Sequence[str], title: str) -> Figure:
+    """True classes down, predictions across, shares of each true class; both int [N]."""
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(counts, (labels, predicted), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, panel = _panel(6, 5.4)
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)

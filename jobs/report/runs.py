@@ -6,7 +6,7 @@ from itertools import combinations
 from jobs.report import html
 from jobs.report.comparison import right_answers, sentence
 from jobs.results import Comparison
-from jobs.runs import RunFolder
+from jobs.runs import RunFolder, read_arrays
 from jobs.statistics import holm, paired_difference
 from serving.progress import duration
 
@@ -21,6 +21,7 @@ def render(folders: Sequence[RunFolder]) -> str:
     names = ids if len(set(ids)) == len(ids) else [str(folder.path) for folder in folders]
     runs = dict(zip(names, folders, strict=True))
     found = {name: folder.comparison() for name, folder in runs.items()}
+    sources = {(c.data.digest, c.data.test_digest, c.data.images) for c in found.values()}
     return html.render(
         "runs.html",
         runs=found,
@@ -28,7 +29,7 @@ def render(folders: Sequence[RunFolder]) -> str:
             name: ", ".join(dict.fromkeys(start["device"] for start in folder.environments()))
             for name, folder in runs.items()
         },
-        same_data=len({comparison.data.digest for comparison in found.values()}) == 1,
+        same_data=len(sources) == 1,
         sentences=_differences(runs, found),
         duration=duration,
     )
@@ -40,7 +41,7 @@ def _differences(runs: Mapping[str, RunFolder], found: Mapping[str, Comparison])
     for name, comparison in found.items():
         if comparison.winner is not None and comparison.winner_seed is not None:
             winner = runs[name].variant(comparison.winner, comparison.winner_seed)
-            right[name] = right_answers(winner.path / "test_predictions.npz")
+            right[name] = right_answers(read_arrays(winner.path / "test_predictions.npz"))
             titles[name] = f"{comparison.winner} of {name}"
     digests = {name: comparison.data.test_digest for name, comparison in found.items()}
     both = [(a, b) for a, b in combinations(right, 2) if digests[a] == digests[b]]
@@ -48,5 +49,14 @@ def _differences(runs: Mapping[str, RunFolder], found: Mapping[str, Comparison])
     corrected = holm([difference.p_value for difference in differences])
     return [
         sentence(titles[a], titles[b], difference, p_value)
+        + "".join(_flattered(titles[name], found[name]) for name in (a, b))
         for (a, b), difference, p_value in zip(both, differences, corrected, strict=True)
     ]
+
+
+def _flattered(title: str, comparison: Comparison) -> str:
+    if comparison.selected_on == "test":
+        return f"; {title} was chosen on these same pictures, which flatters it"
+    if leaked := len(comparison.data.leaked):
+        return f"; {title} was also trained on, or chosen by, {leaked:,} of these pictures"
+    return ""

@@ -80,31 +80,29 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
         labels: int64 [N] on the CPU.
     """
     classes = logits.shape[1]
-    predicted = logits.argmax(1)
-    confusion = torch.bincount(labels * classes + predicted, minlength=classes**2)
-    confusion = confusion.reshape(classes, classes)
-    right, total = int(confusion.trace()), len(labels)
-    low, high = wilson(right, total)
-    counts = zip(confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True)
+    right = labels[logits.argmax(1) == labels]
+    hits, counts = (x.bincount(minlength=classes) for x in (right, labels))
+    low, high = wilson(len(right), len(labels))
     return Scores(
         **loss_and_accuracy(logits, labels),
         accuracy_low=low,
         accuracy_high=high,
-        balanced=_balanced(confusion),
-        per_class=tuple(hits / count if count else None for hits, count in counts),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        balanced=_balanced(hits, counts),
+        per_class=tuple(
+            hit / count if count else None
+            for hit, count in zip(hits.tolist(), counts.tolist(), strict=True)
+        ),
         calibration_error=calibration_error(logits, labels),
-        images=total,
+        images=len(labels),
     )
 
 
-def _balanced(confusion: Tensor) -> Interval | None:
+def _balanced(hits: Tensor, counts: Tensor) -> Interval | None:
     """Balanced accuracy, where plain accuracy is mostly that of the large classes."""
-    counts = confusion.sum(1)
     there = counts > 0
     if counts.max() <= IMBALANCE * counts[there].min():
         return None
-    return balanced_accuracy(confusion.diagonal()[there].tolist(), counts[there].tolist())
+    return balanced_accuracy(hits[there].tolist(), counts[there].tolist())
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:

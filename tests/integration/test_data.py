@@ -1,6 +1,8 @@
 """Every source ends as the same arrays; splits share nothing; damaged pictures end no job."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -18,12 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs import config, pipeline
-from jobs.data import decoding
+from jobs.data import decoding, listing
 from jobs.data.dataset import draw_source_task, load
 from jobs.data.images import RESIDENT_SHARE, augment, fit_on, prefetched, stratified
-from jobs.data.sources import generated
+from jobs.data.sources import cifar10, generated
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import RunFolder
+from jobs.seeds import generator
 from serving.archive import Counts
 
 
@@ -92,6 +95,9 @@ def test_a_stratified_draw_takes_each_class_by_its_share(
     taken = labels[drawn].bincount(minlength=len(counts))
     for count, number in zip(counts, taken.tolist(), strict=True):
         assert abs(number - count * wanted / len(labels)) <= 1
+    order = torch.randperm(len(labels), generator=generator(seed, wanted))
+    first = [order[labels[order] == label][:number] for label, number in enumerate(taken)]
+    assert drawn.tolist() == sorted(torch.cat(first).tolist()), "as they are drawn"
 
 
 def test_more_images_than_there_are_is_a_configuration_error(photos: Path) -> None:
@@ -195,6 +201,15 @@ def test_what_does_not_fit_the_layout_is_told_but_not_what_is_hidden(
     (photos / "test" / "cat" / "link.png").symlink_to("nowhere.png")
     layout = "passed over 4 that are not train/<class>/<picture>, nor of test, the first: "
     assert told() == [f"{layout}{photos}/train/x.png"]
+
+
+def test_a_picture_that_vanishes_while_its_folder_is_read_is_left_out(photos: Path) -> None:
+    found = listing.in_folders(photos)
+    first = Path(os.fsdecode(next(found).file))
+    gone = next(file for file in first.parent.iterdir() if file != first)
+    gone.unlink()
+    rest = [os.fsdecode(picture.file) for picture in found]
+    assert len(rest) == 26 and str(gone) not in rest
 
 
 @pytest.mark.parametrize("root", ["photos", "photos/list.csv"])
@@ -307,6 +322,33 @@ def test_cifar10_out_of_reach_says_what_to_do(
     asked = settings(source="cifar10", cache=str(tmp_path), train_images=None, test_images=None)
     with pytest.raises(UnavailableError, match=r"no route to host.*cifar-10-python.tar.gz"):
         load(asked)
+
+
+def test_cifar10_is_downloaded_by_one_of_two_that_start_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloads: list[bool] = []
+
+    class Slow:
+        data, targets = np.zeros((20, 32, 32, 3), np.uint8), [*range(10)] * 2
+        classes = tuple("abcdefghij")
+
+        def __init__(self, root: Path, *, train: bool, download: bool) -> None:
+            whole = root / f"{train}"
+            if whole.is_file() and whole.read_text() == "whole":
+                return
+            if not download:
+                raise RuntimeError("Dataset not found or corrupted.")
+            downloads.append(train)
+            for content in ("half", "whole"):
+                whole.write_text(content)
+                time.sleep(0.1)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Slow)
+    asked = settings(source="cifar10", cache=str(tmp_path), train_images=None, test_images=None)
+    with ThreadPoolExecutor(2) as pool:
+        sizes = [len(source.train) for source in pool.map(cifar10.load, [asked] * 2)]
+    assert sizes == [20, 20] and downloads == [True, False]
 
 
 def test_augmentation_mirrors_and_shifts_whole_pixels() -> None:

@@ -1,5 +1,6 @@
 """`make demo` as one command, on a job that has been made small."""
 
+import os
 import re
 import signal
 import time
@@ -12,6 +13,7 @@ from command import Job, ended, start_job
 
 from jobs import demo
 from jobs.runs import RunFolder
+from serving import s3
 
 SMALL = (
     *("data.source=generated", "data.train_images=40", "data.test_images=20", "data.input_size=75"),
@@ -55,6 +57,21 @@ def test_the_demo_asks_for_pictures_that_its_run_was_trained_on(
     assert demo._pictures(given, compared, tmp_path / "pictures") == first
     second[0].unlink()  # the one before was killed
     assert demo._pictures(changed, other, tmp_path / "pictures") == second
+
+
+def test_boto3_finds_the_demos_server_whatever_else_it_is_set_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    others = {
+        "AWS_ENDPOINT_URL": "https://one.example",
+        "AWS_ENDPOINT_URL_S3": "https://two.example",
+        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true",
+    }
+    monkeypatch.setattr(os, "environ", {**os.environ, **others})
+    keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}
+    store = demo.ObjectStore(tmp_path, keys, "demo")
+    demo._use(store)
+    assert s3.default_client().meta.endpoint_url == store.address
 
 
 @pytest.mark.slow

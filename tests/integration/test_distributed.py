@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from command import Job, called, ended, start_job
-from conftest import ROOT, free_port, tiny
+from conftest import ROOT, copy_of, free_port, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -180,6 +180,22 @@ def test_what_fails_in_one_process_ends_all_with_its_exit_code(
     assert [process.returncode for process in pair] == [3, 3], messages
     assert all(message.splitlines()[-1].startswith("error: ") for message in messages)
     assert "Traceback" not in "".join(messages)
+
+
+def test_a_promotion_that_fails_ends_all_so_that_all_are_there_when_it_is_retried(
+    exported: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "a")
+    run = copy_of(exported, tmp_path)
+    settings = {"uri": "s3://runs-of-tests/b", "endpoint_url": f"http://127.0.0.1:{free_port()}"}
+    arguments = [f"--set=storage.{key}={value}" for key, value in settings.items()]
+    arguments += ["--set=storage.attempts=1", f"--run-id={run.run_id}", "--promote"]
+    config = run.path / "config.yaml"
+    with ended(start_pair("run", "--config", config, "--out", tmp_path, *arguments)) as pair:
+        outputs = [process.communicate() for process in pair]
+    assert [process.returncode for process in pair] == [3, 3], outputs
+    assert "index.html" in outputs[0][0] and not outputs[1][0]
 
 
 @pytest.fixture

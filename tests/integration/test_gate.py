@@ -19,7 +19,8 @@ from jobs.delivery.promotion import candidate, fetch, objections, promote, rollb
 from jobs.delivery.registry import Registry
 from jobs.delivery.storage import Storage
 from jobs.errors import ConfigurationError, Interrupted, NotPromoted, UnavailableError
-from jobs.runs import read_arrays, write_arrays
+from jobs.report.comparison import right_answers
+from jobs.runs import read_arrays
 from serving.archive import ModelError
 from serving.files import digest_of, write
 from serving.s3 import Conflict
@@ -98,7 +99,7 @@ def test_a_run_without_one_of_its_files_is_no_candidate(tmp_path: Path, name: st
 def test_a_run_that_is_not_finished_or_not_readable_is_no_candidate(tmp_path: Path) -> None:
     run = exported_run(tmp_path / "one", right=150)
     found = candidate(run, "m")
-    assert found.version == "one" and found.right.sum() == 150
+    assert found.version == "one" and right_answers(found.answers).sum() == 150
     beside = run.path / "model" / "m.json"
     write(beside, b"{}")
     with pytest.raises(UnavailableError) as caught:
@@ -203,15 +204,13 @@ def test_models_are_compared_on_half_of_the_other_ones_pictures_at_least(
 
 
 def test_a_picture_is_known_by_its_content_and_its_class(tmp_path: Path) -> None:
-    predictions = exported_run(tmp_path / "one", right=10).path / "model" / "m.npz"
-    arrays = read_arrays(predictions)
-    found = promotion._right_by_picture(predictions, "abcdefghij")
+    arrays = read_arrays(exported_run(tmp_path / "one", right=10).path / "model" / "m.npz")
+    found = promotion._right_by_picture(arrays, "abcdefghij")
     assert list(found.values()) == [True] * 10 + [False] * 190
     assert [name for _, name in found] == [*"abcdefghij"] * 20
     assert [digest for digest, _ in found] == [row.tobytes() for row in arrays["digests"]]
     del arrays["digests"]
-    write_arrays(predictions, arrays)
-    assert promotion._right_by_picture(predictions, "abcdefghij") == {}
+    assert promotion._right_by_picture(arrays, "abcdefghij") == {}
 
 
 @pytest.fixture
@@ -340,6 +339,27 @@ def test_who_comes_second_is_told_who_was_first(
         promotion._swap(registry, "canary", "one", None)
 
 
+def test_test_images_that_a_model_was_trained_on_speak_neither_for_nor_against_it(
+    registry: Registry, log: list[str], tmp_path: Path
+) -> None:
+    learned = exported_run(tmp_path / "learned", right=150, leaked=range(150))
+    with pytest.raises(NotPromoted) as caught:
+        promote(learned, gate(min_accuracy=1))
+    assert str(caught.value) == (
+        "learned is published and not promoted: 0.00 % of the test images that are not in training "
+        "are right, 1 % are needed"
+    )
+    promote(exported_run(tmp_path / "honest", right=150), gate())
+    some = exported_run(tmp_path / "some", right=150, leaked=range(50))
+    with pytest.raises(NotPromoted, match=r"66\.67 % of the test images that are not in training "):
+        promote(some, gate(min_accuracy=70))
+    promote(some, gate())
+    assert any(line.startswith("some and honest cannot be told apart: 0.0 points") for line in log)
+    every = exported_run(tmp_path / "every", right=200, leaked=range(200))
+    with pytest.raises(NotPromoted, match="was tested on other images: 0 of its 200 are here"):
+        promote(every, gate(min_accuracy=0))
+
+
 def test_a_rollback_goes_back_and_is_remembered_as_one(
     registry: Registry, log: list[str], tmp_path: Path
 ) -> None:
@@ -362,6 +382,7 @@ def test_a_rollback_goes_back_and_is_remembered_as_one(
     assert rollback(gate(), "one").endswith("/one/"), "which serves already"
     assert registry.channel("production").etag == etag  # type: ignore[union-attr]
     assert rollback(gate(), "two").endswith("/two/") and serving(registry) == "two"
+    assert rollback(gate()).endswith("/one/"), "which was left by mistake's undoing alone"
     promote(exported_run(tmp_path / "three", right=150), gate())
     current = registry.channel("production")
     assert current and not current.pointer.history[0].rolled_back

@@ -200,6 +200,15 @@ def test_few_pictures_can_be_looked_at_and_one_s_name_need_not_be_utf_8(tmp_path
     assert {*load(of(root).data).paths} - {*load(of(root, exclude=(name,)).data).paths} == {name}
 
 
+def test_names_stay_though_another_process_finds_the_pictures_renamed(tmp_path: Path) -> None:
+    make_photos(root := tmp_path / "photos", train=3, test=2, size=(SIDE, SIDE))
+    dataset = load(of(root).data)
+    before = list(dataset.paths)
+    (root / "train/cat/0.png").rename(root / "train/cat/renamed.png")
+    assert "train/cat/renamed.png" in load(of(root).data).paths
+    assert dataset.paths == before and "train/cat/0.png" in before
+
+
 def test_a_manifest_s_pictures_are_named_below_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

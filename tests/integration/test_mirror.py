@@ -21,18 +21,19 @@ import yaml
 from botocore.exceptions import IncompleteReadError
 from botocore.response import StreamingBody
 from command import called, forked
-from conftest import tiny
+from conftest import tiny, tiny_config
 from drawings import make_photos
 from object_store import BUCKET, READER, Proxy
 from PIL import Image
 from urllib3 import PoolManager
 from urllib3.exceptions import SSLError
 
-from jobs import config, doctor
+from jobs import config, doctor, pipeline
 from jobs.data import decoding, index, mirror, origins
 from jobs.data.dataset import Dataset, load
 from jobs.demo import ObjectStore
 from jobs.errors import UnavailableError
+from jobs.runs import RunFolder
 
 
 def png(seed: int, side: int = 16) -> bytes:
@@ -446,6 +447,59 @@ def test_an_object_that_vanishes_while_it_is_listed_is_left_out(
     [line] = loaded.description.skipped
     assert line.endswith("train/cat/000.png: is not there") and len(pixels(loaded)) == 5
 
+    def change_and_vanish(db: sqlite3.Connection) -> None:
+        compare(db)
+        pictures.delete("train/dog/001.png")
+
+    monkeypatch.setattr(mirror, "_compare", change_and_vanish)
+    pictures.put("train/dog/001.png", png(7))
+    assert len(pixels(load(pictures.settings))) == 4, "and not with what it was before"
+
+
+def test_shards_that_wait_to_be_unpacked_are_few(
+    pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(6):
+        pictures.put(f"train/{i}.tar", shard(labelled(4 * i, 4)))
+    monkeypatch.setattr(mirror, "WAITING", 1)
+    most: list[int] = []
+    unpack = mirror._unpack
+
+    def noted(*arguments: Any) -> None:
+        time.sleep(0.2)  # for those that fetch
+        sizes = [file.stat().st_size for file in kept(pictures)]
+        most.append(sum(size >= 10240 for size in sizes))  # which is a tar file's least
+        unpack(*arguments)
+
+    monkeypatch.setattr(mirror, "_unpack", noted)
+    load(pictures.settings)
+    assert len(most) == 6 and max(most) == 2
+
+
+def test_a_root_without_what_it_names_is_told_before_a_run(pictures: Pictures) -> None:
+    root = f"s3://{BUCKET}/{pictures.prefix}"
+    assert mirror.check(pictures.settings) == (False, f"{root}/ is not there")
+    pictures.fill(2)
+    assert mirror.check(pictures.settings) == (True, f"{root}/ is there")
+    listed = pictures.at(root=f"{root}/list.csv")
+    assert mirror.check(listed) == (False, f"{root}/list.csv is not there")
+    pictures.put("list.csv", b"path,label\n")
+    assert mirror.check(listed) == (True, f"{root}/list.csv is there")
+
+
+def test_a_run_does_not_go_on_with_pictures_of_another_size(
+    pictures: Pictures, tmp_path: Path
+) -> None:
+    pictures.fill(10)
+    job = tiny_config(data={**pictures.settings.model_dump(mode="json"), "validation": 0.2})
+    run = RunFolder(tmp_path / "r")
+    with run.open(job):
+        assert pipeline.Job(job, run).dataset.description.image_size == (16, 16)
+    pictures.put("train/cat/half.png", png(1, side=32)[:200])
+    load(pictures.settings)  # by `inspect`, say
+    with run.open(job), pytest.raises(UnavailableError, match="stored in another size than when"):
+        _ = pipeline.Job(job, run).dataset
+
 
 def test_damaged_pictures_are_listed_by_their_keys_and_not_read_again(
     pictures: Pictures, work: dict[str, list[str]]
@@ -482,6 +536,7 @@ def test_a_manifest_names_pictures_in_s3_or_in_a_folder(
         (tmp_path / name).write_bytes(png(i))
     pictures.put("shots/of no interest.png", png(99))
     rows[0] = {**rows[0], "path": f"s3://{BUCKET}/{pictures.prefix}/{rows[0]['path']}"}
+    rows[1] = {**rows[1], "path": f"./{rows[1]['path']}"}
     pictures.put(f"list.{kind}", manifest(rows, kind))
     there = load(pictures.at(root=f"{pictures.settings.root}/list.{kind}"))
     assert there.classes == ("cat", "dog") and len(there.test) == 4
@@ -551,6 +606,7 @@ def labelled(first: int, count: int, prefix: str = "") -> dict[str, bytes]:
         )
         found[f"{prefix}{i:04}{about[0]}"] = about[1]
         found[f"{prefix}{i:04}.txt"] = b"a caption"
+        found[f"{prefix}{i:04}.seg.png"] = png(i + 1000)  # a mask
     return found
 
 

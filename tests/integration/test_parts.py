@@ -250,6 +250,20 @@ def test_parts_of_another_configuration_or_other_pictures_are_not_taken(
     assert grown.variant(*part).result() is None
 
 
+@pytest.mark.usefixtures("thin")
+def test_a_part_of_other_pictures_than_the_first_one_s_is_not_trained(
+    settings: config.Storage, tmp_path: Path
+) -> None:
+    job = tiny_config(storage=settings.model_dump(mode="json"))
+    one, other = (RunFolder(tmp_path / name / "r") for name in ("one", "other"))
+    first = Rendezvous(job, one)
+    first.agree("of a bucket before it grew")
+    first.agree("of a bucket before it grew")
+    with pytest.raises(UnavailableError, match="not those that the other parts began with"):
+        parts.run(job, other, job.parts[1])
+    assert not other.metrics() and not first.has(job.parts[1])
+
+
 def test_parts_that_began_with_other_weights_are_not_taken(
     three: config.Config, tmp_path: Path
 ) -> None:
@@ -376,6 +390,6 @@ def test_a_part_trains_also_where_another_has_the_port_of_prometheus(
     wanted = tiny_config(tracking={"prometheus": port})
     run = RunFolder(tmp_path / "r")
     with run.open(wanted), tracking.exposed(RunFolder(tmp_path / "other"), port):
-        pipeline.train_part(wanted, run, wanted.parts[0])
+        pipeline.train_part(wanted, run, wanted.parts[0], lambda digest: None)
     assert run.variant(*wanted.parts[0]).finished
     assert f"warning: tracking.prometheus: port {port}: " in capsys.readouterr().err

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from jobs import config, pipeline
 from jobs.cli import app
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.report import comparison, coverage, page, plots
+from jobs.report import comparison, coverage, page, plots, runs
 from jobs.results import Diverged, Done
 from jobs.runs import RunFolder, read_arrays, write_arrays
 from jobs.statistics import wilson
@@ -162,6 +163,28 @@ def test_runs_are_compared_on_the_test_pictures_that_they_share(
     assert f" {100 * (predicted == kept['labels']).mean():.1f} points" in sentence
     rows = re.findall(r'<th scope="row">(\w+)</th><td>(\w+), winner</td>', text)
     assert rows == [("tiny", result.winner), ("worse", result.winner), ("exported", "frozen")]
+
+
+def test_the_page_of_several_runs_says_what_their_pictures_have_in_common(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    other = RunFolder(copy_of(run, tmp_path).path.rename(tmp_path / "other"))
+    file = other.path / "comparison.json"
+    said = json.loads(file.read_text())
+
+    def page_of(data: dict[str, Any], **changes: Any) -> str:
+        file.write_text(json.dumps({**said, "data": {**said["data"], **data}, **changes}))
+        return html.unescape(runs.render([run, other]))
+
+    titles = f"{said['winner']} of other"
+    assert "All have the same data." in page_of({}, selected_on="validation")
+    fewer = {**said["data"]["images"], "train": 1}
+    assert "All have the same data." not in page_of({"images": fewer})
+    flattered = f"{titles} was chosen on these same pictures, which flatters it</li>"
+    assert flattered in page_of({}, selected_on="test")
+    learned = f"{titles} was also trained on, or chosen by, 2 of these pictures</li>"
+    assert learned in page_of({"leaked": [0, 1]}, selected_on="validation")
+    assert "these" not in page_of({}, selected_on="validation").split("<table>")[0]
 
 
 @pytest.mark.parametrize("arguments", [["a", "b"], ["a", "--out", "page.html"]])
@@ -391,6 +414,15 @@ def test_a_variant_that_is_always_right_is_drawn(run: RunFolder) -> None:
     assert isinstance(drawn, ErrorbarContainer)
     [line] = drawn.lines[2]
     assert line.get_segments()[0][:, 1] == pytest.approx([100 * low, 100])
+
+
+def test_true_classes_go_down_and_predicted_ones_across() -> None:
+    labels, predicted = np.array([0, 0, 1, 1, 1, 0]), np.array([0, 1, 1, 1, 2, 0])
+    [panel] = plots.confusion(labels, predicted, ["a", "b", "c"], "title").axes
+    counts = {(text.get_position()[::-1], text.get_text()) for text in panel.texts}
+    assert counts == {((0, 0), "2"), ((0, 1), "1"), ((1, 1), "2"), ((1, 2), "1")}
+    shares = np.array([[2, 1, 0], [0, 2, 1], [0, 0, 0]]) / 3
+    np.testing.assert_allclose(np.asarray(panel.images[0].get_array()), shares)
 
 
 def test_names_that_no_plot_has_room_for_are_numbers() -> None:

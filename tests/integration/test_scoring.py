@@ -41,6 +41,7 @@ from serving.answers import (
     at,
     opened,
 )
+from serving.archive import Description
 from serving.cli import app
 from serving.processes import java_home
 from serving.scoring import score
@@ -424,6 +425,17 @@ def test_killed_in_the_middle_it_goes_on_and_every_picture_is_there_once(
     paths = [row["path"] for row in rows(target)]
     assert len(paths) == len(set(paths)) == 10
     assert not list(tmp_path.glob("out/.*.part"))
+
+
+def test_answers_are_of_the_same_archive_when_descriptions_have_more_fields(
+    predictor: Predictor,
+) -> None:
+    class Later(Description):
+        more: int = 0
+
+    said = predictor.description.model_dump_json(exclude_unset=True)  # as in the archive
+    now, later = (kind.model_validate_json(said) for kind in (Description, Later))
+    assert scoring.about(later, "/photos") == scoring.about(now, "/photos")
 
 
 def test_an_output_is_of_one_process_one_archive_and_one_source(

@@ -53,7 +53,6 @@ def scores(right: int) -> Scores:
         accuracy_low=low,
         accuracy_high=high,
         per_class=(None, None),
-        confusion=(),
         calibration_error=0.0,
     )
 

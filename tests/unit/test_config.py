@@ -138,6 +138,28 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
         config.load(str(tmp_path / "job.yaml"))
 
 
+def test_a_setting_of_one_variant_leaves_those_alone_that_have_the_same_alias(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "variants:\n"
+        "  - {name: a, init: random, optim: &both {epochs: 3}}\n"
+        "  - {name: b, init: random, optim: *both}\n"
+    )
+    changed = config.load(str(file), ["variants.a.optim.epochs=10"])
+    assert [variant.optim.epochs for variant in changed.variants] == [10, 3]
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("optim: {epochs: 7}\ndata: {source: digits}\noptim: {aux_weight: 0}\n")
+    with pytest.raises(ConfigurationError, match=r"job.yaml: not YAML: optim is there twice in "):
+        config.load(str(file))
+    file.write_text("data: &d {source: digits}\nvariants: [{<<: {name: a}, init: random}]\n")
+    assert config.load(str(file)).variants[0].name == "a"
+
+
 def test_a_bucket_s_address_has_a_bucket() -> None:
     # pragma: allowlist nextline secret
     for root in ("s3:bucket", "s3://", "s3:///prefix", "s3://key:secret@bucket/prefix"):

@@ -105,6 +105,15 @@ def test_an_object_is_written_where_there_is_none_or_in_place_of_the_known_one(
     ]
 
 
+def test_amazon_says_of_what_has_gone_that_it_is_not_there(
+    memory: Memory, storage: Storage
+) -> None:
+    etag = storage.put("a/key", b"one", replacing=None)
+    memory.errors.append(refused(404, "NoSuchKey"))
+    with pytest.raises(Conflict, match=r"^something else was written there meanwhile$"):
+        storage.put("a/key", b"two", replacing=etag)
+
+
 def test_what_is_not_there_is_none_and_another_error_is_told(
     memory: Memory, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,11 @@
 """torchvision's CIFAR-10, downloaded once and checked against its published digest."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from jobs import config
+from jobs import config, locks
 from jobs.data.images import Images
 from jobs.data.sources import Source
 from jobs.errors import UnavailableError
@@ -20,11 +21,13 @@ def load(settings: config.Data) -> Source:
     Raises:
         UnavailableError: the download failed, or the files are damaged.
     """
-    from torchvision.datasets import CIFAR10
-
     root = Path(settings.root or settings.cache).expanduser()
     try:
-        parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
+        try:
+            parts = _both(root, download=False)
+        except RuntimeError:  # they are not there, or not whole
+            with locks.held(root / ".lock", f"{root}: waiting for another download"):
+                parts = _both(root, download=True)
     except (OSError, RuntimeError) as error:
         raise UnavailableError(
             f"CIFAR-10 download failed ({error}); put {ARCHIVE} into {root}, or use "
@@ -39,6 +42,12 @@ def load(settings: config.Data) -> Source:
         for part in parts
     )
     return Source(train, test, tuple(parts[0].classes), "CIFAR-10")
+
+
+def _both(root: Path, *, download: bool) -> list[Any]:
+    from torchvision.datasets import CIFAR10
+
+    return [CIFAR10(root, train=train, download=download) for train in (True, False)]
 
 
 def check(settings: config.Data) -> tuple[bool, str]:

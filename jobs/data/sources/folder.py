@@ -26,7 +26,7 @@ def load(settings: config.Data) -> Source:
     scaled to the input once. What `data.cache` has already is neither fetched nor decoded again.
     Damaged pictures are skipped, counted and listed.
     """
-    root = str(settings.root).rstrip("/")
+    root = str(settings.root).rstrip("/") or "/"
     if root.startswith("s3://") or mirror.has_shards(Path(root).expanduser()):
         with mirror.refreshed(settings) as pictures:
             found = decoded(pictures, settings)
