@@ -495,12 +495,10 @@ def _result(folder: "RunFolder") -> dict[str, Any]:
 def _finish(
     config: "Config", folder: "RunFolder", promote: bool, deployment: str | None, as_json: bool
 ) -> None:
-    in_one_document = promote and as_json  # results and promotion
-    if not in_one_document:
+    if not (promote and as_json):  # else results and promotion are one document
         _show(folder, as_json)
     if promote:
-        trained = _result(folder) if in_one_document else {}
-        _promote(config, folder, deployment, as_json, **trained)
+        _promote(config, folder, deployment, as_json, **(_result(folder) if as_json else {}))
 
 
 def _promote(

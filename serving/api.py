@@ -101,7 +101,8 @@ class Keys:
         with contextlib.suppress(OSError, ValueError):  # a file that is gone changes no keys
             self._refresh()
         scheme, _, key = header.partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).digest()
+        # http.server has taken its bytes for Latin-1.
+        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self.given + self.in_file]
         return digest if scheme.lower() == "bearer" and any(matches) else None
 
@@ -189,6 +190,7 @@ class Server(ThreadingHTTPServer):
     """Answers each connection on a thread of its own."""
 
     daemon_threads = True
+    request_queue_size = 1024  # connections that wait: with the usual 5, the gateway waits minutes
 
     def handle_error(self, *_: Any) -> None:
         """Logs what went wrong, unless it is only that the gateway closed its connection, as it

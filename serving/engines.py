@@ -31,6 +31,7 @@ def start_asgi(
     state: Path,
     ports: Mapping[str, int],
     shadow: Shadow | None = None,
+    prefix: tuple[str, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Starts `serving/asgi.py` with the model's archive.
 
@@ -38,8 +39,12 @@ def start_asgi(
         state: where it may write.
         ports: one for `inference`, where its metrics are, too.
         shadow: what it is to be compared with.
+        prefix: a program that starts it.
     """
-    command, environment = _asgi(model, settings, state, ports["inference"])
+    environment = {"TMPDIR": str(state), **processes.compiling(settings.compile_cache, state)}
+    given = settings.model_dump_json(exclude={"api_keys"})
+    command = [*prefix, sys.executable, "-m", "serving.asgi"]
+    command += [str(model.path), str(ports["inference"]), given]
     command += [shadow.model_dump_json()] if shadow else []
     return processes.spawn(command, state, environment)
 
@@ -50,17 +55,7 @@ def start_shadow(
     """Starts the same for an archive that is only compared: with one worker, which waits while
     others want the processor."""
     alone = settings.model_copy(update={"workers": 1})
-    command, environment = _asgi(model, alone, state, port)
-    return processes.spawn(["nice", "-n", "10", *command], state, environment)
-
-
-def _asgi(
-    model: Model, settings: Settings, state: Path, port: int
-) -> tuple[list[str], dict[str, str]]:
-    environment = {"TMPDIR": str(state), **processes.compiling(settings.compile_cache, state)}
-    given = settings.model_dump_json(exclude={"api_keys"})
-    command = [sys.executable, "-m", "serving.asgi", str(model.path), str(port), given]
-    return command, environment
+    return start_asgi(model, alone, state, {"inference": port}, prefix=("nice", "-n", "10"))
 
 
 PORTS: Mapping[str, tuple[str, ...]] = {"torchserve": torchserve.PORTS, "asgi": ("inference",)}

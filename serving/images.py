@@ -104,7 +104,7 @@ def in_srgb(picture: Image.Image) -> Image.Image:
     return transform.apply(picture) if transform else picture
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # of a profile, which may have megabytes
 def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
     """To RGB in sRGB; None where there is nothing to convert."""
     if not profile:

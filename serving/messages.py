@@ -80,10 +80,8 @@ class Found:
     """[N, h, w], what each place says for the likeliest class; see :class:`runtimes.Outputs`."""
 
     def part(self, start: int, stop: int) -> "Found":
-        familiarity = None if self.familiarity is None else self.familiarity[start:stop]
-        strangeness = None if self.strangeness is None else self.strangeness[start:stop]
-        maps = None if self.maps is None else self.maps[start:stop]
-        return Found(self.probabilities[start:stop], familiarity, strangeness, maps)
+        given = {name: rows for name, rows in vars(self).items() if rows is not None}
+        return replace(self, **{name: rows[start:stop] for name, rows in given.items()})
 
 
 def parse(
@@ -151,10 +149,13 @@ def unwrapped(row: Mapping[str, Any], multipart: str | None) -> Mapping[str, Any
     parts: dict[str, bytes] = {}
     for piece in pieces[1:-1]:
         head, blank_line, content = piece.partition(b"\r\n\r\n")
-        name = re.search(rb'[;\s]name="([^"]*)"', head)
-        if not blank_line or name is None:
+        found = re.search(rb'[;\s]name=(?:"([^"]*)"|([^\s;"]+))', head)
+        if not blank_line or found is None:
             raise RequestError("multipart: a part has no name")
-        parts[name[1].decode(errors="replace")] = content
+        name = (found[1] or found[2] or b"").decode(errors="replace")
+        if name in parts:
+            raise RequestError("multipart: one picture is needed; several go into JSON")
+        parts[name] = content
     return parts
 
 
@@ -229,17 +230,10 @@ def _parse_v2(content: Mapping[str, Any]) -> Request:
     if reader is None:
         raise RequestError("datatype: BYTES (base64 of a picture) or UINT8 (pixels) is needed")
     identity = content.get("id")
-    if identity is not None and not (isinstance(identity, str) and _is_text(identity)):
+    # JSON may have half a surrogate pair, which no answer can have.
+    if identity is not None and identity != str(identity).encode(errors="ignore").decode():
         raise RequestError("id: a string is needed")
     return Request(reader(shape, data), Form.V2, id=identity)
-
-
-def _is_text(string: str) -> bool:
-    """JSON may have half a surrogate pair, which no answer can have."""
-    try:
-        return string.encode() is not None
-    except UnicodeEncodeError:
-        return False
 
 
 def _bytes_tensor(shape: list[int], data: list[Any]) -> list[Picture]:

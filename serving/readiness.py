@@ -22,7 +22,8 @@ INTERVAL_SECONDS = 3.0  # between looks at a service that is ready
 LOOK_SECONDS = 2.5  # for an answer of one that is ready
 START_SECONDS = 10.0  # … and of one that is not: the first picture may take its time
 BUSY_SECONDS = 15.0  # an engine that answered any request so recently works
-ANSWERED = "Requests2XX"
+# TorchServe's own Requests2XX counts looks at its metrics, too.
+ANSWERED = ("inception_predictions_total", "inception_refusals_total")
 NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Whatever http_proxy says: a proxy would reach neither, and get the key to see."""
@@ -37,7 +38,7 @@ class Readiness:
         """
         Args:
             url: of predictions of this model, at the gateway.
-            metrics: of TorchServe's own metrics.
+            metrics: of the engine's own metrics.
             key: a bearer key, where the gateway wants one.
         """
         self.url, self.metrics, self.key = url, metrics, key
@@ -47,7 +48,7 @@ class Readiness:
         self.form: str | None = None
         """Which form of the network gave the last golden answer; None before the first."""
         self.answered: float | None = None
-        """TorchServe's count of answers; None when it was not read since the last golden one."""
+        """The engine's count of answers; None when it was not read since the last golden one."""
         self.answered_at = float("-inf")
 
     def problem(self, ready: bool) -> str | None:
@@ -100,7 +101,7 @@ class Readiness:
         return f"the golden picture is {said or 'nothing'}"
 
     def _answers_others(self, *, speaks: bool) -> bool:
-        """Whether TorchServe has answered any request lately.
+        """Whether the engine has answered any request lately.
 
         Args:
             speaks: whether it has just said that it is busy. Its metrics may then be late, too;

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from serving import api, engines, processes, torchserve
-from serving.archive import ModelError
+from serving.archive import Model, ModelError
 from serving.fetch import located
 from serving.files import naming, temporary
 from serving.log import log
@@ -28,6 +28,8 @@ from serving.settings import Settings, SettingsError
 
 READ_ON = 10  # times the largest body: what is read of larger ones before they are refused
 WATCH_SECONDS = 0.25  # between looks at the children, and at a service that is not ready
+# TorchServe itself gives up a worker after five minutes, and never starts it again.
+GIVE_UP_SECONDS = 600.0  # for a service that was ready
 GATEWAY = Path(__file__).parent / "gateway"
 
 
@@ -41,6 +43,7 @@ class Supervisor:
         """What keeps the service from being ready; None when nothing does."""
         self.worker_error: str | None = None
         self.stopping = threading.Event()
+        self.fetching = False
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.shadow: subprocess.Popen[bytes] | None = None
         """Not one of them: the service goes on without it."""
@@ -54,7 +57,7 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, lambda *_: self.stopping.set())
+                signal.signal(number, self._stop)
         with ExitStack() as held:
             try:
                 state = held.enter_context(temporary(self.settings.state_dir))
@@ -71,6 +74,18 @@ class Supervisor:
                 for child in reversed(self._running()):
                     processes.kill(child)
 
+    def _stop(self, *_: object) -> None:
+        self.stopping.set()
+        if self.fetching:  # which may take minutes, and nothing is there yet to be drained
+            raise SystemExit(0)
+
+    def _located(self, uri: str, sha256: str | None, target: Path) -> Model:
+        self.fetching = True
+        try:
+            return located(uri, sha256, target, self.settings.public_key)
+        finally:
+            self.fetching = False
+
     def _running(self) -> list[subprocess.Popen[bytes]]:
         return [*self.children.values(), *([self.shadow] if self.shadow else [])]
 
@@ -80,8 +95,7 @@ class Supervisor:
             raise SettingsError("SERVING_SHADOW_URI: a shadow needs SERVING_ENGINE=asgi")
         for port in (settings.port, settings.metrics_port):
             _refuse_taken(port)
-        target = state / "model.mar"
-        self.model = located(settings.model_uri, settings.model_sha256, target, settings.public_key)
+        self.model = self._located(settings.model_uri, settings.model_sha256, state / "model.mar")
         if settings.abstain and not self.model.description.held_out:
             raise SettingsError("SERVING_ABSTAIN: this archive knows nothing of familiarity")
         names = engines.PORTS[settings.engine]
@@ -113,8 +127,7 @@ class Supervisor:
         return "draining" if self.stopping.is_set() else self.problem
 
     def _start_shadow(self, uri: str, state: Path) -> engines.Shadow:
-        key = self.settings.public_key
-        model = located(uri, self.settings.shadow_sha256, state / "shadow.mar", key)
+        model = self._located(uri, self.settings.shadow_sha256, state / "shadow.mar")
         if model.classes != self.model.classes:
             raise SettingsError(f"SERVING_SHADOW_URI: {uri} knows other classes")
         [port] = processes.free_ports(1)
@@ -155,7 +168,7 @@ class Supervisor:
 
     def _watch(self) -> int:
         """Monitors the children until one dies or the service is told to stop."""
-        next_probe = 0.0
+        next_probe, ready_at = 0.0, math.inf
         while not self.stopping.wait(WATCH_SECONDS):
             if (dead := self._dead()) is not None:
                 self.problem = f"{dead} died"
@@ -169,6 +182,10 @@ class Supervisor:
                     self._drain()
                     return 1
                 self._note(self.readiness.problem(ready=self.problem is None))
+                ready_at = ready_at if self.problem else time.monotonic()
+                if time.monotonic() > ready_at + GIVE_UP_SECONDS:
+                    log("not ready for too long", seconds=GIVE_UP_SECONDS)
+                    return 1
                 wait = WATCH_SECONDS if self.problem else INTERVAL_SECONDS
                 next_probe = time.monotonic() + wait
         return self._drain()
@@ -182,6 +199,9 @@ class Supervisor:
         used = processes.held_memory(self._running()) / 1e6
         if used > limit:
             log("too much memory", used_mb=math.ceil(used), limit_mb=limit)
+            if self.shadow is not None:  # it goes first
+                processes.kill(self.shadow)
+                return False
         return used > limit
 
     def _note_worker_error(self, error: str) -> None:

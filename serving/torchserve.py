@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -101,8 +102,9 @@ def follow(output: IO[bytes], on_error: Callable[[str], None]) -> None:
 
     def work() -> None:
         for line in output:
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
+            with suppress(OSError):  # nobody may read ours, and its pipe must not fill up
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
             if (error := _error_in(line)) is not None:
                 on_error(error)
 

@@ -100,6 +100,18 @@ def test_a_part_has_a_name_of_its_own_and_a_blank_line() -> None:
     assert unwrapped({"body": blank}, kind) == {"photo": FILE + b"\r\n\r\n" + FILE}
 
 
+def test_a_name_may_stand_without_quotes_as_dotnet_writes_it() -> None:
+    kind = "multipart/form-data; boundary=x"
+    bare = UPLOAD.replace(b'"photo"', b"photo")
+    assert bare != UPLOAD and unwrapped({"body": bare}, kind) == {"photo": FILE}
+
+
+def test_two_pictures_of_one_name_are_too_many() -> None:
+    twice = UPLOAD.replace(b"--x--", UPLOAD)
+    with pytest.raises(RequestError, match=r"^multipart: one picture is needed"):
+        unwrapped({"body": twice}, "multipart/form-data; boundary=x")
+
+
 @given(st.integers(0, len(UPLOAD)), st.binary(max_size=4), st.integers(0, 8))
 def test_a_mutated_upload_is_read_or_refused(start: int, other: bytes, cut: int) -> None:
     body = UPLOAD[:start] + other + UPLOAD[start + cut :]

@@ -22,7 +22,7 @@ from service import LONGEST, Service, get, load, running
 
 from jobs import demo
 from jobs.runs import RunFolder
-from serving import readiness, supervisor
+from serving import processes, readiness, supervisor
 from serving.archive import Counts, Data, Description, Golden, Model, ModelError
 from serving.log import log
 from serving.readiness import Readiness
@@ -96,7 +96,7 @@ class Fake:
         self.readiness = Readiness(MODEL, f"{address}/predictions/m", f"{address}/metrics")
 
     def count(self, answers: int) -> None:
-        self.metrics = (200, f'Requests2XX{{Level="Host"}} {answers}.0\n'.encode())
+        self.metrics = (200, f'inception_predictions_total{{ModelName="m"}} {answers}.0\n'.encode())
 
 
 @pytest.fixture
@@ -191,13 +191,86 @@ def test_a_busy_engine_is_ready_as_long_as_it_answers_others(
     assert fake.readiness.problem(ready=False) is not None, "who was not ready has to answer"
 
 
+def test_looks_at_the_metrics_which_torchserve_counts_are_no_answers(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(readiness, "time", SimpleNamespace(monotonic=lambda: now))
+    assert fake.readiness.problem(ready=True) is None
+    fake.golden, problems = BUSY, []
+    for looks in range(4):
+        now += 0.4 * readiness.BUSY_SECONDS
+        fake.metrics = (200, b"Requests2XX{} %d.0\ninception_predictions_total{} 7.0\n" % looks)
+        problems.append(fake.readiness.problem(ready=True))
+    assert problems[:2] == [None, None] and None not in problems[2:]
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, *problems: str | None) -> int:
+    """What a supervisor ends with that finds these at its looks, and then is told to stop."""
+    left = list(problems)
+    one = Supervisor(Settings(model_uri="m.mar"))
+
+    def problem(ready: bool) -> str | None:
+        if len(left) == 1:
+            one.stopping.set()
+        return left.pop(0)
+
+    for name in ("WATCH_SECONDS", "INTERVAL_SECONDS", "GIVE_UP_SECONDS"):
+        monkeypatch.setattr(supervisor, name, 0.0)
+    monkeypatch.setattr(one, "_drain", lambda: 0)
+    one.readiness = SimpleNamespace(problem=problem)  # type: ignore[assignment]
+    return one._watch()
+
+
+def test_a_service_that_was_ready_and_is_not_any_more_for_long_ends_to_be_started_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert watched(monkeypatch, "starting", "starting", "starting") == 0, "it may take its time"
+    assert watched(monkeypatch, "starting", None, "wrong", "wrong") == 1
+    said = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert said["event"] == "not ready for too long"
+
+
+def test_told_to_stop_while_it_fetches_it_does_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def located(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it goes on")
+
+    monkeypatch.setattr(supervisor, "located", located)
+    settings = Settings(
+        model_uri="m.mar", state_dir=tmp_path, port=free_port(), metrics_port=free_port()
+    )
+    with pytest.raises(SystemExit) as ended:
+        Supervisor(settings).run()
+    assert ended.value.code == 0 and not list(tmp_path.iterdir())
+
+
+def test_the_gateway_takes_a_folder_with_a_space(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: dict[str, str] = {}
+    monkeypatch.setattr(processes, "spawn", lambda _, __, some: given.update(some))
+    one = Supervisor(Settings(model_uri="m.mar"))
+    one.model = MODEL
+    one._gateway(tmp_path, {"inference": 1, "metrics": 2}, 3)
+    command: list[str | Path] = [processes.caddy(), "adapt", "--adapter", "caddyfile"]
+    command += ["--config", supervisor.GATEWAY / "Caddyfile"]
+    environment = {**os.environ, **given, "PAGES": "/a b"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and '"root":"/a b"' in done.stdout, done.stderr
+
+
 def test_answers_of_long_ago_do_not_make_an_engine_busy(fake: Fake) -> None:
     fake.golden = BUSY
     fake.count(1000)
     assert fake.readiness.problem(ready=True) is not None
 
 
-@pytest.mark.parametrize("metrics", [SILENCE, (500, b""), (200, b"Requests2XX what\n")])
+@pytest.mark.parametrize(
+    "metrics", [SILENCE, (500, b""), (200, b"inception_predictions_total x\n")]
+)
 def test_metrics_that_are_late_or_broken_end_nothing_that_speaks(
     fake: Fake, metrics: Reply
 ) -> None:
@@ -241,6 +314,16 @@ def test_memory_that_is_just_too_much_is_not_said_to_be_the_limit(
     assert supervisor._is_too_large()
     said = json.loads(capsys.readouterr().err)
     assert (said["used_mb"], said["limit_mb"]) == (1501, 1500)
+
+
+def test_where_memory_runs_short_the_shadow_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Supervisor(Settings(model_uri="m.mar", memory_mb=1500))
+    monkeypatch.setattr("serving.supervisor.processes.held_memory", lambda _: 2_000_000_000)
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as shadow:
+        one.shadow = shadow
+        assert not one._is_too_large() and shadow.poll() == -signal.SIGKILL
+    one.shadow = None  # as the next look finds
+    assert one._is_too_large()
 
 
 def java_of(service: Service) -> int:

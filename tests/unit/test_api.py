@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -25,3 +26,17 @@ def test_what_follows_a_head_with_a_body_is_no_request(length: str) -> None:
                 answers += part
     assert answers.startswith(b"HTTP/1.1 200 ") and answers.count(b"HTTP/1.1 ") == 1
     assert b"Connection: close" in answers
+
+
+def test_many_connections_may_wait_to_be_taken() -> None:
+    server = api.Server(("127.0.0.1", 0), BaseHTTPRequestHandler)  # which takes none
+    with contextlib.closing(server.socket), contextlib.ExitStack() as links:
+        for _ in range(300):
+            address = ("127.0.0.1", server.server_port)
+            links.enter_context(socket.create_connection(address, timeout=30))
+
+
+def test_a_key_may_have_any_characters() -> None:
+    keys = api.Keys(Settings(model_uri="m.mar", api_keys="schlüssel"))
+    as_it_is_read = "Bearer schlüssel".encode().decode("latin-1")
+    assert keys.accept(as_it_is_read) and not keys.accept("Bearer schlussel")
