@@ -101,8 +101,8 @@ class Keys:
         with contextlib.suppress(OSError, ValueError):  # a file that is gone changes no keys
             self._refresh()
         scheme, _, key = header.partition(" ")
-        # http.server has taken its bytes for Latin-1.
-        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
+        # http.server has taken its bytes for Latin-1, where some others are spaces, too.
+        digest = hashlib.sha256(key.strip(" \t").encode("latin-1", "replace")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self.given + self.in_file]
         return digest if scheme.lower() == "bearer" and any(matches) else None
 
