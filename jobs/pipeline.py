@@ -20,7 +20,7 @@ from jobs import devices, distributed, environment, errors, table, watching
 from jobs.config import Config, Part, Variant
 from jobs.data import duplicates, findings
 from jobs.data.dataset import Dataset, draw_source_task, load
-from jobs.data.images import Draws, Examples, Images
+from jobs.data.images import Draws, Images
 from jobs.delivery import export, publishing, tracking
 from jobs.delivery.storage import Storage
 from jobs.errors import ConfigurationError, JobError, UnavailableError
@@ -30,7 +30,7 @@ from jobs.results import Comparison, Diverged, Done, Trained
 from jobs.runs import WEIGHTS, RunFolder, VariantFolder, write_arrays, write_json
 from jobs.train import models, plan
 from jobs.train.evaluation import class_maps, predict, scores
-from jobs.train.features import Features, extract
+from jobs.train.features import Examples, Features, extract
 from jobs.train.kept import pairs, small, surest
 from jobs.train.training import Trainer, fit
 from jobs.train.writing import Snapshot, each

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,29 +42,6 @@ class Draws:
 
     def to(self, device: torch.device) -> "Draws":
         return Draws(self.epoch, self.flip.to(device), self.shift.to(device))
-
-
-class Examples(Protocol):
-    """What the training loop and the evaluation need of data."""
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 [N], on the device."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def batches(
-        self, parts: Sequence[Tensor], draws: Draws | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs of the network, augmented by `draws` if given, and labels, one part at a time.
-
-        Args:
-            parts: positions, int64 [B] each, on the device.
-        """
-        ...
-
-    def draws(self, seed: int, epoch: int) -> Draws: ...
 
 
 @dataclass(frozen=True)
@@ -126,7 +102,12 @@ class Images:
     def batches(
         self, parts: Sequence[Tensor], draws: Draws | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs float32 [B, 3, S, S] and labels int64 [B], one part at a time."""
+        """Inputs float32 [B, 3, S, S], augmented by `draws` if given, and labels int64 [B], one
+        part at a time.
+
+        Args:
+            parts: positions, int64 [B] each, on the device.
+        """
         if self.pixels.device == self.labels.device:
             pictures: Iterable[Tensor] = map(self.raw, parts)
         else:

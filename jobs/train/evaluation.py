@@ -10,10 +10,11 @@ from torchvision.models import Inception3
 
 from jobs import distributed
 from jobs.config import BLOCKS
-from jobs.data.images import Examples, Images
+from jobs.data.images import Images
 from jobs.seeds import generator
 from jobs.statistics import balanced_accuracy, wilson
 from jobs.train import models
+from jobs.train.features import Examples
 from serving.archive import Interval, Scores
 
 CALIBRATION_BINS = 15

@@ -53,6 +53,10 @@ class Features:
         return self.images.draws(seed, epoch % len(self.values))
 
 
+Examples = Images | Features
+"""What the training loop and the evaluation take."""
+
+
 @torch.no_grad()
 def extract(
     network: Inception3,

@@ -14,12 +14,12 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from jobs import config, distributed
-from jobs.data.images import Examples
 from jobs.devices import Device
 from jobs.errors import ConfigurationError, Divergence, Interrupted
 from jobs.seeds import generator
 from jobs.train import whole_batch
 from jobs.train.evaluation import loss_and_accuracy, predict
+from jobs.train.features import Examples
 from jobs.train.models import moving_norms, set_training_mode
 from jobs.train.writing import Row, Snapshot, Store, Writer
 from serving.processes import COMPILERS, cores

@@ -8,8 +8,9 @@ from conftest import tiny_config
 from torch import nn
 
 from jobs import config, devices
-from jobs.data.images import Examples, Images
+from jobs.data.images import Images
 from jobs.train import training
+from jobs.train.features import Examples
 
 CPU = devices.Device(torch.device("cpu"), torch.float32)
 

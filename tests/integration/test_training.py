@@ -22,12 +22,12 @@ from torchvision.models import inception_v3
 
 from jobs import config, devices, interruption, pipeline
 from jobs.data.dataset import Dataset, load
-from jobs.data.images import Draws, Examples, Images, augment
+from jobs.data.images import Draws, Images, augment
 from jobs.errors import ConfigurationError, Divergence, Interrupted
 from jobs.runs import RunFolder, VariantFolder
 from jobs.seeds import generator
 from jobs.train import models, training
-from jobs.train.features import Features, extract
+from jobs.train.features import Examples, Features, extract
 
 pytestmark = pytest.mark.usefixtures("thin")
 CPU = devices.Device(torch.device("cpu"), torch.float32)
