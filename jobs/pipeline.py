@@ -381,7 +381,7 @@ class Job:
         if variant.head_of is not None:
             whole.fc.load_state_dict(self._head(variant.head_of, seed))
         whole.to(self.device.device)
-        before = models.first_kernels(whole)
+        kernels = models.first_kernels(whole, "before")
         trainable = models.count_parameters(whole, trainable=True)
 
         start = time.perf_counter()
@@ -405,8 +405,8 @@ class Job:
             self._predict(trainer, "validation", scored["validation"], folder)
         test = scored.get("test") or self._examples(variant, whole, dataset.test)
         logits = self._predict(trainer, "test", test, folder)
-        after = models.first_kernels(whole)
-        distributed.once(_write_kernels, folder, before, after)
+        kernels |= models.first_kernels(whole, "after")
+        distributed.once(write_arrays, folder.path / "kernels.npz", kernels)
         trained = variant.optim.epochs * trainer.steps_per_epoch * variant.optim.batch_size
         return Done(
             variant=variant.name,
@@ -547,11 +547,3 @@ def _take_stand_in(folder: VariantFolder, kept: Path) -> bool:
 
 def _best(folder: VariantFolder) -> models.State:
     return distributed.once(models.read, folder.best)
-
-
-def _write_kernels(
-    folder: VariantFolder, before: dict[str, Tensor], after: dict[str, Tensor]
-) -> None:
-    arrays = {f"{name}.before": kernel.numpy() for name, kernel in before.items()}
-    arrays |= {f"{name}.after": kernel.numpy() for name, kernel in after.items()}
-    write_arrays(folder.path / "kernels.npz", arrays)

@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.models import Inception3, Inception_V3_Weights, inception_v3
@@ -228,9 +230,7 @@ def _remember_shape(row: dict[str, Any], _: nn.Module, _inputs: Any, output: Ten
     row["output"] = list(output.shape[1:])
 
 
-def first_kernels(network: nn.Module) -> dict[str, Tensor]:
-    """Copies of the first two convolutions' weights, float32 [out, in, 3, 3] on the CPU."""
-    return {
-        name: network.get_parameter(f"{name}.conv.weight").detach().float().cpu().clone()
-        for name in BLOCKS[:2]
-    }
+def first_kernels(network: nn.Module, when: str) -> dict[str, NDArray[np.float32]]:
+    """Copies of the first two convolutions' weights, float32 [out, in, 3, 3], by layer and time."""
+    found = {name: network.get_parameter(f"{name}.conv.weight") for name in BLOCKS[:2]}
+    return {f"{name}.{when}": w.detach().float().cpu().clone().numpy() for name, w in found.items()}
