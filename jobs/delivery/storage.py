@@ -55,7 +55,8 @@ class Storage:
         if settings.uri is None:
             raise ConfigurationError("storage.uri: not set; it is written s3://bucket/prefix")
         self.bucket, self.prefix = s3.place(settings.uri)
-        self.uri = "/".join(part for part in (f"s3://{self.bucket}", self.prefix) if part)
+        self.uri = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        self._base = f"{self.prefix}/" if self.prefix else ""  # of every key
         self.settings = settings
         with self._explained():
             self.client: Any = _client(settings)
@@ -63,7 +64,7 @@ class Storage:
     def check(self) -> None:
         """Asks whether this prefix may be listed and written to, and leaves nothing there."""
         with self._explained():
-            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(""), MaxKeys=1)
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._base, MaxKeys=1)
             where = self._where("doctor")  # an upload that is started and aborted leaves no object
             begun = self.client.create_multipart_upload(**where, **self._encryption())
             self.client.abort_multipart_upload(**where, UploadId=begun["UploadId"])
@@ -126,13 +127,13 @@ class Storage:
             advance(size / 2**20)
 
         with self._explained(), naming(path):
-            self.client.download_file(self.bucket, self._key(key), str(path), Callback=count)
+            self.client.download_file(self.bucket, self._base + key, str(path), Callback=count)
 
     def entries(self, prefix: str) -> list[Entry]:
         """All objects whose key starts with `prefix`, sorted by key."""
         with self._explained():
             return [
-                Entry(self._relative(found["Key"]), found["Size"], found["LastModified"])
+                Entry(found["Key"].removeprefix(self._base), found["Size"], found["LastModified"])
                 for page in self._pages("list_objects_v2", prefix)
                 for found in page.get("Contents", [])
             ]
@@ -141,7 +142,7 @@ class Storage:
         """Names of the folders directly below a prefix that ends in a slash."""
         with self._explained():
             return [
-                self._relative(found["Prefix"]).removeprefix(prefix).rstrip("/")
+                found["Prefix"].removeprefix(self._base + prefix).rstrip("/")
                 for page in self._pages("list_objects_v2", prefix, Delimiter="/")
                 for found in page.get("CommonPrefixes", [])
             ]
@@ -234,16 +235,10 @@ class Storage:
 
     def _pages(self, operation: str, prefix: str, **options: str) -> Iterator[Any]:
         pages = self.client.get_paginator(operation)
-        yield from pages.paginate(Bucket=self.bucket, Prefix=self._key(prefix), **options)
+        yield from pages.paginate(Bucket=self.bucket, Prefix=self._base + prefix, **options)
 
     def _where(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": self._key(key)}
-
-    def _key(self, key: str) -> str:
-        return f"{self.prefix}/{key}" if self.prefix else key
-
-    def _relative(self, key: str) -> str:
-        return key.removeprefix(f"{self.prefix}/") if self.prefix else key
+        return {"Bucket": self.bucket, "Key": self._base + key}
 
     def _explained(self) -> AbstractContextManager[None]:
         return s3.explained(self.uri, UnavailableError)
