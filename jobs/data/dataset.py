@@ -147,16 +147,13 @@ def _without_excluded(source: Source, settings: config.Data) -> Source:
         more = f", and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise ConfigurationError(f"data.exclude: the data has no {strangers[0]}{more}")
     return replace(
-        source,
-        train=source.train.take(_positions(train, out)),
-        test=source.test.take(_positions(test, out)),
+        source, train=_without(source.train, train, out), test=_without(source.test, test, out)
     )
 
 
-def _positions(paths: Sequence[str], without: Collection[str]) -> Tensor:
-    return torch.tensor(
-        [at for at, path in enumerate(paths) if path not in without], dtype=torch.int64
-    )
+def _without(images: Images, paths: Sequence[str], out: Collection[str]) -> Images:
+    kept = [at for at, path in enumerate(paths) if path not in out]
+    return images.take(torch.tensor(kept, dtype=torch.int64))
 
 
 def _subset(images: Images, count: int | None, key: str) -> Images:
