@@ -3,7 +3,7 @@
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Snapshot:
         return each(self._values, moved)
 
 
-class Writer:
+class Writer(AbstractContextManager["Writer"]):
     """Writes in one thread of the first process, one thing after the other.
 
     A context, which is left when all is written. All processes call the same methods.
@@ -103,9 +103,6 @@ class Writer:
             self._store.save_best(**kept)
         if progress is not None:
             self._store.save_checkpoint(progress)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
