@@ -80,9 +80,9 @@ def scoring(options: argparse.Namespace, device: devices.Device) -> dict[str, An
     images = _images(options, options.pictures).to(device.device)
     batch = device.scored_at_once(config.load(options.config, options.set).evaluation)
     first = torch.arange(batch, device=device.device) % len(images)
-    predict(network, images.take(first), batch, device.autocast)  # warms up
+    predict(network, images.take(first), batch, device)  # warms up
     start = time.perf_counter()
-    predict(network, images, batch, device.autocast)
+    predict(network, images, batch, device)
     return {"images_per_second": len(images) / (time.perf_counter() - start), "batch": batch}
 
 

@@ -200,7 +200,7 @@ def _variant(
             )
         for _ in range(optim.epochs):
             train_epoch(trainer, learnt, lambda: None, lambda _: None)
-            logits = predict(trainer.scored_network, scored, 50, device.autocast)
+            logits = predict(trainer.scored_network, scored, 50, device)
             loss_and_accuracy(logits, scored.labels)
             trainer.start_next_epoch()
 

@@ -489,8 +489,7 @@ class Job:
         """Logits of a split by the weights that were kept, which are stored, too."""
         with task(f"{trainer.variant.name}, {split}", len(examples)) as advance:
             batch_size = self.device.scored_at_once(self.config.evaluation)
-            autocast = self.device.autocast
-            logits = predict(trainer.network, examples, batch_size, autocast, advance)
+            logits = predict(trainer.network, examples, batch_size, self.device, advance)
         if not logits.isfinite().all():  # the last step has spoilt them, and no loss came after it
             raise errors.Divergence(f"answers to the {split} images are not finite")
         arrays = {"logits": logits.numpy(), "labels": examples.labels.cpu().numpy()}
@@ -519,7 +518,7 @@ class Job:
         """Class maps float32 [n, h, w] of some test images, each for its answer."""
         batch_size = self.device.scored_at_once(self.config.evaluation)
         images = self.dataset.test.take(rows)
-        maps = class_maps(whole, images, batch_size, self.device.autocast)
+        maps = class_maps(whole, images, batch_size, self.device)
         return maps[torch.arange(len(rows)), logits[rows].argmax(1)].numpy()
 
 

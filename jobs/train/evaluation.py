@@ -1,7 +1,6 @@
 """Metrics of predictions, with confidence intervals."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torchvision.models import Inception3
 from jobs import distributed
 from jobs.config import BLOCKS
 from jobs.data.images import Images
+from jobs.devices import Device
 from jobs.seeds import generator
 from jobs.statistics import balanced_accuracy, wilson
 from jobs.train import models
@@ -27,7 +27,7 @@ def predict(
     network: nn.Module,
     examples: Examples,
     batch_size: int,
-    autocast: Callable[[], Any],
+    device: Device,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """Logits float32 [N, C] of all examples in their order, on the CPU; leaves eval mode on.
@@ -40,7 +40,7 @@ def predict(
     outputs = []
     for part, (inputs, _) in zip(parts, examples.batches(parts), strict=True):
         distributed.check()
-        with autocast():
+        with device.autocast():
             outputs.append(network.forward(inputs).float())
         advance(len(part) * distributed.size())
     own = torch.cat(outputs)
@@ -51,15 +51,13 @@ def predict(
 
 
 @torch.no_grad()
-def class_maps(
-    network: Inception3, images: Images, batch_size: int, autocast: Callable[[], Any]
-) -> Tensor:
+def class_maps(network: Inception3, images: Images, batch_size: int, device: Device) -> Tensor:
     """Those of all images, float32 [N, C, h, w] on the CPU; see :func:`models.class_maps`."""
     parts = torch.arange(len(images), device=images.labels.device).split(batch_size)
     last, kept = network.eval().get_submodule(BLOCKS[-1]), []
     with last.register_forward_hook(lambda _, __, places: kept.append(places.float().cpu())):
         for inputs, _ in images.batches(parts):
-            with autocast():
+            with device.autocast():
                 network.forward(inputs)  # not compiled, for the few pictures
     return torch.cat([models.class_maps(places, network.fc.weight.cpu()) for places in kept])
 

@@ -372,9 +372,7 @@ def score(trainer: Trainer, split: str, examples: Examples, batch_size: int) -> 
     """Scores the weights that are kept, on one split, as a line of metrics.jsonl."""
     start = time.perf_counter()
     with task(f"{trainer.variant.name}, scoring {split}", len(examples)) as advance:
-        logits = predict(
-            trainer.scored_network, examples, batch_size, trainer.device.autocast, advance
-        )
+        logits = predict(trainer.scored_network, examples, batch_size, trainer.device, advance)
     rate = len(examples) / (time.perf_counter() - start)
     found = loss_and_accuracy(logits, examples.labels)
     return _row(trainer, split, **found, images_per_second=rate)
