@@ -174,6 +174,7 @@ class Job:
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.config, self.folder = config, folder
         self.device = devices.choose(config.runtime)
+        self.batch_size = self.device.scored_at_once(config.evaluation)
         devices.keep_compiled(Path(config.data.cache).expanduser() / "compiled")
         distributed.once(folder.add_environment, environment.describe(self.device))
 
@@ -456,9 +457,8 @@ class Job:
             epochs = self.config.data.stored_epochs(variant.optim.epochs)
             versions = [images.draws(seed, epoch) for epoch in range(epochs)]
         with task(f"{variant.name}, features", len(images) * len(versions)) as advance:
-            batch_size = self.device.scored_at_once(self.config.evaluation)
             return extract(
-                whole, images, batch_size, self.device, versions=versions, advance=advance
+                whole, images, self.batch_size, self.device, versions=versions, advance=advance
             )
 
     def _fit(
@@ -488,8 +488,7 @@ class Job:
     ) -> Tensor:
         """Logits of a split by the weights that were kept, which are stored, too."""
         with task(f"{trainer.variant.name}, {split}", len(examples)) as advance:
-            batch_size = self.device.scored_at_once(self.config.evaluation)
-            logits = predict(trainer.network, examples, batch_size, self.device, advance)
+            logits = predict(trainer.network, examples, self.batch_size, self.device, advance)
         if not logits.isfinite().all():  # the last step has spoilt them, and no loss came after it
             raise errors.Divergence(f"answers to the {split} images are not finite")
         arrays = {"logits": logits.numpy(), "labels": examples.labels.cpu().numpy()}
@@ -516,9 +515,8 @@ class Job:
 
     def _maps(self, whole: Inception3, rows: Tensor, logits: Tensor) -> Array:
         """Class maps float32 [n, h, w] of some test images, each for its answer."""
-        batch_size = self.device.scored_at_once(self.config.evaluation)
         images = self.dataset.test.take(rows)
-        maps = class_maps(whole, images, batch_size, self.device)
+        maps = class_maps(whole, images, self.batch_size, self.device)
         return maps[torch.arange(len(rows)), logits[rows].argmax(1)].numpy()
 
 
