@@ -148,11 +148,8 @@ class Storage:
             ]
 
     def delete(self, keys: Sequence[str]) -> None:
-        def delete(key: str) -> None:
-            self.client.delete_object(**self._where(key))
-
         with self._explained(), ThreadPoolExecutor(THREADS) as threads:
-            list(threads.map(delete, keys))
+            list(threads.map(lambda key: self.client.delete_object(**self._where(key)), keys))
 
     def abort_uploads(self, prefix: str, before: datetime | None = None) -> None:
         """Removes the parts that a killed publisher left behind, or only those begun before."""
