@@ -59,7 +59,11 @@ class Storage:
         self._base = f"{self.prefix}/" if self.prefix else ""  # of every key
         self.settings = settings
         with self._explained():
-            self.client: Any = _client(settings)
+            try:
+                checksums = "when_required" if settings.checksums == "md5" else "when_supported"
+                self.client: Any = s3.client(**settings.client, checksums=checksums)
+            except ValueError as error:
+                raise ConfigurationError(f"storage.endpoint_url: {error}") from None
 
     def check(self) -> None:
         """Asks whether this prefix may be listed and written to, and leaves nothing there."""
@@ -239,11 +243,3 @@ class Storage:
 
     def _explained(self) -> AbstractContextManager[None]:
         return s3.explained(self.uri, UnavailableError)
-
-
-def _client(settings: config.Storage) -> Any:
-    try:
-        checksums = "when_required" if settings.checksums == "md5" else "when_supported"
-        return s3.client(**settings.client, checksums=checksums)
-    except ValueError as error:
-        raise ConfigurationError(f"storage.endpoint_url: {error}") from None
