@@ -106,8 +106,7 @@ def _balanced(hits: Tensor, counts: Tensor) -> Interval | None:
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
     """Mean distance between confidence and accuracy over equal bins of confidence, weighted."""
-    bins, excess = _by_confidence(logits, labels)
-    return _binned(bins, excess)
+    return _binned(*_by_confidence(logits, labels))
 
 
 def calibration_interval(logits: Tensor, labels: Tensor) -> Interval:
