@@ -68,12 +68,11 @@ def best_seed(winner: Summary, seeds: Sequence[int]) -> int:
 def _summary(folder: RunFolder, config: Config, variant: Variant) -> Summary | Diverged:
     """One variant over its seeds: the first seed's result, and mean, interval and spread of all."""
     results = [folder.variant(variant.name, seed).result() for seed in config.runtime.seeds]
-    finished = [r for r in results if r is not None]
-    if len(finished) < len(results):
+    if None in results:
         raise UnavailableError(f"{folder.path}: {variant.name} is unfinished; `run` resumes it")
-    if diverged := [r for r in finished if isinstance(r, Diverged)]:
+    if diverged := [r for r in results if isinstance(r, Diverged)]:
         return diverged[0]
-    done = [r for r in finished if isinstance(r, Done)]
+    done = [r for r in results if isinstance(r, Done)]
     accuracies = [r.test.accuracy for r in done]
     low, high = _interval(accuracies, done[0].test.images)
     selection = [r.selection_accuracy for r in done]
