@@ -92,8 +92,7 @@ class Registry:
     def channels(self) -> dict[str, Channel]:
         prefix = f"{self.root}/{CHANNELS}/"
         names = [Path(entry.key).stem for entry in self.storage.entries(prefix)]
-        found = {name: self.channel(name) for name in names}
-        return {name: channel for name, channel in found.items() if channel}
+        return {name: channel for name in names if (channel := self.channel(name))}
 
     def point(
         self, channel: str, version: str, current: Channel | None, *, rolled_back: bool = False
