@@ -472,8 +472,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration; loading it again gives an equal one."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-        return text
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def augmentation(self, variant: Variant) -> str:
         """What the report says of how the variant's training pictures were varied."""

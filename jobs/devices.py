@@ -76,8 +76,7 @@ class Device:
             return nullcontext()
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
-        context: AbstractContextManager[None] = torch.cuda.stream(stream)
-        return context
+        return torch.cuda.stream(stream)
 
     def start_measuring(self) -> None:
         """What is left of an earlier network is let go of first: compiled, it is a cycle."""

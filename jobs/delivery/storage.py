@@ -175,8 +175,7 @@ class Storage:
                 **self._where(key), Body=body, **self._checksum(body), **options
             )
         )
-        etag: str = answer["ETag"]
-        return etag
+        return str(answer["ETag"])
 
     def _send_parts(
         self, path: Path, key: str, digest: str, advance: Advance, condition: Mapping[str, str]

@@ -60,8 +60,7 @@ class WholeBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if not self.training:
-            stored: Tensor = super().forward(x_NCHW)
-            return stored
+            return super().forward(x_NCHW)
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
         # From a value near the mean: squares of large numbers would drown a small variance.
