@@ -35,6 +35,11 @@ class Bucket:
             ConfigurationError: `data.s3.endpoint_url` is no address.
         """
         self.bucket, self.root = s3.place(str(settings.root))
+        # The root, if it is the key of one.
+        self.manifest = self.root if self.root.endswith(listing.MANIFESTS) else None
+        # What keys are relative to: the root, or the folder of a manifest.
+        folder = self.root.rpartition("/")[0] if self.manifest else self.root
+        self.prefix = f"{folder}/" if folder else ""
         self.attempts = settings.s3.attempts
         limits = Timeout(connect=settings.s3.connect_timeout, read=settings.s3.read_timeout)
         self.http = PoolManager(maxsize=THREADS, timeout=limits, retries=False)
@@ -44,17 +49,6 @@ class Bucket:
                 self.client: Any = s3.client(**settings.s3.client)
         except ValueError as error:
             raise ConfigurationError(f"data.s3.endpoint_url: {error}") from None
-
-    @property
-    def manifest(self) -> str | None:
-        """The root, if it is the key of one."""
-        return self.root if self.root.endswith(listing.MANIFESTS) else None
-
-    @property
-    def prefix(self) -> str:
-        """What keys are relative to: the root, or the folder of a manifest."""
-        folder = self.root.rpartition("/")[0] if self.manifest else self.root
-        return f"{folder}/" if folder else ""
 
     def name(self, key: str) -> str:
         return f"s3://{self.bucket}/{key}"
