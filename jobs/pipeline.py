@@ -92,7 +92,8 @@ def _draw(config: Config, folder: RunFolder) -> None:
 def _work(config: Config, folder: RunFolder) -> Comparison:
     job = Job(config, folder)
     job.find_weights()
-    job.announce()
+    _ = job.dataset  # loaded by all, before the first one looks at it
+    distributed.once(job.announce)
     distributed.once(job.find_doubles)
     for part in config.parts:
         job.train(config.variant(part.variant), part.seed)
@@ -261,15 +262,10 @@ class Job:
 
     def announce(self) -> None:
         """Says what is still to be done, and about how long it takes."""
-        dataset = self.dataset
-
-        def outline() -> None:
-            if remaining := self._remaining():
-                stand_in = self._stand_in if self._needs_stand_in(remaining) else None
-                with devices.memory_for("a first step"):
-                    log(plan.outline(self.config, dataset, self.device, remaining, stand_in))
-
-        distributed.once(outline)
+        if remaining := self._remaining():
+            stand_in = self._stand_in if self._needs_stand_in(remaining) else None
+            with devices.memory_for("a first step"):
+                log(plan.outline(self.config, self.dataset, self.device, remaining, stand_in))
 
     @property
     def _stand_in(self) -> Variant:
