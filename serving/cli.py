@@ -158,12 +158,10 @@ def score(
             if next(pictures(source), None) is None:
                 _fail(f"{source}: no pictures there", 2)
             summary = work(source=source, target=out)
-    except ModelError as error:
+    except (ModelError, SourceError, OSError) as error:  # of the output: a full disk, say
         _fail(error, 3)
     except ScoringError as error:
-        _fail(error, 3 if isinstance(error, SourceError) else 2)
-    except OSError as error:  # of the output: a full disk, say
-        _fail(error, 3)
+        _fail(error, 2)
     log(summary.text())
 
 
