@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -135,13 +136,10 @@ class Mirror:
     def _ask(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
     ) -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
-        try:
-            connection.request(method, path, body, dict(headers))
-            response = connection.getresponse()
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)) as shadow:
+            shadow.request(method, path, body, dict(headers))
+            response = shadow.getresponse()
             content = response.read()
-        finally:
-            connection.close()
         if response.status != 200:
             raise OSError(f"the shadow's answer is {response.status}")
         return content
