@@ -15,20 +15,19 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO
 from urllib.parse import urlsplit
 
 import urllib3
 
 from serving import archive, s3
-from serving.archive import Model, ModelError, Pointer, Record, Version, check_digest, open_model
+from serving.archive import Model, ModelError, Pointer, Version, check_digest, open_model
 from serving.files import replacing
 
 CHUNK = 1 << 20
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 15, 30, 3
 # AWS's, Google's, Azure's and Alibaba's that are not link-local.
 METADATA = ("fd00:ec2::254", "fd20:ce::254", "168.63.129.16", "100.100.100.200")
-Found = TypeVar("Found", bound=Record)
 
 
 def is_local(uri: str) -> bool:
@@ -102,10 +101,11 @@ def _resolved(uri: str, sha256: str | None) -> tuple[str, str | None]:
     with _explained(uri):
         client = s3.default_client()
         if archive.is_channel(key):
-            pointer = _read(client, bucket, key, Pointer)
+            pointer = Pointer.model_validate_json(s3.read(client, 1, Bucket=bucket, Key=key))
             digest, key = pointer.sha256, archive.beside_channel(key, pointer.version)
         else:
-            version = _read(client, bucket, f"{key}/{archive.VERSION}", Version)
+            file = f"{key}/{archive.VERSION}"
+            version = Version.model_validate_json(s3.read(client, 1, Bucket=bucket, Key=file))
             digest = version.files[archive.ARCHIVE].sha256
     return f"s3://{bucket}/{key}/{archive.ARCHIVE}", digest
 
@@ -152,10 +152,6 @@ def _refuse_metadata(uri: str) -> None:
         ip = getattr(ip, "ipv4_mapped", None) or ip
         if ip.is_link_local or str(ip) in METADATA:
             raise ModelError(f"{uri}: {address[0]} may be where clouds keep credentials")
-
-
-def _read(client: Any, bucket: str, key: str, kind: type[Found]) -> Found:
-    return kind.model_validate_json(client.get_object(Bucket=bucket, Key=key)["Body"].read())
 
 
 @contextmanager
