@@ -201,8 +201,7 @@ class Supervisor:
             log("too much memory", used_mb=math.ceil(used), limit_mb=limit)
             if self.shadow is not None:  # it goes first
                 processes.kill(self.shadow)
-                return False
-        return used > limit
+        return used > limit and self.shadow is None
 
     def _note_worker_error(self, error: str) -> None:
         self.worker_error = error
