@@ -115,11 +115,10 @@ class Handler:
             self.predictor.require(request)
             _bound(request.pictures)
             return request, [self.predictor.pixels(picture) for picture in request.pictures]
-        except (ImageError, RequestError) as error:
-            return error.with_traceback(None)  # which would keep all that was read
         except Exception as error:
-            logger.exception("a request failed")
-            return error.with_traceback(None)
+            if not isinstance(error, ImageError | RequestError):
+                logger.exception("a request failed")
+            return error.with_traceback(None)  # which would keep all that was read
         finally:
             meter.observe("decode_seconds", time.perf_counter() - start)
 
