@@ -60,8 +60,6 @@ class Waiting:
 class Context:
     """Of TorchServe's context for a batch, what the handler uses."""
 
-    metrics = None
-
     def __init__(self, batch: list[Waiting]) -> None:
         self.batch = batch
         self.statuses = [200] * len(batch)
