@@ -315,10 +315,8 @@ def _is_strange(request: Request, familiarity: float | None) -> bool:
 
 def _members(probabilities: NDArray[np.float32], least: float) -> NDArray[np.bool_]:
     """Which classes are in the set, bool […, C]: the likeliest one always is."""
-    inside: NDArray[np.bool_] = probabilities >= np.minimum(
-        least, probabilities.max(axis=-1, keepdims=True)
-    )
-    return inside
+    highest: NDArray[np.float32] = probabilities.max(axis=-1, keepdims=True)
+    return probabilities >= np.minimum(least, highest)
 
 
 def _answer_v2(
@@ -363,8 +361,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def logarithms(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of probabilities [N, C], which may be 0: what stands for logits where these are not told."""
-    found: NDArray[np.float32] = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
-    return found
+    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
 
 
 def probability_errors(
