@@ -110,7 +110,7 @@ def predict(
     except ValueError as error:
         _fail(error, 2)
     on_terminal = sys.stdout.isatty() and not as_json
-    show = _print_table if on_terminal else _print_json if as_json else _print_lines
+    show = _print_table if on_terminal else partial(_print_lines, as_json=as_json)
     try:
         with client:
             answers = show(files, client.predict_many(files))
@@ -223,23 +223,17 @@ def _print_table(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
     return done
 
 
-def _print_lines(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
-    """`file<tab>label<tab>probability` as they come; errors go to standard error."""
+def _print_lines(files: list[Path], answers: Iterable[Answer], as_json: bool) -> list[Answer]:
+    """As they come: JSON, or `file<tab>label<tab>probability` and errors to standard error."""
     done = []
     for file, answer in zip(files, answers, strict=True):
-        if isinstance(answer, Prediction):
+        if as_json:
+            print(json.dumps({"file": str(file), **_as_json(answer)}), flush=True)
+        elif isinstance(answer, Prediction):
             shown = text(str(file)), answer.label or UNKNOWN, f"{answer.probability:.4f}"
             print(*shown, sep="\t", flush=True)
         else:
             print(f"error: {file}: {answer}", file=sys.stderr)
-        done.append(answer)
-    return done
-
-
-def _print_json(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
-    done = []
-    for file, answer in zip(files, answers, strict=True):
-        print(json.dumps({"file": str(file), **_as_json(answer)}), flush=True)
         done.append(answer)
     return done
 

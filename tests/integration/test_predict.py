@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_a_label_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "a [b] [/c]" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("show", [_print_lines, _print_table])
+@pytest.mark.parametrize("show", [partial(_print_lines, as_json=False), _print_table])
 def test_a_name_that_is_not_utf_8_is_shown(
     show: Callable[[list[Path], Iterable[Answer]], list[Answer]],
     capsys: pytest.CaptureFixture[str],
