@@ -49,14 +49,5 @@ def start_asgi(
     return processes.spawn(command, state, environment)
 
 
-def start_shadow(
-    model: Model, settings: Settings, state: Path, port: int
-) -> subprocess.Popen[bytes]:
-    """Starts the same for an archive that is only compared: with one worker, which waits while
-    others want the processor."""
-    alone = settings.model_copy(update={"workers": 1})
-    return start_asgi(model, alone, state, {"inference": port}, prefix=("nice", "-n", "10"))
-
-
 PORTS: Mapping[str, tuple[str, ...]] = {"torchserve": torchserve.PORTS, "asgi": ("inference",)}
 START: Mapping[str, Start] = {"torchserve": torchserve.start, "asgi": start_asgi}

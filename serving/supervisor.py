@@ -30,6 +30,7 @@ READ_ON = 10  # times the largest body: what is read of larger ones before they 
 WATCH_SECONDS = 0.25  # between looks at the children, and at a service that is not ready
 # TorchServe itself gives up a worker after five minutes, and never starts it again.
 GIVE_UP_SECONDS = 600.0  # for a service that was ready
+POLITELY = ("nice", "-n", "10")  # a shadow waits while others want the processor
 GATEWAY = Path(__file__).parent / "gateway"
 
 
@@ -131,7 +132,8 @@ class Supervisor:
         if model.classes != self.model.classes:
             raise SettingsError(f"SERVING_SHADOW_URI: {uri} knows other classes")
         [port] = processes.free_ports(1)
-        self.shadow = engines.start_shadow(model, self.settings, state, port)
+        alone = self.settings.model_copy(update={"workers": 1})
+        self.shadow = engines.start_asgi(model, alone, state, {"inference": port}, prefix=POLITELY)
         both = {"live": self.model, "shadow": model}
         tests = {role: one.description.test for role, one in both.items()}
         return engines.Shadow(
