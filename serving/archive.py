@@ -210,10 +210,6 @@ class Description(Record):
     test_check: Check | None = None
     """Those answers against the job's own."""
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.data.classes
-
 
 class File(Record):
     size: int
@@ -294,7 +290,7 @@ class Model:
 
     @property
     def classes(self) -> Sequence[str]:
-        return self.description.classes
+        return self.description.data.classes
 
 
 def open_model(path: Path, sha256: str | None = None) -> Model:

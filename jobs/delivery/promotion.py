@@ -206,9 +206,9 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
     with temporary() as folder:
         file = folder / PREDICTIONS
         registry.fetch(champion, file, PREDICTIONS)
-        classes = registry.version(champion).description.classes
+        classes = registry.version(champion).description.data.classes
         theirs = _right_by_picture(read_arrays(file), classes)
-    ours = _right_by_picture(promoted.answers, promoted.description.classes)
+    ours = _right_by_picture(promoted.answers, promoted.description.data.classes)
     shared = [picture for picture in ours if picture in theirs]
     if not shared or len(shared) < SHARED * len(theirs):
         return (

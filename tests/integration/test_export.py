@@ -62,7 +62,7 @@ def test_the_archive_is_whole_and_holds_no_pickle(exported: RunFolder, unpacked:
     }
     with zipfile.ZipFile(unpacked / FILES["program"][0]) as program:
         assert not [name for name in program.namelist() if name.endswith(".pkl")]
-    assert description.version == exported.run_id and len(description.classes) == 10
+    assert description.version == exported.run_id and len(description.data.classes) == 10
     assert description.forms[-2:] == ("float", "program")
     assert "random weights" in description.weights
 

@@ -152,7 +152,7 @@ def test_a_picture_of_another_class_than_before_is_not_compared(
     promote(exported_run(tmp_path / "champion", right=150), gate(settings))
     challenger = exported_run(tmp_path / "challenger", right=10)
     arrays = read_arrays(challenger.path / "model" / "m.npz")
-    classes = registry.version("champion").description.classes
+    classes = registry.version("champion").description.data.classes
     ours = promotion._right_by_picture(arrays, classes)
     theirs = promotion._right_by_picture(arrays, classes[1:] + classes[:1])
     assert len(ours) == len(theirs) == len(arrays["labels"]) and not set(ours) & set(theirs)
