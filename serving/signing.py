@@ -29,7 +29,7 @@ def sign(archive: Path, private_key: Path) -> bytes:
         key = load_pem_private_key(private_key.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{private_key}: no private key: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not _is_p256(key.curve):
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ModelError(f"{private_key}: a key of the curve P-256 is needed")
     return base64.b64encode(key.sign(bytes.fromhex(digest_of(archive)), ALGORITHM))
 
@@ -43,14 +43,10 @@ def verify(archive: Path, signature: bytes, public_key: Path) -> None:
         key = load_pem_public_key(public_key.read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"{public_key}: no public key: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not _is_p256(key.curve):
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ModelError(f"{public_key}: a key of the curve P-256 is needed")
     try:
         given = base64.b64decode(signature, validate=True)
         key.verify(given, bytes.fromhex(digest_of(archive)), ALGORITHM)
     except (InvalidSignature, ValueError):
         raise ModelError(f"{archive}: its signature is not by the owner of {public_key}") from None
-
-
-def _is_p256(curve: ec.EllipticCurve) -> bool:
-    return isinstance(curve, ec.SECP256R1)
