@@ -18,16 +18,7 @@ from serving import archive, messages, runtimes
 from serving.archive import TOLERANCES, Form, Golden, Model, ModelError
 from serving.explanations import overlay
 from serving.images import decode, to_pixels, to_png
-from serving.messages import (
-    TOP,
-    Explain,
-    Found,
-    Picture,
-    Request,
-    RequestError,
-    probability_errors,
-    softmax,
-)
+from serving.messages import TOP, Explain, Found, Picture, Request, RequestError
 from serving.trust import Trust
 
 AT_ONCE = 4  # golden pictures: no more memory than a service with few requests takes
@@ -153,7 +144,7 @@ class Predictor:
         """Probabilities, familiarity and the likeliest classes' maps of images uint8 [N, 3, H, W],
         N any number but 0, from one run of the network."""
         outputs = self.network(images)
-        probabilities = softmax(outputs.logits / self.description.temperature)
+        probabilities = messages.softmax(outputs.logits / self.description.temperature)
         maps = outputs.maps
         likeliest = maps[np.arange(len(maps)), probabilities.argmax(1)] if maps.size else None
         if self.trust is None:
@@ -170,7 +161,7 @@ class Predictor:
         parts = np.split(pixels, range(AT_ONCE, len(pixels), AT_ONCE))
         given = np.concatenate([self.probabilities(part) for part in parts])
         agreement = (given.argmax(1) == expected.argmax(1)).mean()
-        error, _ = probability_errors(given, expected)
+        error, _ = messages.probability_errors(given, expected)
         if agreement >= allowed.agreement and error <= allowed.probability_error:  # not so for NaN
             return None
         return f"{agreement:.0%} of the golden labels, probabilities off by {error:.2f}"
