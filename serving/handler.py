@@ -13,18 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving import messages
 from serving.drift import Drift
 from serving.images import MAX_PIXELS, ImageError, pixels_of
-from serving.messages import (
-    Explain,
-    Found,
-    Picture,
-    Request,
-    RequestError,
-    failure,
-    parse,
-    unwrapped,
-)
+from serving.messages import Explain, Found, Picture, Request, RequestError
 from serving.metrics import PROBE, Meter, seconds_since
 from serving.predictor import Predictor
 
@@ -110,8 +102,8 @@ class Handler:
         start = time.perf_counter()
         try:
             asked = (header(f"X-{name}") for name in ("Top", "Abstain", "Confidence"))
-            content = unwrapped(row, header("X-Multipart"))
-            request = parse(content, *asked, explain=_explain(header))
+            content = messages.unwrapped(row, header("X-Multipart"))
+            request = messages.parse(content, *asked, explain=_explain(header))
             self.predictor.require(request)
             _bound(request.pictures)
             return request, [self.predictor.pixels(picture) for picture in request.pictures]
@@ -158,4 +150,4 @@ def _refusal(error: Exception, index: int, context: Any, meter: Meter) -> dict[s
     context.set_response_status(status, code, index)
     context.set_response_header(index, "X-Refusal", code)  # by which the gateway knows it for ours
     meter.count("refusals_total", code)
-    return failure(code, message)
+    return messages.failure(code, message)
