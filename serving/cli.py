@@ -209,10 +209,9 @@ def _print_table(files: list[Path], answers: Iterable[Answer]) -> list[Answer]:
     from rich.progress import track
     from rich.table import Table
 
-    progress = track(answers, "predicting", len(files), transient=True)
     table = Table("file", "label", "probability", box=None)
     table.columns[2].justify = "right"
-    done = list(progress)
+    done = list(track(answers, "predicting", len(files), transient=True))
     for file, answer in zip(files, done, strict=True):
         if isinstance(answer, Prediction):
             label = escape(answer.label or UNKNOWN)
