@@ -293,21 +293,16 @@ class Model:
         return self.description.data.classes
 
 
-def open_model(path: Path, sha256: str | None = None) -> Model:
+def open_model(path: Path) -> Model:
     """Reads and checks an archive, or the folder that one was unpacked to.
 
-    Args:
-        sha256: the archive's digest, if it is known.
-
     Raises:
-        ModelError: another digest, a damaged file, or not an archive of this project.
+        ModelError: a damaged file, or not an archive of this project.
     """
     if path.is_dir():
-        check_digest(path, sha256)
         return _look(path, lambda name: (path / name).read_bytes())
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
-    check_digest(path, sha256)
     try:
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:
@@ -401,8 +396,6 @@ def check_digest(path: Path, sha256: str | None) -> None:
     """
     if sha256 is None:
         return
-    if not path.is_file():
-        raise ModelError(f"{path}: only an archive itself has a digest")
     if (digest := digest_of(path)) != sha256:
         raise ModelError(f"{path}: its SHA-256 is {digest}, not {sha256}")
 
