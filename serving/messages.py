@@ -274,7 +274,9 @@ def answer(
         least: probability of the classes that go into `set`; None for no such field.
     """
     if request.form is Form.V2:
-        return _answer_v2(request, found, classes, model, least)
+        identity = {} if request.id is None else {"id": request.id}
+        about = {"model_name": model["name"], "model_version": model["version"]}
+        return {**about, "outputs": _tensors(request, found, classes, least), **identity}
     answers = [_prediction(request, *one, classes, model, least) for one in _each(found)]
     if request.explain and found.maps is not None:
         for one, places in zip(answers, found.maps, strict=True):  # where no label is given, too
@@ -319,14 +321,10 @@ def _members(probabilities: NDArray[np.float32], least: float) -> NDArray[np.boo
     return probabilities >= np.minimum(least, highest)
 
 
-def _answer_v2(
-    request: Request,
-    found: Found,
-    classes: Sequence[str],
-    model: Mapping[str, str],
-    least: float | None,
-) -> dict[str, Any]:
-    """No label is an empty one here, as a tensor of BYTES has no null."""
+def _tensors(
+    request: Request, found: Found, classes: Sequence[str], least: float | None
+) -> list[dict[str, Any]]:
+    """V2's outputs. No label is an empty one here, as a tensor of BYTES has no null."""
     labels = [
         "" if _is_strange(request, familiarity) else classes[int(row.argmax())]
         for row, familiarity in _each(found)
@@ -339,8 +337,7 @@ def _answer_v2(
         outputs.append(_tensor("set", "BOOL", _members(found.probabilities, least)))
     if request.explain and found.maps is not None:
         outputs.append(_tensor("map", "FP32", found.maps))
-    result = {"model_name": model["name"], "model_version": model["version"], "outputs": outputs}
-    return result if request.id is None else {**result, "id": request.id}
+    return outputs
 
 
 def _tensor(name: str, datatype: str, values: NDArray[Any]) -> dict[str, Any]:
