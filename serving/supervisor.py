@@ -160,9 +160,7 @@ class Supervisor:
             "ENGINE_METRICS_PORT": ports["metrics"],
             "API_PORT": own,
             "PAGES": GATEWAY,
-            "HOME": state,
-            "XDG_DATA_HOME": state,
-            "XDG_CONFIG_HOME": state,
+            **dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"), state),
         }
         command = [processes.caddy(), "run", "--adapter", "caddyfile"]
         command += ["--config", str(GATEWAY / "Caddyfile")]

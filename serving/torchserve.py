@@ -38,10 +38,7 @@ def start(
     lines = [f"{key}={value}\n".replace("\\", "\\\\") for key, value in properties.items()]
     config.write_text("".join(lines))
     environment = {
-        "TEMP": str(state),
-        "TMPDIR": str(state),
-        "LOG_LOCATION": str(state),
-        "METRICS_LOCATION": str(state),
+        **dict.fromkeys(("TEMP", "TMPDIR", "LOG_LOCATION", "METRICS_LOCATION"), str(state)),
         **processes.compiling(settings.compile_cache, state),
         "JAVA_HOME": str(processes.java_home()),
         "OMP_NUM_THREADS": "1",
