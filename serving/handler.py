@@ -24,7 +24,6 @@ PNG = "image/png"
 MAX_PIXELS_IN_ALL = 4 * MAX_PIXELS  # of one request
 FORM_HEADER = "X-Form"  # of an answer: which form of the network gave it
 logger = logging.getLogger(__name__)
-Read = tuple[Request, list[NDArray[np.uint8]]]
 
 
 class Handler:
@@ -98,7 +97,7 @@ class Handler:
 
     def _read(
         self, row: dict[str, Any], header: Callable[[str], str | None], meter: Meter
-    ) -> Read | Exception:
+    ) -> tuple[Request, list[NDArray[np.uint8]]] | Exception:
         start = time.perf_counter()
         try:
             asked = (header(f"X-{name}") for name in ("Top", "Abstain", "Confidence"))
