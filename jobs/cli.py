@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,14 +122,15 @@ def run(
         log(f"{folder.path}: loading the job")
     from jobs import distributed, parts, pipeline
 
-    with distributed.joined():
+    with distributed.joined() as first:
         with graceful():
             if part is None:
                 pipeline.run(resolved, folder)
             elif not parts.run(resolved, folder, resolved.parts[part]):
                 return
         # What fails, fails in all: a machine that has ended well is not there when it is retried.
-        distributed.once(_finish, resolved, folder, promote, deployment, as_json)
+        with nullcontext() if first else graceful():  # so that the others hear what the first says
+            distributed.once(_finish, resolved, folder, promote, deployment, as_json)
 
 
 @app.command()

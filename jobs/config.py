@@ -530,9 +530,9 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value]
+        keys = [(key.tag, key.value) for key, _ in node.value if key.value != "<<"]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            problem = f"{twice[0]} is there twice"
+            problem = f"{twice[0][1]} is there twice"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return node
 

@@ -101,7 +101,10 @@ class Rendezvous:
             UnavailableError: they are others.
         """
         if self._settle("data", digest) != digest:
-            raise UnavailableError("the pictures are not those that the other parts began with")
+            raise UnavailableError(
+                "the pictures are not those that the other parts began with; a manifest keeps them "
+                "the same, --run-id NAME starts another run"
+            )
 
     def last(self, part: Part) -> str:
         """The part whose process does the last step: this one, unless another was quicker."""

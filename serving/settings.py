@@ -55,8 +55,8 @@ class Settings(BaseModel):
     startup_seconds: Positive = 300
     """A worker that takes longer to load the network is replaced; on a GPU that compiles it."""
     memory_mb: Positive | None = None
-    """A service whose processes hold more than this drains, as after SIGTERM, and ends with 1: its
-    process manager starts another. No limit when absent."""
+    """A service whose processes hold more than this ends its shadow, if it has one, else it drains,
+    as after SIGTERM, and ends with 1: its process manager starts another. No limit when absent."""
     compile_cache: Path | None = None
     """Where compiled kernels stay for the next start; in the state directory when absent."""
     max_body_bytes: Positive = 10_000_000

@@ -3,7 +3,8 @@
 Ready means that the archive's golden picture, sent through the gateway, got its expected answer.
 On SIGTERM the service first reports that it is not ready, continues to answer while load balancers
 notice, lets the gateway finish what is in flight, and only then ends the engine. A child that
-dies ends the service with exit code 1, and so, after a drain, does too much memory.
+dies ends the service with exit code 1, and so do too much memory, after a drain, and ten minutes
+of not being ready any more.
 """
 
 import errno
@@ -50,7 +51,8 @@ class Supervisor:
         """Not one of them: the service goes on without it."""
 
     def run(self) -> int:
-        """Serves; returns 0 after SIGTERM, and 1 where a child died or they held too much memory.
+        """Serves; returns 0 after SIGTERM, and 1 where a child died, they held too much memory or
+        it was not ready any more.
 
         Raises:
             ModelError: there is no model to serve.

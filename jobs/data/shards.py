@@ -60,12 +60,13 @@ def _files(shard: tarfile.TarFile) -> Iterator[tuple[str, str, str, bytes]]:
 
 def _sample(files: list[tuple[str, str, str, bytes]], name: str) -> Iterator[Sample]:
     contents = {suffix: data for _, suffix, _, data in files}
-    for key, suffix, path, data in files:
-        if f".{suffix}" in SUFFIXES:  # `seg.png` is a mask, and of no class
-            label = _label(contents)
-            if not label:
-                raise UnavailableError(f"{name}: {key} has no label, in {key}.cls or {key}.json")
-            yield Sample(path, label, data)
+    pictures = [file for file in files if f".{file[1]}".endswith(SUFFIXES)]
+    # Beside KEY.jpg, KEY.seg.png is a mask, and of no class.
+    for key, _, path, data in [file for file in pictures if f".{file[1]}" in SUFFIXES] or pictures:
+        label = _label(contents)
+        if not label:
+            raise UnavailableError(f"{name}: {key} has no label, in {key}.cls or {key}.json")
+        yield Sample(path, label, data)
 
 
 def _label(contents: dict[str, bytes]) -> str | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,8 @@ def rollback(settings: Config, version: str | None = None) -> str:
             f"{channel}: nothing served before {current.version}; name a version"
         )
     if target != current.version:
-        undone = target in (e.version for e in current.pointer.history if e.rolled_back)
+        left = takewhile(lambda earlier: earlier.rolled_back, current.pointer.history)
+        undone = version is not None and version in (earlier.version for earlier in left)
         _swap(registry, channel, target, current, rolled_back=not undone)
     log(f"{channel} serves {target} again, {current.version} before")
     return registry.uri(target)
@@ -213,7 +215,7 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
     if not shared or len(shared) < SHARED * len(theirs):
         return (
             f"{champion}, which serves, was tested on other images: {len(shared)} of its "
-            f"{len(theirs)} are here; promotion.tolerance=null leaves the comparison out"
+            f"{len(theirs)} are here{' and not in training' * bool(promoted.leaked)}; promotion.tolerance=null leaves the comparison out"
         )
     if new := [right for picture, right in ours.items() if picture not in theirs]:
         log(

@@ -356,7 +356,7 @@ def test_test_images_that_a_model_was_trained_on_speak_neither_for_nor_against_i
     promote(some, gate())
     assert any(line.startswith("some and honest cannot be told apart: 0.0 points") for line in log)
     every = exported_run(tmp_path / "every", right=200, leaked=range(200))
-    with pytest.raises(NotPromoted, match="was tested on other images: 0 of its 200 are here"):
+    with pytest.raises(NotPromoted, match="0 of its 200 are here and not in training;"):
         promote(every, gate(min_accuracy=0))
 
 
@@ -386,6 +386,13 @@ def test_a_rollback_goes_back_and_is_remembered_as_one(
     promote(exported_run(tmp_path / "three", right=150), gate())
     current = registry.channel("production")
     assert current and not current.pointer.history[0].rolled_back
+    assert rollback(gate()).endswith("/one/")
+    assert rollback(gate(), "two").endswith("/two/"), "an older one, and none that is undone"
+    for name in ("four", "five"):
+        promote(exported_run(tmp_path / name, right=150), gate())
+    assert [rollback(gate()).split("/")[-2] for _ in range(2)] == ["four", "two"]
+    with pytest.raises(UnavailableError, match="nothing served before two"):
+        rollback(gate())
 
 
 def test_a_name_that_no_model_has_is_answered_with_those_that_are_there(

@@ -205,8 +205,9 @@ def test_looks_at_the_metrics_which_torchserve_counts_are_no_answers(
     assert problems[:2] == [None, None] and None not in problems[2:]
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, *problems: str | None) -> int:
-    """What a supervisor ends with that finds these at its looks, and then is told to stop."""
+def watched(monkeypatch: pytest.MonkeyPatch, *problems: str | None) -> tuple[int, int]:
+    """What a supervisor ends with that looks every five minutes, finds these and then is told to
+    stop; and how many of them it has not seen."""
     left = list(problems)
     one = Supervisor(Settings(model_uri="m.mar"))
 
@@ -215,18 +216,24 @@ def watched(monkeypatch: pytest.MonkeyPatch, *problems: str | None) -> int:
             one.stopping.set()
         return left.pop(0)
 
-    for name in ("WATCH_SECONDS", "INTERVAL_SECONDS", "GIVE_UP_SECONDS"):
+    def minutes() -> float:
+        return 300.0 * (len(problems) - len(left))
+
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=minutes))
+    for name in ("WATCH_SECONDS", "INTERVAL_SECONDS"):
         monkeypatch.setattr(supervisor, name, 0.0)
     monkeypatch.setattr(one, "_drain", lambda: 0)
     one.readiness = SimpleNamespace(problem=problem)  # type: ignore[assignment]
-    return one._watch()
+    return one._watch(), len(left)
 
 
 def test_a_service_that_was_ready_and_is_not_any_more_for_long_ends_to_be_started_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert watched(monkeypatch, "starting", "starting", "starting") == 0, "it may take its time"
-    assert watched(monkeypatch, "starting", None, "wrong", "wrong") == 1
+    assert watched(monkeypatch, *["starting"] * 5) == (0, 0), "it may take its time"
+    assert watched(monkeypatch, *[None] * 5) == (0, 0)
+    assert watched(monkeypatch, None, "wrong", "wrong", None, "wrong", "wrong", None) == (0, 0)
+    assert watched(monkeypatch, None, *["wrong"] * 5) == (1, 2)
     said = json.loads(capsys.readouterr().err.splitlines()[-1])
     assert said["event"] == "not ready for too long"
 

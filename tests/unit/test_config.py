@@ -156,7 +156,7 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     file.write_text("optim: {epochs: 7}\ndata: {source: digits}\noptim: {aux_weight: 0}\n")
     with pytest.raises(ConfigurationError, match=r"job.yaml: not YAML: optim is there twice in "):
         config.load(str(file))
-    file.write_text("data: &d {source: digits}\nvariants: [{<<: {name: a}, init: random}]\n")
+    file.write_text("variants: [{<<: {name: a}, <<: {init: random}}]\n")
     assert config.load(str(file)).variants[0].name == "a"
 
 
