@@ -20,8 +20,8 @@ from serving.client import URL, Client, ClientError, Prediction
 from serving.files import text
 
 EXIT_CODES = (
-    "Exit codes: 0 done; drained after SIGTERM · 1 a child died, or held too much memory; not ready "
-    "any more; unexpected · 2 settings or usage · 3 no model; S3, a disk or a cluster is not "
+    "Exit codes: 0 done; drained after SIGTERM · 1 a child died, or held too much memory; not "
+    "ready any more; unexpected · 2 settings or usage · 3 no model; S3, a disk or a cluster is not "
     "reachable; the disk is full."
 )
 OF_PREDICT = (

@@ -215,7 +215,8 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
     if not shared or len(shared) < SHARED * len(theirs):
         return (
             f"{champion}, which serves, was tested on other images: {len(shared)} of its "
-            f"{len(theirs)} are here{' and not in training' * bool(promoted.leaked)}; promotion.tolerance=null leaves the comparison out"
+            f"{len(theirs)} are here{' and not in training' * bool(promoted.leaked)}; "
+            "promotion.tolerance=null leaves the comparison out"
         )
     if new := [right for picture, right in ours.items() if picture not in theirs]:
         log(
