@@ -52,20 +52,31 @@ class Mirror:
         self.port, self.share = shadow.port, share
         self.random = random.Random()
         self.queue: queue.Queue[Sent] = queue.Queue(WAITING)
-        where: dict[str, Any] = {"namespace": "inception_shadow", "registry": registry}
         self.pictures = Counter(
-            "pictures",
+            "inception_shadow_pictures",
             "Pictures of both: agree, or by how much one is surer of another label, of 1 in all",
             ["outcome"],
-            **where,
+            registry=registry,
         )
-        self.requests = Counter("requests", "answered, failed, or dropped", ["outcome"], **where)
-        self.seconds = Histogram("seconds", "Of an answer", ["role"], **where)
-        self.probability = Histogram("probability", "Of the likeliest class", ["role"], **where)
-        info = Gauge("info", "1", ["live", "shadow"], **where)
+        self.requests = Counter(
+            "inception_shadow_requests",
+            "answered, failed, or dropped",
+            ["outcome"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "inception_shadow_seconds", "Of an answer", ["role"], registry=registry
+        )
+        self.probability = Histogram(
+            "inception_shadow_probability", "Of the likeliest class", ["role"], registry=registry
+        )
+        info = Gauge("inception_shadow_info", "1", ["live", "shadow"], registry=registry)
         info.labels(**shadow.versions).set(1)
         tested = Gauge(
-            "tested_accuracy", "The lower end of its interval on the test set", ["role"], **where
+            "inception_shadow_tested_accuracy",
+            "The lower end of its interval on the test set",
+            ["role"],
+            registry=registry,
         )
         for role, accuracy in shadow.accuracies.items():
             tested.labels(role).set(accuracy)
