@@ -497,6 +497,7 @@ def _result(folder: "RunFolder") -> dict[str, Any]:
 def _finish(
     config: "Config", folder: "RunFolder", promote: bool, deployment: str | None, as_json: bool
 ) -> None:
+    """Shows what a finished run came to, and promotes its winner if that is wanted."""
     if not (promote and as_json):  # else results and promotion are one document
         _show(folder, as_json)
     if promote:

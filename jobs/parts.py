@@ -111,7 +111,7 @@ class Rendezvous:
         return self._settle("last", str(part))
 
     def _settle(self, name: str, value: str) -> str:
-        """What the first one says that says anything."""
+        """What is in S3 under this name: this value, unless another process was quicker."""
         key = f"{self.root}/{name}"
         with suppress(Conflict):
             self.storage.put(key, value.encode(), replacing=None)

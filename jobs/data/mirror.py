@@ -65,7 +65,7 @@ def has_shards(root: Path) -> bool:
 
 
 def check(settings: config.Data) -> tuple[bool, str]:
-    """Whether the bucket may be listed, and a line that says so."""
+    """Whether the manifest, or anything below the prefix, is there, and a line that says so."""
     try:
         bucket = Bucket(settings)
         wanted = bucket.manifest or bucket.prefix

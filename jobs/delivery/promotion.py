@@ -60,7 +60,7 @@ class Candidate:
 
     @cached_property
     def answers(self) -> dict[str, NDArray[Any]]:
-        """The archive's test_predictions.npz, of the test images that tell something."""
+        """The arrays of the archive's test_predictions.npz, without the leaked test images."""
         found = read_arrays(self.files[PREDICTIONS])
         return {name: np.delete(rows, self.leaked, axis=0) for name, rows in found.items()}
 

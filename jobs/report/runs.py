@@ -55,6 +55,7 @@ def _differences(runs: Mapping[str, RunFolder], found: Mapping[str, Comparison])
 
 
 def _flattered(title: str, comparison: Comparison) -> str:
+    """The end of a sentence: what makes a winner look better than it is on these test pictures."""
     if comparison.selected_on == "test":
         return f"; {title} was chosen on these same pictures, which flatters it"
     if leaked := len(comparison.data.leaked):
