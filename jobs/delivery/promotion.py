@@ -65,7 +65,7 @@ class Candidate:
         return {name: np.delete(rows, self.leaked, axis=0) for name, rows in found.items()}
 
 
-def candidate(folder: RunFolder, name: str) -> Candidate:
+def read_candidate(folder: RunFolder, name: str) -> Candidate:
     """
     Raises:
         UnavailableError: the run is unfinished, or has not been exported under this name.
@@ -103,24 +103,24 @@ def promote(folder: RunFolder, settings: Config) -> str:
     gate = settings.promotion
     storage = Storage(settings.storage)
     registry = Registry(storage, settings.export.name)
-    promoted = candidate(folder, registry.name)
+    candidate = read_candidate(folder, registry.name)
     publishing.publish(storage, folder)
-    champion = registry.channel(gate.channel)
-    if champion and champion.version == promoted.version:
-        if registry.version(promoted.version).files != promoted.whole.files:
-            raise registry.taken(promoted.version)
-        _sign(registry, promoted, gate)
-        log(f"{gate.channel} serves {promoted.version} already")
-        return registry.uri(promoted.version)
-    if reasons := objections(promoted, champion, registry, gate):
-        raise NotPromoted(f"{promoted.version} is published and not promoted: {'; '.join(reasons)}")
+    version, champion = candidate.version, registry.channel(gate.channel)
+    if champion and champion.version == version:
+        if registry.version(version).files != candidate.whole.files:
+            raise registry.taken(version)
+        _sign(registry, candidate, gate)
+        log(f"{gate.channel} serves {version} already")
+        return registry.uri(version)
+    if reasons := objections(candidate, champion, registry, gate):
+        raise NotPromoted(f"{version} is published and not promoted: {'; '.join(reasons)}")
     with folder.open(settings):
-        registry.add(promoted.files, promoted.whole)
-    _sign(registry, promoted, gate)
-    _swap(registry, gate.channel, promoted.version, champion)
+        registry.add(candidate.files, candidate.whole)
+    _sign(registry, candidate, gate)
+    _swap(registry, gate.channel, version, champion)
     before = f", {champion.version} before" if champion else ""
-    log(f"{gate.channel} serves {promoted.version} now{before}")
-    return registry.uri(promoted.version)
+    log(f"{gate.channel} serves {version} now{before}")
+    return registry.uri(version)
 
 
 def rollback(settings: Config, version: str | None = None) -> str:
@@ -173,35 +173,35 @@ def fetch(settings: Config, version: str | None, out: Path) -> Path:
 
 
 def objections(
-    promoted: Candidate, champion: Channel | None, registry: Registry, gate: config.Promotion
+    candidate: Candidate, champion: Channel | None, registry: Registry, gate: config.Promotion
 ) -> list[str]:
     """Why a model may not serve; nothing when it may."""
-    found = [_unchecked(promoted), _floor(promoted, gate)]
+    found = [_unchecked(candidate), _floor(candidate, gate)]
     if champion and gate.tolerance is not None:
-        found.append(_worse(promoted, champion.version, registry, gate.tolerance))
+        found.append(_worse(candidate, champion.version, registry, gate.tolerance))
     if gate.max_latency_ms is not None and not any(found):
-        found.append(_slow(promoted, gate.max_latency_ms))
+        found.append(_slow(candidate, gate.max_latency_ms))
     return [reason for reason in found if reason]
 
 
-def _unchecked(promoted: Candidate) -> str | None:
+def _unchecked(candidate: Candidate) -> str | None:
     """Export notes the files that it has checked."""
-    for name, path in promoted.files.items():
-        if promoted.whole.files[name].sha256 != digest_of(path):
+    for name, path in candidate.files.items():
+        if candidate.whole.files[name].sha256 != digest_of(path):
             return f"{path.name} is not the file that export has checked"
     return None
 
 
-def _floor(promoted: Candidate, gate: config.Promotion) -> str | None:
-    right = comparison.right_answers(promoted.answers)
+def _floor(candidate: Candidate, gate: config.Promotion) -> str | None:
+    right = comparison.right_answers(candidate.answers)
     percent = round(int(right.sum()) / max(len(right), 1) * 100, 9)  # 57 of 100 would be < 57
     if percent < gate.min_accuracy:
-        of = "the test images" + " that are not in training" * bool(promoted.leaked)
+        of = "the test images" + " that are not in training" * bool(candidate.leaked)
         return f"{percent:.2f} % of {of} are right, {gate.min_accuracy:g} % are needed"
     return None
 
 
-def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: float) -> str | None:
+def _worse(candidate: Candidate, champion: str, registry: Registry, allowed: float) -> str | None:
     """Compares what both archives answered to the test pictures that both were asked."""
     from jobs.statistics import paired_difference
 
@@ -210,22 +210,22 @@ def _worse(promoted: Candidate, champion: str, registry: Registry, allowed: floa
         registry.fetch(champion, file, PREDICTIONS)
         classes = registry.version(champion).description.data.classes
         theirs = _right_by_picture(read_arrays(file), classes)
-    ours = _right_by_picture(promoted.answers, promoted.description.data.classes)
+    ours = _right_by_picture(candidate.answers, candidate.description.data.classes)
     shared = [picture for picture in ours if picture in theirs]
     if not shared or len(shared) < SHARED * len(theirs):
         return (
             f"{champion}, which serves, was tested on other images: {len(shared)} of its "
-            f"{len(theirs)} are here{' and not in training' * bool(promoted.leaked)}; "
+            f"{len(theirs)} are here{' and not in training' * bool(candidate.leaked)}; "
             "promotion.tolerance=null leaves the comparison out"
         )
     if new := [right for picture, right in ours.items() if picture not in theirs]:
         log(
-            f"{promoted.version}: {sum(new) / len(new):.2%} of {len(new)} new test images are "
+            f"{candidate.version}: {sum(new) / len(new):.2%} of {len(new)} new test images are "
             f"right; what follows is about the {len(shared)} that {champion} was tested on, too"
         )
     right = (np.array([answers[picture] for picture in shared]) for answers in (ours, theirs))
     difference = paired_difference(*right)
-    log(comparison.sentence(promoted.version, champion, difference, difference.p_value))
+    log(comparison.sentence(candidate.version, champion, difference, difference.p_value))
     points = round(-difference.difference * 100, 9)
     if points > allowed:
         return f"{points:.2f} points worse than {champion}, which serves; {allowed:g} are allowed"
@@ -242,10 +242,10 @@ def _right_by_picture(
     return {(digest.tobytes(), classes[label]): bool(r) for digest, label, r in pictures}
 
 
-def _slow(promoted: Candidate, allowed_ms: float) -> str | None:
+def _slow(candidate: Candidate, allowed_ms: float) -> str | None:
     from serving.predictor import Predictor
 
-    archive = promoted.files[ARCHIVE]
+    archive = candidate.files[ARCHIVE]
     try:
         predictor = Predictor.open(archive, threads=1)  # as one of the service's workers
     except ModuleNotFoundError as error:
@@ -259,7 +259,7 @@ def _slow(promoted: Candidate, allowed_ms: float) -> str | None:
         predictor(picture)
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds[LATENCY_CALLS:]) * 1000
-    log(f"{promoted.version}: {median:.1f} ms for a picture on one core of this machine")
+    log(f"{candidate.version}: {median:.1f} ms for a picture on one core of this machine")
     if median > allowed_ms:
         return f"{median:.1f} ms for a picture on one core, {allowed_ms:g} are allowed"
     return None
@@ -274,18 +274,18 @@ def _pointed_to(registry: Registry, channel: str) -> Channel:
     return current
 
 
-def _sign(registry: Registry, promoted: Candidate, gate: config.Promotion) -> None:
+def _sign(registry: Registry, candidate: Candidate, gate: config.Promotion) -> None:
     if gate.signing_key is None:
         return
     try:
         from serving import signing
 
-        signature = signing.sign(promoted.files[ARCHIVE], Path(gate.signing_key))
+        signature = signing.sign(candidate.files[ARCHIVE], Path(gate.signing_key))
     except (ModelError, ModuleNotFoundError) as error:
         hint = "pip install 'inception-transfer[signing]'"
         advice = f"; {hint}" * isinstance(error, ModuleNotFoundError)
         raise ConfigurationError(f"promotion.signing_key: {error}{advice}") from None
-    registry.sign(promoted.version, signature)
+    registry.sign(candidate.version, signature)
 
 
 def _swap(

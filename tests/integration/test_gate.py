@@ -15,7 +15,7 @@ from object_store import exported_run, finished_run
 from jobs import interruption
 from jobs.config import Config
 from jobs.delivery import promotion
-from jobs.delivery.promotion import candidate, fetch, objections, promote, rollback
+from jobs.delivery.promotion import fetch, objections, promote, read_candidate, rollback
 from jobs.delivery.registry import Registry
 from jobs.delivery.storage import Storage
 from jobs.errors import ConfigurationError, Interrupted, NotPromoted, UnavailableError
@@ -92,26 +92,26 @@ def test_a_run_without_one_of_its_files_is_no_candidate(tmp_path: Path, name: st
     (run.path / "model" / name).unlink()
     run.write_manifest()
     with pytest.raises(UnavailableError) as caught:
-        candidate(run, "m")
+        read_candidate(run, "m")
     assert str(caught.value) == f"{run.path}: has no {name}; `export {run.path}` it"
 
 
 def test_a_run_that_is_not_finished_or_not_readable_is_no_candidate(tmp_path: Path) -> None:
     run = exported_run(tmp_path / "one", right=150)
-    found = candidate(run, "m")
+    found = read_candidate(run, "m")
     assert found.version == "one" and right_answers(found.answers).sum() == 150
     beside = run.path / "model" / "m.json"
     write(beside, b"{}")
     with pytest.raises(UnavailableError) as caught:
-        candidate(run, "m")
+        read_candidate(run, "m")
     assert str(caught.value) == (f"{beside}: time: Field required; `export {run.path}` rewrites it")
     channels = exported_run(tmp_path / "channels", right=150)
     with pytest.raises(ConfigurationError, match=r"^channels: cannot be a version's name$"):
-        candidate(channels, "m")
+        read_candidate(channels, "m")
     with pytest.raises(UnavailableError, match=r"has no other\.mar"):
-        candidate(run, "other")
+        read_candidate(run, "other")
     with pytest.raises(UnavailableError, match=r"has no m\.mar"):
-        candidate(finished_run(tmp_path / "bare", 10), "m")
+        read_candidate(finished_run(tmp_path / "bare", 10), "m")
 
 
 # The gate
@@ -131,7 +131,7 @@ def test_a_run_that_is_not_finished_or_not_readable_is_no_candidate(tmp_path: Pa
 def test_a_share_of_the_test_images_has_to_be_right(
     registry: Registry, tmp_path: Path, right: int, least: float, closed: bool
 ) -> None:
-    found = candidate(exported_run(tmp_path / "one", right), "m")
+    found = read_candidate(exported_run(tmp_path / "one", right), "m")
     reasons = objections(found, None, registry, gate(min_accuracy=least).promotion)
     said = f"{right / 2:.2f} % of the test images are right, {least:g} % are needed"
     assert reasons == [said] * closed
@@ -155,7 +155,7 @@ def test_a_model_may_be_as_much_worse_as_is_allowed(
     promote(exported_run(tmp_path / "champion", right=150), gate())
     challenger = exported_run(tmp_path / "challenger", right)
     found = objections(
-        candidate(challenger, "m"),
+        read_candidate(challenger, "m"),
         registry.channel("production"),
         registry,
         gate(tolerance=tolerance).promotion,
@@ -246,7 +246,7 @@ def test_the_median_call_of_a_warm_model_has_to_be_quick_enough(
     allowed: float,
     closed: bool,
 ) -> None:
-    found = candidate(exported_run(tmp_path / "one", right=150), "m")
+    found = read_candidate(exported_run(tmp_path / "one", right=150), "m")
     reasons = objections(found, None, registry, gate(max_latency_ms=allowed).promotion)
     said = f"10.5 ms for a picture on one core, {allowed:g} are allowed"
     assert reasons == [said] * closed
@@ -257,7 +257,7 @@ def test_the_median_call_of_a_warm_model_has_to_be_quick_enough(
 def test_a_signal_ends_the_measurement(
     registry: Registry, clock: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = candidate(exported_run(tmp_path / "one", right=150), "m")
+    found = read_candidate(exported_run(tmp_path / "one", right=150), "m")
     monkeypatch.setattr(interruption, "_received", ["SIGTERM"])
     with pytest.raises(Interrupted):
         objections(found, None, registry, gate(max_latency_ms=1.0).promotion)

@@ -303,7 +303,7 @@ def test_a_promotion_that_is_lost_half_way_is_finished_from_what_is_published(
     gate = tiny_config(storage=settings.model_dump(mode="json"), export={"name": "m"})
     lost = exported_run(tmp_path / "lost" / "r", 150)
     publishing.publish(storage, lost)
-    candidate = promotion.candidate(lost, "m")
+    candidate = promotion.read_candidate(lost, "m")
     registry.add(candidate.files, candidate.whole)
 
     retried = RunFolder(tmp_path / "retried" / "r")

@@ -258,7 +258,7 @@ def check_rounds(outcomes: list[tuple[int, int, str]], rounds: int, registry: Re
 def rivals(settings: config.Storage, registry: Registry, tmp_path: Path) -> None:
     """Their versions are there; they only have to be promoted."""
     for number in range(RIVALS):
-        candidate = promotion.candidate(exported_run(tmp_path / f"rival{number}", 150), "m")
+        candidate = promotion.read_candidate(exported_run(tmp_path / f"rival{number}", 150), "m")
         registry.add(candidate.files, candidate.whole)
 
 
@@ -317,7 +317,7 @@ def test_a_swap_whose_answer_is_lost_is_recognised_as_our_own(
 ) -> None:
     promote(exported_run(tmp_path / "a", right=150), gate(settings))
     promoted = exported_run(tmp_path / "b", right=150)
-    candidate = promotion.candidate(promoted, "m")
+    candidate = promotion.read_candidate(promoted, "m")
     changes = {"endpoint_url": proxy.address, "read_timeout": 5.0, "attempts": 3}
     registry = Registry(Storage(settings.model_copy(update=changes)), "m")
     registry.add(candidate.files, candidate.whole)
@@ -336,7 +336,7 @@ def test_a_409_is_tried_again(
     monkeypatch.setattr(s3, "CONFLICT_PAUSES", (0.0, 0.0))
     run = exported_run(tmp_path / "a", right=150)
     registry = Registry(Storage(settings), "m")
-    candidate = promotion.candidate(run, "m")
+    candidate = promotion.read_candidate(run, "m")
     registry.add(candidate.files, candidate.whole)
     body = b"<Error><Code>ConditionalRequestConflict</Code><Message>again</Message></Error>"
 
@@ -416,7 +416,7 @@ def test_prune_goes_by_its_rule_and_spares_what_a_channel_names(
     bad = exported_run(tmp_path / "bad", right=10)
     with pytest.raises(NotPromoted):
         promote(bad, resolved)
-    candidate = promotion.candidate(bad, "m")
+    candidate = promotion.read_candidate(bad, "m")
     stray = candidate.description.model_copy(update={"version": "stray"})
     registry.add(candidate.files, candidate.whole.model_copy(update={"description": stray}))
     where = {"Bucket": BUCKET, "Key": f"{storage.prefix}/runs/dt=2026-01-31/run_id=x/big"}
