@@ -201,34 +201,35 @@ def _floor(candidate: Candidate, gate: config.Promotion) -> str | None:
     return None
 
 
-def _worse(candidate: Candidate, champion: str, registry: Registry, allowed: float) -> str | None:
-    """Compares what both archives answered to the test pictures that both were asked."""
+def _worse(candidate: Candidate, served: str, registry: Registry, allowed: float) -> str | None:
+    """Compares what the candidate and the version that serves answered to the test pictures that
+    both were asked."""
     from jobs.statistics import paired_difference
 
     with temporary() as folder:
         file = folder / PREDICTIONS
-        registry.fetch(champion, file, PREDICTIONS)
-        classes = registry.version(champion).description.data.classes
+        registry.fetch(served, file, PREDICTIONS)
+        classes = registry.version(served).description.data.classes
         theirs = _right_by_picture(read_arrays(file), classes)
     ours = _right_by_picture(candidate.answers, candidate.description.data.classes)
     shared = [picture for picture in ours if picture in theirs]
     if not shared or len(shared) < SHARED * len(theirs):
         return (
-            f"{champion}, which serves, was tested on other images: {len(shared)} of its "
+            f"{served}, which serves, was tested on other images: {len(shared)} of its "
             f"{len(theirs)} are here{' and not in training' * bool(candidate.leaked)}; "
             "promotion.tolerance=null leaves the comparison out"
         )
     if new := [right for picture, right in ours.items() if picture not in theirs]:
         log(
             f"{candidate.version}: {sum(new) / len(new):.2%} of {len(new)} new test images are "
-            f"right; what follows is about the {len(shared)} that {champion} was tested on, too"
+            f"right; what follows is about the {len(shared)} that {served} was tested on, too"
         )
     right = (np.array([answers[picture] for picture in shared]) for answers in (ours, theirs))
     difference = paired_difference(*right)
-    log(comparison.sentence(candidate.version, champion, difference, difference.p_value))
+    log(comparison.sentence(candidate.version, served, difference, difference.p_value))
     points = round(-difference.difference * 100, 9)
     if points > allowed:
-        return f"{points:.2f} points worse than {champion}, which serves; {allowed:g} are allowed"
+        return f"{points:.2f} points worse than {served}, which serves; {allowed:g} are allowed"
     return None
 
 
