@@ -366,13 +366,13 @@ def models(
 
     resolved = _load(config, settings)
     registry = Registry(Storage(resolved.storage), resolved.export.name)
-    versions, channels = registry.whole(), registry.channels()
+    versions, channels = registry.whole_versions(), registry.channels()
     if as_json:
         pointers = {
             name: channel.pointer.model_dump(mode="json") for name, channel in channels.items()
         }
-        whole = [version.model_dump(mode="json") for version in versions]
-        _print_json(versions=whole, channels=pointers)
+        records = [version.model_dump(mode="json") for version in versions]
+        _print_json(versions=records, channels=pointers)
     else:
         table.show_models(versions, channels)
 

@@ -45,8 +45,8 @@ class Candidate:
 
     files: Mapping[str, Path]
     """By their names in the registry."""
-    whole: Version
-    """What export says of them."""
+    record: Version
+    """What export says of them: the registry's future version.json."""
     leaked: Sequence[int]
     """Test images, by their positions, that are trained on or chosen by as well."""
 
@@ -56,7 +56,7 @@ class Candidate:
 
     @property
     def description(self) -> Description:
-        return self.whole.description
+        return self.record.description
 
     @cached_property
     def answers(self) -> dict[str, NDArray[Any]]:
@@ -81,12 +81,12 @@ def read_candidate(folder: RunFolder, name: str) -> Candidate:
     if folder.run_id == CHANNELS:
         raise ConfigurationError(f"{folder.run_id}: cannot be a version's name")
     try:
-        whole = Version.model_validate_json(beside.read_bytes())
+        record = Version.model_validate_json(beside.read_bytes())
     except ValidationError as error:
         raise UnavailableError(
             f"{beside}: {in_one_line(error)}; `export {folder.path}` rewrites it"
         ) from None
-    return Candidate(files, whole, folder.facts().leaked)
+    return Candidate(files, record, folder.facts().leaked)
 
 
 def promote(folder: RunFolder, settings: Config) -> str:
@@ -107,7 +107,7 @@ def promote(folder: RunFolder, settings: Config) -> str:
     publishing.publish(storage, folder)
     version, champion = candidate.version, registry.channel(gate.channel)
     if champion and champion.version == version:
-        if registry.version(version).files != candidate.whole.files:
+        if registry.version(version).files != candidate.record.files:
             raise registry.taken(version)
         _sign(registry, candidate, gate)
         log(f"{gate.channel} serves {version} already")
@@ -115,7 +115,7 @@ def promote(folder: RunFolder, settings: Config) -> str:
     if reasons := objections(candidate, champion, registry, gate):
         raise NotPromoted(f"{version} is published and not promoted: {'; '.join(reasons)}")
     with folder.open(settings):
-        registry.add(candidate.files, candidate.whole)
+        registry.add(candidate.files, candidate.record)
     _sign(registry, candidate, gate)
     _swap(registry, gate.channel, version, champion)
     before = f", {champion.version} before" if champion else ""
@@ -187,7 +187,7 @@ def objections(
 def _unchecked(candidate: Candidate) -> str | None:
     """Export notes the files that it has checked."""
     for name, path in candidate.files.items():
-        if candidate.whole.files[name].sha256 != digest_of(path):
+        if candidate.record.files[name].sha256 != digest_of(path):
             return f"{path.name} is not the file that export has checked"
     return None
 

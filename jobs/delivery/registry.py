@@ -133,38 +133,39 @@ class Registry:
         except ValidationError as error:
             raise UnavailableError(f"{self.uri(version)}: {in_one_line(error)}") from None
 
-    def whole(self) -> list[Version]:
+    def whole_versions(self) -> list[Version]:
         """All versions that are whole, the newest first."""
         with ThreadPoolExecutor(THREADS) as threads:
             found = [v for v in threads.map(self._version, self.versions()) if v]
         return sorted(found, key=lambda version: version.time, reverse=True)
 
     def versions(self) -> list[str]:
+        """The names of all versions, of those that are still being written, too."""
         folders = self.storage.folders(f"{self.root}/")
         return [version for version in folders if version != CHANNELS]
 
-    def add(self, files: Mapping[str, Path], whole: Version) -> None:
+    def add(self, files: Mapping[str, Path], record: Version) -> None:
         """Writes a version, its version.json last; the same one again changes nothing.
 
         Args:
             files: by their names there.
-            whole: what version.json is to say.
+            record: what version.json is to say.
 
         Raises:
             ConfigurationError: another one is there under this name.
         """
-        version = whole.description.version
+        version = record.description.version
         self.storage.abort_uploads(version_key(self.name, version, ""))
-        size = sum(entry.size for entry in whole.files.values()) / 2**20
+        size = sum(entry.size for entry in record.files.values()) / 2**20
         with task(f"version {version}", size, "MiB") as advance:
             for name, path in files.items():
                 key = version_key(self.name, version, name)
-                if not self._write_once(path, key, whole.files[name].sha256, advance):
+                if not self._write_once(path, key, record.files[name].sha256, advance):
                     raise self.taken(version)
         try:
-            self.storage.put(version_key(self.name, version), whole.to_json(), replacing=None)
+            self.storage.put(version_key(self.name, version), record.to_json(), replacing=None)
         except Conflict:
-            if self.version(version).files != whole.files:
+            if self.version(version).files != record.files:
                 raise self.taken(version) from None
 
     def sign(self, version: str, signature: bytes) -> None:

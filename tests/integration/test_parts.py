@@ -304,7 +304,7 @@ def test_a_promotion_that_is_lost_half_way_is_finished_from_what_is_published(
     lost = exported_run(tmp_path / "lost" / "r", 150)
     publishing.publish(storage, lost)
     candidate = promotion.read_candidate(lost, "m")
-    registry.add(candidate.files, candidate.whole)
+    registry.add(candidate.files, candidate.record)
 
     retried = RunFolder(tmp_path / "retried" / "r")
     retried.begin(lost.config())

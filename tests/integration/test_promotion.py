@@ -259,7 +259,7 @@ def rivals(settings: config.Storage, registry: Registry, tmp_path: Path) -> None
     """Their versions are there; they only have to be promoted."""
     for number in range(RIVALS):
         candidate = promotion.read_candidate(exported_run(tmp_path / f"rival{number}", 150), "m")
-        registry.add(candidate.files, candidate.whole)
+        registry.add(candidate.files, candidate.record)
 
 
 @pytest.mark.slow
@@ -320,7 +320,7 @@ def test_a_swap_whose_answer_is_lost_is_recognised_as_our_own(
     candidate = promotion.read_candidate(promoted, "m")
     changes = {"endpoint_url": proxy.address, "read_timeout": 5.0, "attempts": 3}
     registry = Registry(Storage(settings.model_copy(update=changes)), "m")
-    registry.add(candidate.files, candidate.whole)
+    registry.add(candidate.files, candidate.record)
 
     def lose_the_first_answer(count: int, _: Any) -> None:
         proxy.swallow.set() if count == 0 else proxy.swallow.clear()
@@ -337,7 +337,7 @@ def test_a_409_is_tried_again(
     run = exported_run(tmp_path / "a", right=150)
     registry = Registry(Storage(settings), "m")
     candidate = promotion.read_candidate(run, "m")
-    registry.add(candidate.files, candidate.whole)
+    registry.add(candidate.files, candidate.record)
     body = b"<Error><Code>ConditionalRequestConflict</Code><Message>again</Message></Error>"
 
     class Raw:
@@ -418,7 +418,7 @@ def test_prune_goes_by_its_rule_and_spares_what_a_channel_names(
         promote(bad, resolved)
     candidate = promotion.read_candidate(bad, "m")
     stray = candidate.description.model_copy(update={"version": "stray"})
-    registry.add(candidate.files, candidate.whole.model_copy(update={"description": stray}))
+    registry.add(candidate.files, candidate.record.model_copy(update={"description": stray}))
     where = {"Bucket": BUCKET, "Key": f"{storage.prefix}/runs/dt=2026-01-31/run_id=x/big"}
     storage.client.create_multipart_upload(**where)
     before = keys_of(store, settings)
