@@ -536,7 +536,7 @@ def _deploy(config: "Config", deployment: str | None, uri: str, command: str) ->
     rolled_out, cause = None, f"{command} {uri}"
     while rolled_out != uri:
         patch(deployment, uri, cause)
-        rolled_out, uri = uri, promotion.serving(config)
+        rolled_out, uri = uri, promotion.served_uri(config)
         cause = f"the channel names {uri}"
 
 

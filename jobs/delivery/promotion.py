@@ -149,7 +149,7 @@ def rollback(settings: Config, version: str | None = None) -> str:
     return registry.uri(target)
 
 
-def serving(settings: Config) -> str:
+def served_uri(settings: Config) -> str:
     """The address of the version that the channel points to.
 
     Raises:
