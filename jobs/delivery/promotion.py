@@ -142,9 +142,10 @@ def rollback(settings: Config, version: str | None = None) -> str:
             f"{channel}: nothing served before {current.version}; name a version"
         )
     if target != current.version:
-        left = takewhile(lambda earlier: earlier.rolled_back, current.pointer.history)
-        undone = version is not None and version in (earlier.version for earlier in left)
-        _swap(registry, channel, target, current, rolled_back=not undone)
+        # Whoever names a version that was just left takes that rollback back: `current` is good.
+        latest = takewhile(lambda earlier: earlier.rolled_back, current.pointer.history)
+        undoes_rollback = version in {earlier.version for earlier in latest}
+        _swap(registry, channel, target, current, rolled_back=not undoes_rollback)
     log(f"{channel} serves {target} again, {current.version} before")
     return registry.uri(target)
 
