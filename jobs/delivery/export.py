@@ -92,8 +92,8 @@ def export(folder: RunFolder, settings: Export) -> Path:
         stage = work / "stage"
         stage.mkdir()
         with forms.written(network, dataset.train, settings.calibration_images, stage):
-            right = predict("reference", forms.eager(network), judged)
-        reference, temperature = right.logits, 1.0
+            trained = predict("reference", forms.eager(network), judged)
+        reference, temperature = trained.logits, 1.0
         if len(dataset.validation):
             temperature = trust.fit_temperature(reference, judged.labels.numpy())
         _write_golden(judged, reference / temperature, stage)
@@ -110,13 +110,13 @@ def export(folder: RunFolder, settings: Export) -> Path:
             samples=min(len(judged), SAMPLES) if _may_show(settings, config.data.source) else 0,
             forms=("int8", "float", "program"),
             temperature=temperature,
-            map_size=right.maps.shape[2:],
+            map_size=trained.maps.shape[2:],
         )
         packed = _pack(stage, work, description)
-        trained = read_arrays(variant.path / PREDICTIONS)["logits"]
+        job_logits = read_arrays(variant.path / PREDICTIONS)["logits"]
         with archive.unpacked(packed) as unpacked:
             archive.write_description(unpacked, description)
-            given = (dataset, judged, reference, trained)
+            given = (dataset, judged, reference, job_logits)
             description, logits = _check(description, unpacked, *given, settings)
             packed = _complete(packed, stage, unpacked, description)
         archive.open_model(packed)
@@ -235,7 +235,7 @@ def _check(
     dataset: Dataset,
     judged: Images,
     reference: Logits,
-    trained: Logits,
+    job_logits: Logits,
     settings: Export,
 ) -> tuple[Description, Logits]:
     """Runs all that is in the archive, from its unpacked files.
@@ -248,7 +248,7 @@ def _check(
     """
     with asked_all(unpacked, description.forms) as networks:
         description, answers = _check_forms(description, networks, judged, reference, settings)
-        description, logits = _test(description, networks, dataset, trained)
+        description, logits = _test(description, networks, dataset, job_logits)
         form = description.forms[0]
         if len(dataset.validation):
             given = (dataset.train, judged, answers[form])
@@ -302,7 +302,7 @@ def _without_int8(description: Description) -> Description:
 
 
 def _test(
-    description: Description, networks: Mapping[Form, Predict], dataset: Dataset, trained: Logits
+    description: Description, networks: Mapping[Form, Predict], dataset: Dataset, job_logits: Logits
 ) -> tuple[Description, Logits]:
     """Runs the form that a CPU uses on the test set: these predictions are what is served, so the
     promotion gate uses them, and not the job's.
@@ -314,13 +314,13 @@ def _test(
     form = description.forms[0]
     logits = predict(f"{form}, test", networks[form], dataset.test).logits
     labels = dataset.test.labels.cpu()
-    check = compare(logits, trained, labels.numpy())
+    check = compare(logits, job_logits, labels.numpy())
     if form == "int8" and not check.within(TOLERANCES[form]):
         log("export: but too far off on the test set: a CPU runs it in floats")
-        return _test(_without_int8(description), networks, dataset, trained)
+        return _test(_without_int8(description), networks, dataset, job_logits)
     # A job in bf16 was off by 40 % of the logits' spread on a network that is hardly trained; the
     # archive's float32 is not, and was compared with these weights in float32 before.
-    right, right_before = (x.argmax(1) == labels.numpy() for x in (logits, trained))
+    right, right_before = (x.argmax(1) == labels.numpy() for x in (logits, job_logits))
     if paired_difference(right, right_before).p_value < DIFFERENT:
         _require(check, form, f"{form} form, on the test set,")
     before, after = torch.from_numpy(logits), torch.from_numpy(logits / description.temperature)
