@@ -85,18 +85,18 @@ def export(folder: RunFolder, settings: Export) -> Path:
     network = forms.served(
         variant.best, len(dataset.classes), config.data.input_size, config.data.normalization
     )
-    judged = _held_out(dataset, settings.images)
+    held_out = _held_out(dataset, settings.images)
     target = folder.path / folder.archive(settings.name)
 
     with folder.open(config), temporary() as work:
         stage = work / "stage"
         stage.mkdir()
         with forms.written(network, dataset.train, settings.calibration_images, stage):
-            trained = predict("reference", forms.eager(network), judged)
+            trained = predict("reference", forms.eager(network), held_out)
         reference, temperature = trained.logits, 1.0
         if len(dataset.validation):
-            temperature = trust.fit_temperature(reference, judged.labels.numpy())
-        _write_golden(judged, reference / temperature, stage)
+            temperature = trust.fit_temperature(reference, held_out.labels.numpy())
+        _write_golden(held_out, reference / temperature, stage)
         description = Description(
             name=settings.name,
             version=folder.run_id,
@@ -107,7 +107,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
             selected_on=result.selected_on,
             compared=tuple(_compared(one) for one in result.variants.values()),
             sentences=result.sentences,
-            samples=min(len(judged), SAMPLES) if _may_show(settings, config.data.source) else 0,
+            samples=min(len(held_out), SAMPLES) if _may_show(settings, config.data.source) else 0,
             forms=("int8", "float", "program"),
             temperature=temperature,
             map_size=trained.maps.shape[2:],
@@ -116,7 +116,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
         job_logits = read_arrays(variant.path / PREDICTIONS)["logits"]
         with archive.unpacked(packed) as unpacked:
             archive.write_description(unpacked, description)
-            given = (dataset, judged, reference, job_logits)
+            given = (dataset, held_out, reference, job_logits)
             description, logits = _check(description, unpacked, *given, settings)
             packed = _complete(packed, stage, unpacked, description)
         archive.open_model(packed)
@@ -132,7 +132,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
 
 def _held_out(dataset: Dataset, count: int) -> Images:
     """Pictures by which the archive is judged and its trust is measured: validation's, if there
-    are any. Drawn, as the first ones may be of some classes only: those in folders are sorted."""
+    are any, else the test set's. Drawn, as those in folders are sorted by class."""
     images = dataset.validation if len(dataset.validation) else dataset.test
     drawn = torch.randperm(len(images), generator=generator("held out"))[:count]
     return images.take(drawn.sort().values)
@@ -157,12 +157,12 @@ def _may_show(settings: Export, source: str) -> bool:
     return published if settings.samples is None else settings.samples
 
 
-def _write_golden(judged: Images, reference: Logits, stage: Path) -> None:
+def _write_golden(held_out: Images, reference: Logits, stage: Path) -> None:
     """Stores the most confident images, by class in rotation, and their predictions."""
     probabilities = softmax(reference)
     chosen = surest(probabilities)[:GOLDEN_IMAGES]
     (stage / archive.GOLDEN).mkdir()
-    for index, image in enumerate(judged.raw(torch.from_numpy(chosen)).cpu().numpy()):
+    for index, image in enumerate(held_out.raw(torch.from_numpy(chosen)).cpu().numpy()):
         (stage / archive.golden_file(index)).write_bytes(to_png(image))
     rows = probabilities[chosen].astype(float).round(6).tolist()
     (stage / archive.PROBABILITIES).write_text(json.dumps(rows))
@@ -233,7 +233,7 @@ def _check(
     description: Description,
     unpacked: Path,
     dataset: Dataset,
-    judged: Images,
+    held_out: Images,
     reference: Logits,
     job_logits: Logits,
     settings: Export,
@@ -247,18 +247,18 @@ def _check(
         ExportError: a part of it deviates by more than rounding explains.
     """
     with asked_all(unpacked, description.forms) as networks:
-        description, answers = _check_forms(description, networks, judged, reference, settings)
+        description, answers = _check_forms(description, networks, held_out, reference, settings)
         description, logits = _test(description, networks, dataset, job_logits)
         form = description.forms[0]
         if len(dataset.validation):
-            given = (dataset.train, judged, answers[form])
+            given = (dataset.train, held_out, answers[form])
             description = _calibrate(description, unpacked, networks[form], *given)
         tempered = logits / description.temperature
         checks = {
             **description.checks,
             "handler": _check_handler(description, unpacked, dataset.test, tempered),
             # The last one, as its process takes longest to start.
-            "program": _check_program(networks["program"], judged, reference),
+            "program": _check_program(networks["program"], held_out, reference),
         }
     return description.model_copy(update={"checks": checks}), logits
 
@@ -266,7 +266,7 @@ def _check(
 def _check_forms(
     description: Description,
     networks: Mapping[Form, Predict],
-    judged: Images,
+    held_out: Images,
     reference: Logits,
     settings: Export,
 ) -> tuple[Description, Mapping[Form, Outputs]]:
@@ -279,9 +279,9 @@ def _check_forms(
     Raises:
         ExportError: floats deviate by more than rounding explains.
     """
-    labels = judged.labels.cpu().numpy()
+    labels = held_out.labels.cpu().numpy()
     on_cpu: list[Form] = [form for form in description.forms if form != "program"]
-    answers = {form: predict(form, networks[form], judged) for form in on_cpu}
+    answers = {form: predict(form, networks[form], held_out) for form in on_cpu}
     checks = {"reference": compare(reference, reference, labels)}
     for form, given in answers.items():
         checks[form] = compare(given.logits, reference, labels)
@@ -377,13 +377,13 @@ def _check_handler(
     return check
 
 
-def _check_program(network: Predict, judged: Images, reference: Logits) -> Check:
+def _check_program(network: Predict, held_out: Images, reference: Logits) -> Check:
     """
     Raises:
         ExportError: it answers something else than the trained network.
     """
-    found = predict("program", network, judged).logits
-    check = compare(found, reference, judged.labels.cpu().numpy())
+    found = predict("program", network, held_out).logits
+    check = compare(found, reference, held_out.labels.cpu().numpy())
     _require(check, "program", "program")
     return check
 
