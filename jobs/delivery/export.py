@@ -248,11 +248,11 @@ def _check(
     """
     with asked_all(unpacked, description.forms) as networks:
         description, answers = _check_forms(description, networks, held_out, reference, settings)
-        description, logits = _test(description, networks, dataset, job_logits)
+        description, logits = _score(description, networks, dataset, job_logits)
         form = description.forms[0]
         if len(dataset.validation):
             given = (dataset.train, held_out, answers[form])
-            description = _calibrate(description, unpacked, networks[form], *given)
+            description = _fit_trust(description, unpacked, networks[form], *given)
         tempered = logits / description.temperature
         checks = {
             **description.checks,
@@ -301,11 +301,11 @@ def _without_int8(description: Description) -> Description:
     return description.model_copy(update={"forms": forms})
 
 
-def _test(
+def _score(
     description: Description, networks: Mapping[Form, Predict], dataset: Dataset, job_logits: Logits
 ) -> tuple[Description, Logits]:
-    """Runs the form that a CPU uses on the test set: these predictions are what is served, so the
-    promotion gate uses them, and not the job's.
+    """Scores the form that a CPU uses on the test set: its answers are the ones that are served, so
+    the promotion gate goes by them, and not by the job's.
 
     Returns:
         The description with scores, and logits float32 [N, C] of the test images. If int8 was just
@@ -317,7 +317,7 @@ def _test(
     check = compare(logits, job_logits, labels.numpy())
     if form == "int8" and not check.within(TOLERANCES[form]):
         log("export: but too far off on the test set: a CPU runs it in floats")
-        return _test(_without_int8(description), networks, dataset, job_logits)
+        return _score(_without_int8(description), networks, dataset, job_logits)
     # A job in bf16 was off by 40 % of the logits' spread on a network that is hardly trained; the
     # archive's float32 is not, and was compared with these weights in float32 before.
     right, right_before = (x.argmax(1) == labels.numpy() for x in (logits, job_logits))
@@ -335,7 +335,7 @@ def _test(
     return description.model_copy(update=found), logits
 
 
-def _calibrate(
+def _fit_trust(
     description: Description,
     unpacked: Path,
     network: Predict,
@@ -343,8 +343,8 @@ def _calibrate(
     held_out: Images,
     answers: Outputs,
 ) -> Description:
-    """Adds familiarity and sets of classes, as the first form's answers to held-out images and to
-    some of the training images have it."""
+    """Fits familiarity and sets of classes to the first form's answers to held-out images and to
+    some of the training images, and writes them into the unpacked archive."""
     if len(held_out) < trust.MIN_HELD_OUT:
         few = f"{len(held_out)} held-out pictures are too few"
         log(
