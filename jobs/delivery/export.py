@@ -287,7 +287,7 @@ def _check_forms(
         checks[form] = compare(given.logits, reference, labels)
     description = description.model_copy(update={"checks": checks})
     if "int8" in description.forms:
-        log(f"export: {verdict(checks, settings.max_accuracy_drop)}")
+        log(f"export: {int8_outcome(checks, settings.max_accuracy_drop)}")
         if not int8_serves(checks, settings.max_accuracy_drop):
             description = _without_int8(description)
     for form in answers:
@@ -403,7 +403,7 @@ def _drop(checks: Mapping[str, Check]) -> float:
     return round((checks["reference"].accuracy - checks["int8"].accuracy) * 100, 9)
 
 
-def verdict(checks: Mapping[str, Check], allowed_drop: float) -> str:
+def int8_outcome(checks: Mapping[str, Check], allowed_drop: float) -> str:
     """Whether a CPU computes in int8 or floats, and why, in one sentence for the log."""
     reference, rounded = checks["reference"], checks["int8"]
     got = (

@@ -478,7 +478,7 @@ def test_int8_ships_only_within_the_allowed_drop_and_deviation() -> None:
     ):
         checks = {"reference": reference, "int8": int8}
         assert export.int8_serves(checks, 0.3) is serves
-        assert reason in export.verdict(checks, 0.3)
+        assert reason in export.int8_outcome(checks, 0.3)
 
 
 @pytest.mark.slow
