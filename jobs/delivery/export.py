@@ -160,7 +160,7 @@ def _may_show(settings: Export, source: str) -> bool:
 def _write_golden(held_out: Images, reference: Logits, stage: Path) -> None:
     """Stores the most confident images, by class in rotation, and their predictions."""
     probabilities = softmax(reference)
-    chosen = surest(probabilities)[:GOLDEN_IMAGES]
+    chosen = most_confident_first(probabilities)[:GOLDEN_IMAGES]
     (stage / archive.GOLDEN).mkdir()
     for index, image in enumerate(held_out.raw(torch.from_numpy(chosen)).cpu().numpy()):
         (stage / archive.golden_file(index)).write_bytes(to_png(image))
@@ -168,8 +168,8 @@ def _write_golden(held_out: Images, reference: Logits, stage: Path) -> None:
     (stage / archive.PROBABILITIES).write_text(json.dumps(rows))
 
 
-def surest(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Ranks all rows: the most confident of every predicted class, then the second ones, and so on.
+def most_confident_first(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
+    """All rows: the most confident of every predicted class, then the second of each, and so on.
 
     Args:
         probabilities: float32 [N, C].

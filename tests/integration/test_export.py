@@ -524,7 +524,7 @@ def test_an_archive_of_another_network_is_found_out(
 
 def test_the_golden_set_has_the_surest_images_of_every_class() -> None:
     probabilities = logits_of([0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.95, 0.05])
-    assert export.surest(probabilities).tolist() == [4, 2, 0, 3, 1]
+    assert export.most_confident_first(probabilities).tolist() == [4, 2, 0, 3, 1]
 
 
 class Context(SimpleNamespace):
