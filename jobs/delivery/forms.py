@@ -79,8 +79,8 @@ def eager(network: Served) -> runtimes.Predict:
 def written(
     network: Served, train: Images, calibration_images: int, folder: Path
 ) -> Iterator[None]:
-    """Writes all three forms, int8 with ranges from so many training images at most; that one is
-    made while the block runs.
+    """Writes all three forms. int8, whose ranges come from at most `calibration_images` training
+    images, is made while the block runs, and is there once the block is left.
 
     Raises:
         ExportError: int8 could not be made.
@@ -90,7 +90,7 @@ def written(
     package = Path(jobs.__file__).parents[1]
     # It is started first: its imports take as long as the other forms.
     with temporary() as work, child(package, "jobs.delivery.quantising") as quantiser:
-        runtimes.core()  # before the cores of the next steps, which are freed
+        runtimes.core()  # OpenVINO's own, before the steps below create others and free them
         with task("export, forms", 2, "forms") as advance:
             program = _program(network, train)
             with warnings.catch_warnings():
@@ -107,9 +107,9 @@ def written(
             quantiser.pipe.send(str(work))
         yield
         _follow(quantiser, len(order))
-        made = (work / quantising.QUANTISED).with_suffix
         for name in FILES["int8"]:
-            shutil.move(made(Path(name).suffix), folder / name)
+            made = (work / quantising.QUANTISED).with_suffix(Path(name).suffix)
+            shutil.move(made, folder / name)
 
 
 def _program(network: Served, train: Images) -> torch.export.ExportedProgram:
