@@ -33,7 +33,7 @@ from jobs.train.evaluation import class_maps, predict, scores
 from jobs.train.features import Examples, Features, extract
 from jobs.train.kept import pairs, small, surest
 from jobs.train.training import Trainer, fit
-from jobs.train.writing import Snapshot, each
+from jobs.train.writing import Snapshot, map_tensors
 from serving.archive import Scores
 from serving.files import digest_of, write
 from serving.progress import above, console, log, task
@@ -462,7 +462,7 @@ class Job:
     ) -> None:
         # In the file all tensors share one storage, and each would bring the whole of it: to the
         # other processes, and into the optimizer, which takes a CPU's as they are.
-        state = distributed.once(lambda: each(folder.load_checkpoint(), Tensor.clone))
+        state = distributed.once(lambda: map_tensors(folder.load_checkpoint(), Tensor.clone))
         if state is not None:
             try:
                 trainer.load_state_dict(state)

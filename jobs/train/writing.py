@@ -38,13 +38,13 @@ class Snapshot:
             values: mappings and sequences of plain values, and of tensors without gaps.
         """
         tensors: dict[Kind, list[Tensor]] = defaultdict(list)
-        each(values, lambda tensor: tensors[_kind(tensor)].append(tensor))
+        map_tensors(values, lambda tensor: tensors[_kind(tensor)].append(tensor))
         self._flat = {kind: torch.cat([_flat(t) for t in of]) for kind, of in tensors.items()}
         parts = {
             kind: iter(flat.split([tensor.numel() for tensor in tensors[kind]]))
             for kind, flat in self._flat.items()
         }
-        self._values = each(
+        self._values = map_tensors(
             values,
             lambda tensor: next(parts[_kind(tensor)]).as_strided(tensor.shape, tensor.stride()),
         )
@@ -57,7 +57,7 @@ class Snapshot:
             flat = here[_kind(part)]
             return flat.as_strided(part.shape, part.stride(), part.storage_offset())
 
-        return each(self._values, moved)
+        return map_tensors(self._values, moved)
 
 
 class Writer(AbstractContextManager["Writer"]):
@@ -108,12 +108,12 @@ class Writer(AbstractContextManager["Writer"]):
         self._thread.shutdown()
 
 
-def each(value: Any, change: Any) -> Any:
-    """The value with every tensor in it changed, in their order."""
+def map_tensors(value: Any, change: Any) -> Any:
+    """Nested mappings and sequences with every tensor replaced by `change(tensor)`, in order."""
     if isinstance(value, dict):
-        return {key: each(item, change) for key, item in value.items()}
+        return {key: map_tensors(item, change) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(each(item, change) for item in value)
+        return type(value)(map_tensors(item, change) for item in value)
     return change(value) if isinstance(value, Tensor) else value
 
 
