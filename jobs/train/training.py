@@ -25,11 +25,13 @@ from jobs.train.writing import Row, Snapshot, Store, Writer
 from serving.processes import COMPILERS, cores
 from serving.progress import note, task
 
-SECONDS_BETWEEN_CHECKPOINTS = 20  # at the ends of short epochs
-SECONDS_WORTH_A_LAST_ONE = 60  # it is deleted as soon as the variant is tested
-# Images, at most, of which batch-norm statistics are re-estimated together. More than in a small
-# training batch, because a variance within few images misses what they differ by among batches;
-# no more than fits into a CPU's memory. A constant, because it affects the weights.
+SECONDS_BETWEEN_CHECKPOINTS = 20  # at least, at the ends of short epochs
+# Of training since the last checkpoint, from which the last epoch is worth one of its own, too: it
+# is deleted as soon as the variant is tested.
+SECONDS_WORTH_A_LAST_CHECKPOINT = 60
+# Images, at most, in a batch that re-estimates batch-norm statistics. More than in a small training
+# batch, whose variance leaves out how batches differ from each other; no more than fits into a
+# CPU's memory. A constant, because it affects the weights.
 NORMALISED_TOGETHER = 50
 
 
@@ -292,7 +294,7 @@ def fit(
     def is_due() -> bool:
         passed = time.monotonic() - saved
         if trainer.epoch == optim.epochs:
-            return passed >= SECONDS_WORTH_A_LAST_ONE
+            return passed >= SECONDS_WORTH_A_LAST_CHECKPOINT
         return bool(checkpoint_every) or passed >= SECONDS_BETWEEN_CHECKPOINTS
 
     def checkpoint() -> None:

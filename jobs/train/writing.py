@@ -28,8 +28,8 @@ class Store(Protocol):
 class Snapshot:
     """A copy of nested values as they are now, made where their tensors are.
 
-    Those of one device and type lie in one flat tensor, and so come to the host in one copy: a
-    network's thousand and more would be as many, each of which the training thread has to let by.
+    All tensors of one device and type lie in one flat tensor, and so come to the host in one copy:
+    the thousand and more of a network would be as many copies, and training would wait for each.
     """
 
     def __init__(self, values: Any) -> None:
@@ -50,7 +50,7 @@ class Snapshot:
         )
 
     def on_cpu(self) -> Any:
-        """The values, on the CPU; by way of pinned memory, and after the current stream's work."""
+        """The values on the CPU, copied through pinned memory after the current stream's work."""
         here = {kind: _on_cpu(flat) for kind, flat in self._flat.items()}
 
         def moved(part: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Writer(AbstractContextManager["Writer"]):
         """Begins to write the best weights, if any, then the state as it is now, if given.
 
         Args:
-            best: of what :meth:`Store.save_best` takes.
+            best: the arguments of :meth:`Store.save_best`.
 
         Raises:
             JobError, OSError: what was begun before has failed.
