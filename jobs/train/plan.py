@@ -12,9 +12,10 @@ from jobs.train import models
 from jobs.train.training import losses, make_optimizer
 from serving.progress import duration
 
-# Of a training step's time, for the same pictures: 0.19 at 75 pixels and 0.28 at 299, on a CPU.
+# A forward pass takes so much of a training step's time for the same pictures; measured on a CPU:
+# 0.19 at 75 pixels and 0.28 at 299.
 FORWARD_SHARE = 0.22
-PASSED = 16  # pictures forward at once, to measure it
+PASSED = 16  # pictures of the forward pass that is measured, on a CPU
 REPORT_SECONDS, EXPORT_SECONDS = 8, 45  # on 2 cores
 
 
@@ -38,10 +39,10 @@ def outline(
         trained.append(stand_in)
     if trained:
         largest = max(trained, key=lambda variant: variant.optim.batch_size)
-        each = _seconds_of_a_step(config, largest, len(dataset.classes), device)
+        seconds_per_picture = _training_seconds(config, largest, len(dataset.classes), device)
     else:
-        each = _seconds_of_a_pass(config, device) / FORWARD_SHARE
-    seconds = pictures * each / distributed.size() + REPORT_SECONDS
+        seconds_per_picture = _forward_seconds(config, device) / FORWARD_SHARE
+    seconds = pictures * seconds_per_picture / distributed.size() + REPORT_SECONDS
     names = list(dict.fromkeys(variant.name for variant in remaining))
     if stand_in is not None:
         first = next(variant.name for variant in remaining if variant.init == "pretrained")
@@ -65,8 +66,8 @@ def _pictures(config: Config, dataset: Dataset, variant: Variant) -> float:
     return epochs * (train // size * size) + scored * FORWARD_SHARE
 
 
-def _seconds_of_a_step(config: Config, variant: Variant, classes: int, device: Device) -> float:
-    """A training step's, over its pictures, measured on one whose result is discarded."""
+def _training_seconds(config: Config, variant: Variant, classes: int, device: Device) -> float:
+    """Seconds of training per picture, measured on a step whose result is discarded."""
     optim = variant.optim
     network = models.build(classes, aux=variant.has_aux).to(device.device).train()
     optimizer = make_optimizer(network, optim)
@@ -86,8 +87,8 @@ def _seconds_of_a_step(config: Config, variant: Variant, classes: int, device: D
 
 
 @torch.inference_mode()
-def _seconds_of_a_pass(config: Config, device: Device) -> float:
-    """A pass forward's, over its pictures."""
+def _forward_seconds(config: Config, device: Device) -> float:
+    """Seconds of a forward pass per picture."""
     network = models.build(2, aux=False).to(device.device).eval()
     on_gpu = device.device.type == "cuda"  # which takes as long for a few pictures as for many
     inputs = _inputs(config, device, device.scored_at_once(config.evaluation) if on_gpu else PASSED)
