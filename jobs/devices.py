@@ -40,17 +40,17 @@ class Device:
         enabled = self.dtype is not torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
-    def compiles(self, variant: Variant, images: int) -> bool:
+    def compiles(self, variant: Variant, num_images: int) -> bool:
         """Whether a variant's training step is to be compiled.
 
         Args:
-            images: how many are trained on with the same code, over epochs, variants and seeds.
+            num_images: how many are trained on with the same code, over epochs, variants and seeds.
         """
         if variant.cached:
             return False  # its trunk runs once, and the head is too small to benefit
         if self.compile != "auto":
             return self.compile
-        return self.device.type == "cuda" and images >= COMPILING_PAYS
+        return self.device.type == "cuda" and num_images >= COMPILING_PAYS
 
     def missing_to_compile(self) -> str | None:
         """What Inductor and Triton build their code with, or keep it in, and machines may lack."""

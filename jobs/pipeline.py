@@ -431,9 +431,9 @@ class Job:
             raise errors.Divergence(f"{name}, whose head it starts with, was stopped")
         return {k.removeprefix("fc."): v for k, v in _best(folder).items() if k.startswith("fc.")}
 
-    def _compiles(self, variant: Variant, images: int) -> bool:
-        """Whether it pays, and can be done here; says which."""
-        if not self.device.compiles(variant, images):
+    def _compiles(self, variant: Variant, num_images: int) -> bool:
+        """Whether compiling the training step pays and works here; the log says which."""
+        if not self.device.compiles(variant, num_images):
             return False
         if missing := self.device.missing_to_compile():
             log(f"{variant.name}: not compiled, and so slower: {missing}")

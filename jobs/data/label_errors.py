@@ -18,8 +18,8 @@ Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 
-def cross_validated(features: Array, labels: Labels, classes: int) -> Array:
-    """Probabilities float32 [N, classes], each picture's by a classifier that has not seen it.
+def cross_validated(features: Array, labels: Labels, num_classes: int) -> Array:
+    """Probabilities float32 [N, num_classes], each picture's by a classifier that has not seen it.
 
     Args:
         features: [N, D].
@@ -31,12 +31,12 @@ def cross_validated(features: Array, labels: Labels, classes: int) -> Array:
 
     order = np.random.default_rng(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # so each fold has its share of a class
-    probabilities = np.zeros((len(labels), classes), dtype=np.float32)
+    probabilities = np.zeros((len(labels), num_classes), dtype=np.float32)
     for fold in range(FOLDS):
         interruption.check()
         left_out = order[fold::FOLDS]
         rest = np.setdiff1d(order, left_out)
-        counts = np.bincount(labels[rest], minlength=classes)
+        counts = np.bincount(labels[rest], minlength=num_classes)
         rest = rest[counts[labels[rest]] > 1]  # one picture says nothing of its class's spread
         if not len(left_out) or (counts > 1).sum() < 2:
             continue  # there is nothing to tell apart

@@ -52,13 +52,13 @@ class Served(nn.Module):
         return self.fc(found["features"]), found["features"], maps
 
 
-def served(best: Path, classes: int, input_size: int, normalization: str) -> Served:
+def served(best: Path, num_classes: int, input_size: int, normalization: str) -> Served:
     """The network with trained weights, without its auxiliary head, in eval mode on the CPU.
 
     Args:
         best: a safetensors file.
     """
-    network = models.build(classes, aux=False)
+    network = models.build(num_classes, aux=False)
     state = {k: v for k, v in models.read(best).items() if not k.startswith("AuxLogits.")}
     network.load_state_dict(state)
     network.to(memory_format=torch.contiguous_format)

@@ -66,10 +66,10 @@ def _pictures(config: Config, dataset: Dataset, variant: Variant) -> float:
     return epochs * (train // size * size) + scored * FORWARD_SHARE
 
 
-def _training_seconds(config: Config, variant: Variant, classes: int, device: Device) -> float:
+def _training_seconds(config: Config, variant: Variant, num_classes: int, device: Device) -> float:
     """Seconds of training per picture, measured on a step whose result is discarded."""
     optim = variant.optim
-    network = models.build(classes, aux=variant.has_aux).to(device.device).train()
+    network = models.build(num_classes, aux=variant.has_aux).to(device.device).train()
     optimizer = make_optimizer(network, optim)
     own = distributed.share(optim.batch_size)  # more need not fit into the memory
     inputs = _inputs(config, device, max(2, own.stop - own.start))  # one has no statistics

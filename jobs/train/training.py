@@ -42,7 +42,7 @@ class Trainer:
         self,
         network: nn.Module,
         variant: config.Variant,
-        images: int,
+        num_images: int,
         device: Device,
         seed: int,
         *,
@@ -51,21 +51,21 @@ class Trainer:
         """
         Args:
             network: on the device; what requires a gradient is trained.
-            images: how many there are to train on.
+            num_images: how many there are to train on.
             compiled: whether its training step is; scoring is too short to win the time back.
 
         Raises:
             ConfigurationError: they do not fill one batch, or a batch not all processes.
         """
-        optim = variant.optim
-        self.images = images
-        self.steps_per_epoch = images // optim.batch_size  # a last batch of one has no statistics
+        optim, size = variant.optim, variant.optim.batch_size
+        self.num_images = num_images
+        self.steps_per_epoch = num_images // size  # a last batch of one has no statistics
         if not self.steps_per_epoch:
             raise ConfigurationError(
-                f"optim.batch_size: {optim.batch_size} is more than the {images} training images"
+                f"optim.batch_size: {size} is more than the {num_images} training images"
             )
         self.network, self.variant, self.device, self.seed = network, variant, device, seed
-        self.forward = whole_batch.parallel(network, optim.batch_size)
+        self.forward = whole_batch.parallel(network, size)
         self.optimizer = make_optimizer(network, optim)
         self.schedule = make_schedule(self.optimizer, optim, self.steps_per_epoch)
         decay = optim.average_decay
@@ -88,7 +88,7 @@ class Trainer:
     def order(self) -> Tensor:
         """What is left of the epoch: int64 [steps, B], this process's share of every batch."""
         size = self.variant.optim.batch_size
-        order = torch.randperm(self.images, generator=generator(self.seed, self.epoch, "order"))
+        order = torch.randperm(self.num_images, generator=generator(self.seed, self.epoch, "order"))
         order = order[: self.steps_per_epoch * size].view(-1, size)
         return order[self.step :, distributed.share(size)]
 
@@ -222,8 +222,8 @@ def train_epoch(
         checkpoint()
 
 
-def log_priors(labels: Tensor, classes: int) -> Tensor:
-    """float32 [classes]: the logarithm of each class's share of the training images, for logit
+def log_priors(labels: Tensor, num_classes: int) -> Tensor:
+    """float32 [num_classes]: the logarithm of each class's share of the training images, for logit
     adjustment (Menon et al. 2021, arXiv 2007.07314, with τ = 1).
 
     A network that learns with them added to its logits answers, without them, as if all classes
@@ -232,7 +232,7 @@ def log_priors(labels: Tensor, classes: int) -> Tensor:
     Args:
         labels: int64 [N].
     """
-    counts = labels.bincount(minlength=classes).clamp(min=1)
+    counts = labels.bincount(minlength=num_classes).clamp(min=1)
     return (counts / len(labels)).log()
 
 
@@ -392,8 +392,8 @@ def _row(trainer: Trainer, split: str, **values: float | None) -> Row:
 
 
 @torch.no_grad()
-def update_batch_norm(trainer: Trainer, train: Examples, images: int) -> None:
-    """Re-estimates the variant's moving batch-norm statistics on so many training images.
+def update_batch_norm(trainer: Trainer, train: Examples, num_images: int) -> None:
+    """Re-estimates the variant's moving batch-norm statistics on `num_images` training images.
 
     After few steps the running averages still remember their start; a plain mean over some
     hundred images is what they would converge to.
@@ -401,14 +401,14 @@ def update_batch_norm(trainer: Trainer, train: Examples, images: int) -> None:
     network = trainer.scored_network
     norms = moving_norms(network, trainer.variant)
     network.eval()  # dropout stays off: it would draw random numbers
-    if not images or not norms:
+    if not num_images or not norms:
         return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.train()
     order = torch.randperm(len(train), generator=generator(trainer.seed, "batch norm"))
-    order = order[:images].to(train.labels.device)
+    order = order[:num_images].to(train.labels.device)
     parts = order.tensor_split(math.ceil(len(order) / NORMALISED_TOGETHER))  # none of one image
     if len(parts[-1]) >= distributed.size():  # as a batch's, an image counts in one process
         parts = tuple(part[distributed.share(len(part))] for part in parts)

@@ -514,7 +514,7 @@ def test_the_loss_knows_both_heads() -> None:
 
 
 def test_the_adjusted_loss_is_that_of_logits_with_the_shares_of_the_classes_on_top() -> None:
-    adjustment = training.log_priors(torch.tensor([0, 0, 0, 1]), classes=3)
+    adjustment = training.log_priors(torch.tensor([0, 0, 0, 1]), num_classes=3)
     assert adjustment.exp().tolist() == pytest.approx([0.75, 0.25, 0.25])  # of 2 there is none
     labels = torch.tensor([0, 1])
     main, aux = torch.tensor([[2.0, 0.0, 1.0], [2.0, 0.0, 1.0]]), torch.zeros(2, 3)
