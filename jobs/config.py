@@ -37,10 +37,10 @@ BLOCKS = (
     *("Mixed_7a", "Mixed_7b", "Mixed_7c"),
 )
 AUX_AFTER = "Mixed_6e"  # the auxiliary head looks at this block's output
-ONE_PLACE = 107  # inputs below it leave the last map, of which batch norm takes the mean, one place
 AUX_MIN_SIZE = 299  # … and needs the 17×17 map that it has for inputs of this size
-# Epochs whose random shifts a trunk that is a fixed function runs for. More of them would take
-# 60,000 images beyond the 2 GB that benchmarks/memory.py claims; see features.py.
+ONE_PLACE = 107  # of smaller inputs, the last maps are 1×1: batch norm then needs two images
+# Epochs, at most, for whose random shifts a frozen trunk's outputs are stored; see features.py.
+# More would take 60,000 images beyond the 2 GB that benchmarks/memory.py claims.
 STORED_EPOCHS = 4
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -149,8 +149,8 @@ class Data(Section):
         return self
 
     def stored_epochs(self, epochs: int) -> int:
-        """Of how many epochs' draws a trunk that is a fixed function makes outputs, where so many
-        are trained: of all that differ, but of no more than `STORED_EPOCHS`."""
+        """For how many of `epochs` a frozen trunk's outputs are stored: for all whose pictures
+        differ, but for no more than `STORED_EPOCHS`."""
         return min(epochs, STORED_EPOCHS if self.shift else 1 + self.flip)
 
 
@@ -246,7 +246,7 @@ class Variant(Section):
 
 
 class Part(NamedTuple):
-    """What of a run can be trained by itself, apart from all else."""
+    """One variant with one seed: the least that can be trained on its own."""
 
     variant: str
     seed: int
@@ -488,7 +488,7 @@ class Config(Section):
         return ", ".join(ways)
 
     def epochs_alike(self, variant: Variant) -> int:
-        """How many epochs, over variants and seeds, train with the same code as the variant's."""
+        """How many epochs of all variants and seeds share the variant's compiled training step."""
 
         def code(v: Variant) -> tuple[object, ...]:
             return v.trainable, v.batch_norm, v.has_aux, v.optim.batch_size
