@@ -123,8 +123,9 @@ class Data(Section):
     train_images: Count | None = None
     """Use only so many training images, validation included, drawn by class; all when absent."""
     test_images: Count | None = None
+    """Use only so many test images, drawn by class; all when absent."""
     validation: Share = 0.1
-    """Share of the training images held out to choose by, drawn by class."""
+    """Share of the training images held out to choose epoch and winner by, drawn by class."""
     input_size: Annotated[int, Field(ge=75)] = 299
     """Side in pixels of the network's input. Below 299 there can be no auxiliary head."""
     normalization: Literal["inception", "unit"] = "inception"
@@ -265,12 +266,12 @@ class Runtime(Section):
     seeds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (0,)
     """Every variant is trained once for each; the comparison gives mean and spread."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
-    """Steps between checkpoints, of which each epoch's end has one, too. 0: only at the ends of
-    epochs, and not within 20 seconds of the one before. After the last epoch one is written only
+    """Steps between checkpoints; each epoch ends with one, too. 0: only at the ends of epochs, and
+    not within 20 seconds of the one before. After the last epoch one is written only
     if more than a minute of training would be lost."""
     price_per_hour: Annotated[float, Field(gt=0)] | None = None
-    """Of all that trains one variant together, in any currency: the report then says what each
-    training cost."""
+    """Price of all hardware that trains one variant, in any currency: the report then says what
+    each training cost."""
 
 
 class Evaluation(Section):
@@ -314,8 +315,8 @@ class Promotion(Section):
     """The gate between a published run and the model that production serves."""
 
     channel: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")] = "production"
-    """Which one is moved, and has the model to compare with. With another one than the service's a
-    version is written that production does not serve: for a canary or a shadow."""
+    """The channel that is moved, and whose model the new one is compared with. Any other than the
+    service's is for a canary or a shadow: production does not serve what it points to."""
     min_accuracy: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Per cent of the test images that have to be right."""
     tolerance: Annotated[float, Field(ge=0)] | None = 0.5
@@ -360,7 +361,7 @@ class Tracking(Section):
     @classmethod
     def _refuse_credentials(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and "@" in str(raw.get("mlflow")):
-            raise ValueError("mlflow: credentials belong into the environment, not here")
+            raise ValueError("mlflow: credentials belong in the environment, not here")
         return raw
 
 
