@@ -30,8 +30,8 @@ class RequestError(ValueError):
     """A request that cannot be answered; becomes the status 400 for its sender alone."""
 
 
-class Form(Enum):
-    """How the answer is put together; the request's own form decides."""
+class Dialect(Enum):
+    """The JSON that a request came in, or none: its answer goes back in the same."""
 
     ONE = "one"
     V1 = "v1"
@@ -54,7 +54,7 @@ Picture = bytes | NDArray[np.uint8]
 @dataclass(frozen=True)
 class Request:
     pictures: Sequence[Picture]
-    form: Form = Form.ONE
+    dialect: Dialect = Dialect.ONE
     top: int = TOP
     abstain: float = 0.0
     """A picture whose familiarity is no larger gets no label."""
@@ -102,7 +102,7 @@ def parse(
         RequestError: it is none of the forms above.
     """
     request = _read(_content(row))
-    if explain is Explain.PICTURE and request.form is not Form.ONE:
+    if explain is Explain.PICTURE and request.dialect is not Dialect.ONE:
         raise RequestError("image/png explains one picture; several are explained in JSON")
     return replace(
         request,
@@ -119,7 +119,7 @@ def _read(content: bytes | Mapping[str, Any]) -> Request:
     if "inputs" in content:
         return _parse_v2(content)
     if "instances" in content:
-        return Request(_instances(content["instances"]), Form.V1)
+        return Request(_instances(content["instances"]), Dialect.V1)
     if "b64" in content:
         return Request([_decoded(content["b64"])])
     raise RequestError('send a picture, {"b64": …}, {"instances": [{"b64": …}]} or {"inputs": …}')
@@ -233,7 +233,7 @@ def _parse_v2(content: Mapping[str, Any]) -> Request:
     # JSON may have half a surrogate pair, which no answer can have.
     if identity is not None and identity != str(identity).encode(errors="ignore").decode():
         raise RequestError("id: a string is needed")
-    return Request(reader(shape, data), Form.V2, id=identity)
+    return Request(reader(shape, data), Dialect.V2, id=identity)
 
 
 def _bytes_tensor(shape: list[int], data: list[Any]) -> list[Picture]:
@@ -273,7 +273,7 @@ def answer(
     Args:
         least: probability of the classes that go into `set`; None for no such field.
     """
-    if request.form is Form.V2:
+    if request.dialect is Dialect.V2:
         identity = {} if request.id is None else {"id": request.id}
         about = {"model_name": model["name"], "model_version": model["version"]}
         return {**about, "outputs": _tensors(request, found, classes, least), **identity}
@@ -281,7 +281,7 @@ def answer(
     if request.explain and found.maps is not None:
         for one, places in zip(answers, found.maps, strict=True):  # where no label is given, too
             one["explanation"] = {"label": one["top"][0]["label"], "map": places.tolist()}
-    return {"predictions": answers} if request.form is Form.V1 else answers[0]
+    return {"predictions": answers} if request.dialect is Dialect.V1 else answers[0]
 
 
 def _each(found: Found) -> Iterator[tuple[NDArray[np.float32], float | None]]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from serving.messages import (
     MAX_PICTURES,
+    Dialect,
     Explain,
-    Form,
     Found,
     Request,
     RequestError,
@@ -35,19 +35,19 @@ def tensor(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("body", "form", "count"),
+    ("body", "dialect", "count"),
     [
-        (FILE, Form.ONE, 1),
-        (B64, Form.ONE, 1),
-        ({"instances": [B64] * 3}, Form.V1, 3),
-        ({"inputs": [tensor()]}, Form.V2, 1),
-        ({"inputs": [tensor(shape=[2, 1], data=[B64["b64"]] * 2)]}, Form.V2, 2),
+        (FILE, Dialect.ONE, 1),
+        (B64, Dialect.ONE, 1),
+        ({"instances": [B64] * 3}, Dialect.V1, 3),
+        ({"inputs": [tensor()]}, Dialect.V2, 1),
+        ({"inputs": [tensor(shape=[2, 1], data=[B64["b64"]] * 2)]}, Dialect.V2, 2),
     ],
 )
-def test_files_come_out_of_every_form(body: Any, form: Form, count: int) -> None:
+def test_files_come_out_of_every_dialect(body: Any, dialect: Dialect, count: int) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = parse({"body": raw})
-    assert request.form is form and list(request.pictures) == [FILE] * count
+    assert request.dialect is dialect and list(request.pictures) == [FILE] * count
 
 
 def test_what_would_take_far_more_memory_than_it_has_bytes_is_not_read() -> None:
@@ -275,7 +275,7 @@ def test_a_body_is_read_as_it_comes() -> None:
     assert list(parse({"body": bytearray(FILE)}).pictures) == [FILE]
     assert list(parse({"body": B64}).pictures) == [FILE], "TorchServe has read it already"
     spaced = b" \n" + json.dumps({"instances": [B64]}).encode()
-    assert parse({"body": spaced}).form is Form.V1
+    assert parse({"body": spaced}).dialect is Dialect.V1
     assert list(parse({"body": FILE, "other": b"x"}).pictures) == [FILE]
     for nothing in ({}, {"body": "text"}, {"a": FILE, "b": FILE}):
         with pytest.raises(RequestError) as caught:
@@ -285,10 +285,10 @@ def test_a_body_is_read_as_it_comes() -> None:
 
 def test_a_request_has_what_its_options_say() -> None:
     plain = parse({"body": FILE})
-    assert plain == Request([FILE], Form.ONE, top=5, abstain=0.0, confidence=None, explain=None)
+    assert plain == Request([FILE], Dialect.ONE, top=5, abstain=0.0, confidence=None, explain=None)
     given = parse({"body": FILE}, "1000", "0", "0.999", explain=Explain.PICTURE)
     assert given == Request(
-        [FILE], Form.ONE, top=1000, abstain=0.0, confidence=0.999, explain=Explain.PICTURE
+        [FILE], Dialect.ONE, top=1000, abstain=0.0, confidence=0.999, explain=Explain.PICTURE
     )
     assert parse({"body": FILE}, "1", "0.25", "0").top == 1
     assert parse({"body": FILE}, "1", "0.25", "0").abstain == 0.25
