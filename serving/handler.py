@@ -72,7 +72,7 @@ class Handler:
                 its_own = found.part(done, done + len(pixels))
                 done += len(pixels)
                 if request.explain is Explain.PICTURE:
-                    answers.append(self.predictor.picture(request, its_own))
+                    answers.append(self.predictor.explanation(request, its_own))
                     context.set_response_header(index, "content-type", PNG)
                 else:
                     answers.append(self.predictor.answer(request, its_own))

@@ -271,7 +271,7 @@ def answer(
     """The answer to a request from what was found of its pictures.
 
     Args:
-        least: probability of the classes that go into `set`; None for no such field.
+        least: the smallest probability of a class in `set`; None for no such field.
     """
     if request.dialect is Dialect.V2:
         identity = {} if request.id is None else {"id": request.id}

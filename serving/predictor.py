@@ -21,7 +21,7 @@ from serving.images import decode, to_pixels, to_png
 from serving.messages import TOP, Explain, Found, Picture, Request, RequestError
 from serving.trust import Trust
 
-AT_ONCE = 4  # golden pictures: no more memory than a service with few requests takes
+AT_ONCE = 4  # golden pictures: they take no more memory than a service with few requests does
 logger = logging.getLogger(__name__)
 
 
@@ -64,10 +64,10 @@ class Predictor:
             with archive.unpacked(path) as folder:
                 return cls.open(folder, form=form, gpu=gpu, threads=threads, callers=callers)
         opened = archive.open_model(path)
-        forms = _meant(opened, gpu) if form is None else [form]
+        forms = _forms_for(opened, gpu) if form is None else [form]
         if not set(forms) <= set(opened.description.forms):
             names = ", ".join(opened.description.forms)
-            raise ModelError(f"{path}: has the network as {names}")
+            raise ModelError(f"{path}: has no form {forms[0]} of the network, only {names}")
         for preferred, next_one in pairwise(forms):
             predictor = cls._load(opened, preferred, gpu, threads, callers)
             if (deviation := predictor.deviation(opened.golden)) is None:
@@ -132,7 +132,7 @@ class Predictor:
             least = self.trust.least_probability(request.confidence)
         return messages.answer(request, found, self.classes, self.model, least)
 
-    def picture(self, request: Request, found: Found) -> bytes:
+    def explanation(self, request: Request, found: Found) -> bytes:
         """A PNG file of a request's only picture with the map that was found laid over it."""
         assert found.maps is not None, "`require` comes first"
         (picture,) = request.pictures
@@ -183,8 +183,8 @@ class Predictor:
         return self.find(images).probabilities
 
 
-def _meant(opened: Model, gpu: int | None) -> list[Form]:
-    """A device's forms, the preferred one first."""
+def _forms_for(opened: Model, gpu: int | None) -> list[Form]:
+    """The forms that a device can run, the preferred one first."""
     if gpu is not None:
         return ["program"]
     return [form for form in opened.description.forms if form != "program"]
