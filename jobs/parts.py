@@ -38,7 +38,7 @@ def run(config: Config, folder: RunFolder, part: Part) -> bool:
     if there is None or not there.has(part):
         pipeline.train_part(config, folder, part, there.agree if there else lambda digest: None)
         if there:
-            there.bring(part)
+            there.upload(part)
     with folder.alone("the last step"):
         if left := _missing(config, folder, there):
             log(f"{part} is done; still missing: {', '.join(left)}")
@@ -52,7 +52,7 @@ def run(config: Config, folder: RunFolder, part: Part) -> bool:
 
 
 def gather(config: Config, folder: RunFolder) -> None:
-    """Brings all parts into the run folder; a run that is published already, as it is there.
+    """Brings all parts into the run folder; if the run is published already, all its files.
 
     Raises:
         UnavailableError: some are missing, or were trained on other data.
@@ -64,8 +64,8 @@ def gather(config: Config, folder: RunFolder) -> None:
         for part in config.parts:
             interruption.check()
             if not folder.variant(*part).finished:
-                there.take(part)
-        publishing.resume(there.storage, folder)
+                there.download(part)
+        publishing.fetch_published(there.storage, folder)
 
 
 def _begin(config: Config, folder: RunFolder) -> "Rendezvous | None":
@@ -84,12 +84,12 @@ def _missing(config: Config, folder: RunFolder, there: "Rendezvous | None") -> l
 
 
 class Rendezvous:
-    """Where the parts of one run are put together in S3."""
+    """The place in S3 where the processes of one run exchange its parts."""
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.storage, self.folder = Storage(config.storage), folder
         self.root = f"parts/{folder.run_id}/{config.digest}"
-        self.storage.get(f"{self.root}/last")  # no bucket, no access: said before hours of training
+        self.storage.get(f"{self.root}/last")  # raises now, not after hours, if it cannot be read
 
     def has(self, part: Part) -> bool:
         return self.storage.head(self._key(part)) is not None
@@ -118,8 +118,8 @@ class Rendezvous:
         found = self.storage.get(key)
         return found.body.decode() if found else value
 
-    def bring(self, part: Part) -> None:
-        """Puts a part there, unless another process of the same part was quicker."""
+    def upload(self, part: Part) -> None:
+        """Puts a part into S3, unless another process of the same part was quicker."""
         own = self.folder.variant(*part).path
         files = [*own.iterdir(), *(self.folder.path / name for name in OF_THE_RUN)]
         with temporary() as place:
@@ -131,8 +131,8 @@ class Rendezvous:
             with suppress(Conflict), task(f"send {part}", size, "MiB") as advance:
                 self.storage.send(packed, self._key(part), digest, advance, once=True)
 
-    def take(self, part: Part) -> None:
-        """Makes a part from there one of the run folder.
+    def download(self, part: Part) -> None:
+        """Copies a part from S3 into the run folder.
 
         Raises:
             UnavailableError: it was trained on other data than the run.

@@ -61,9 +61,9 @@ def publish(storage: Storage, folder: RunFolder) -> int:
     return sent + 1
 
 
-def resume(storage: Storage, folder: RunFolder) -> None:
-    """Fetches a run that was published before its process was lost, so that nothing of it is made
-    a second time, with other bytes. Nothing is done where none is published.
+def fetch_published(storage: Storage, folder: RunFolder) -> None:
+    """Fetches the files of a run if it is published already: its process was lost after that, and
+    what another made again would have other bytes.
 
     Raises:
         UnavailableError: a file is not what the manifest there says.

@@ -223,14 +223,14 @@ def test_a_part_is_in_s3_once_and_arrives_as_it_left(three: config.Config, tmp_p
     rows = [{"variant": name, "seed": 0, "epoch": 0} for name in ("finetune", "stranger")]
     first.append_metrics(rows)
     write(first.variant(*part).best, b"weights")
-    Rendezvous(three, first).bring(part)
+    Rendezvous(three, first).upload(part)
     second = trained(tmp_path / "second", three, part)
     there = Rendezvous(three, second)
     assert there.has(part) and not there.has(Part("frozen", 0))
-    there.bring(part)  # of a pod that was believed to be lost
+    there.upload(part)  # of a pod that was believed to be lost
     third = RunFolder(tmp_path / "third" / "r")
     third.begin(three)
-    Rendezvous(three, third).take(part)
+    Rendezvous(three, third).download(part)
     assert third.variant(*part).best.read_bytes() == b"weights"
     assert third.metrics() == first.metrics()[:1] and third.facts() == first.facts()
     assert third.environments() == first.environments()
@@ -241,12 +241,12 @@ def test_parts_of_another_configuration_or_other_pictures_are_not_taken(
 ) -> None:
     part, other = three.parts[:2]
     first = trained(tmp_path / "first", three, part)
-    Rendezvous(three, first).bring(part)
+    Rendezvous(three, first).upload(part)
     longer = tiny_config(optim={"epochs": 3}, storage=settings.model_dump(mode="json"))
     assert not Rendezvous(longer, first).has(part)
     grown = trained(tmp_path / "grown", three, other, digest="another")
     with pytest.raises(UnavailableError, match="trained on other pictures than the other parts"):
-        Rendezvous(three, grown).take(part)
+        Rendezvous(three, grown).download(part)
     assert grown.variant(*part).result() is None
 
 
@@ -271,15 +271,15 @@ def test_parts_that_began_with_other_weights_are_not_taken(
     scratch, first = (trained(tmp_path / str(p), three, p) for p in (one, two))
     write(first.path / "weights.sha256", "a")
     for folder, part in ((scratch, one), (first, two)):
-        Rendezvous(three, folder).bring(part)
+        Rendezvous(three, folder).upload(part)
     whole = trained(tmp_path / "whole", three, three_)
     for part in (one, two):
-        Rendezvous(three, whole).take(part)
+        Rendezvous(three, whole).download(part)
     assert (whole.path / "weights.sha256").read_text() == "a"
     other = trained(tmp_path / "other", three, three_)
     write(other.path / "weights.sha256", "b")
     with pytest.raises(UnavailableError, match="began with other weights than the other parts"):
-        Rendezvous(three, other).take(two)
+        Rendezvous(three, other).download(two)
     assert other.variant(*two).result() is None
 
 
@@ -309,7 +309,7 @@ def test_a_promotion_that_is_lost_half_way_is_finished_from_what_is_published(
     retried = RunFolder(tmp_path / "retried" / "r")
     retried.begin(lost.config())
     retried.add_environments(lost.environments())  # as the parts have it
-    publishing.resume(storage, retried)
+    publishing.fetch_published(storage, retried)
     assert retried.manifest() == lost.manifest()
     assert promotion.promote(retried, gate).endswith("/models/m/r/")
 
@@ -318,7 +318,7 @@ def test_a_promotion_that_is_lost_half_way_is_finished_from_what_is_published(
     environments[0]["time"] = f"{stranger.started[:10]}T00:00:00+00:00"
     write(stranger.path / "environment.json", json.dumps(environments))
     with pytest.raises(ConfigurationError, match="another run is there as r"):
-        publishing.resume(storage, stranger)
+        publishing.fetch_published(storage, stranger)
 
 
 def test_a_run_that_was_not_published_is_not_resumed(
@@ -326,7 +326,7 @@ def test_a_run_that_was_not_published_is_not_resumed(
 ) -> None:
     folder = finished_run(tmp_path / "r", 10)
     before = (folder.path / "manifest.json").read_bytes()
-    publishing.resume(Storage(settings), folder)
+    publishing.fetch_published(Storage(settings), folder)
     assert (folder.path / "manifest.json").read_bytes() == before
 
 
@@ -335,7 +335,7 @@ def test_old_parts_are_pruned_and_those_of_today_are_not(
 ) -> None:
     part = three.parts[0]
     there = Rendezvous(three, trained(tmp_path, three, part))
-    there.bring(part)
+    there.upload(part)
     storage, later = Storage(settings), datetime.now(UTC) + timedelta(days=3)
     assert pruning.prune(storage, days=2, keep=0, dry_run=False) == []
     [gone] = pruning.prune(storage, days=2, keep=0, dry_run=False, now=lambda: later)
