@@ -52,8 +52,8 @@ def _of(part: Part, config: Config, rows: Sequence[Row]) -> Progress:
 
 
 def _end(train: Sequence[Row], epochs: int) -> str | None:
-    """When its training is over, if it goes on as it did after the first epoch, which may have
-    waited for features or a compiler."""
+    """When its training ends, at the pace since the first epoch, which may have waited for features
+    or a compiler."""
     if not train:
         return None
     seconds = [row["seconds"] for row in train]
@@ -71,7 +71,7 @@ def watch(run: str, settings: Sequence[str]) -> None:
     console, shown = table.output(), Shown()
     live = Live(console=console, auto_refresh=False) if console.is_interactive else None
     with live or nullcontext():
-        for folder, _ in looks(run, settings):
+        for folder, _ in snapshots(run, settings):
             config = folder.config()
             if live is not None:
                 live.update(table.progress(progress(config, folder)), refresh=True)
@@ -81,19 +81,19 @@ def watch(run: str, settings: Sequence[str]) -> None:
 
 
 def state(run: str, settings: Sequence[str]) -> dict[str, Any]:
-    """The same once, for programs.
+    """What `watch` shows, once and for programs.
 
     Raises:
         UnavailableError: there is no such run, or it is out of reach.
     """
-    with closing(looks(run, settings)) as states:
-        folder, finished = next(states)
+    with closing(snapshots(run, settings)) as found:
+        folder, finished = next(found)
         return {"run": run, "finished": finished, "parts": progress(folder.config(), folder)}
 
 
-def looks(run: str, settings: Sequence[str]) -> Generator[tuple[RunFolder, bool], None, None]:
-    """A run's folder, or one with what S3 has of it, and whether the run is finished: every few
-    seconds, until it is.
+def snapshots(run: str, settings: Sequence[str]) -> Generator[tuple[RunFolder, bool], None, None]:
+    """Every few seconds until the run is finished: its folder, or one with what S3 has of it, and
+    whether it is finished.
 
     Raises:
         UnavailableError: no run is there, or S3 is out of reach.
