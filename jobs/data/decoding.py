@@ -1,9 +1,9 @@
-"""Picture files decoded once, into a store in the cache that the next night's are added to.
+"""Picture files, decoded once into a store in the cache, which those of later runs are added to.
 
 A store belongs to one root and one input size. Its file `pixels-<n>` has a row of pixels for every
-picture. Rows are only ever added, and an index says which picture has which; what a kill leaves
-behind the last row that the index has is overwritten. Another file is begun when the pictures need
-another size, or when fewer than half of the rows would be in use.
+picture. Rows are only ever added, and an index says which row is which picture's; what a killed
+process left after the last row of the index is overwritten. Another file is begun when the pictures
+need another size, or when fewer than half of the rows would be in use.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ def decoded(listing: Iterable[Picture], settings: config.Data) -> Decoded:
         file = _fill(db, folder, settings.input_size)
         _require_pictures(db)
         (height, width) = db.execute("SELECT height, width FROM store").fetchone()
-        pixels = mapped(file.path, (height, width))
+        pixels = memory_mapped(file.path, (height, width))
         splits = {}
         for split in SPLITS:
             found = _rows(db, split, {name: number for number, name in enumerate(classes)})
@@ -96,13 +96,13 @@ def store(settings: config.Data) -> Path:
 
 
 def paths(images: Images, split: str) -> list[str]:
-    """What each image is called, for a person and in `data.exclude`: its file's name below the
-    data's root; the split and its row where there is no file, or none any more."""
+    """The names of images, for people and for `data.exclude`: a file's path below the data's root;
+    split and row of an image without a file, or whose store has been replaced since."""
     known: dict[int, str] = {}
     if images.file is not None:
         with index.opened(images.file.path.parent, SCHEMA) as db:
             (number,) = db.execute("SELECT file FROM store").fetchone() or (None,)
-            if images.file.path.name == f"pixels-{number}":  # else another run has begun another
+            if images.file.path.name == f"pixels-{number}":  # else another run has begun a new one
                 known = dict(db.execute("SELECT row, name FROM pictures WHERE row IS NOT NULL"))
     return [
         below_root(known[row], images.settings) if row in known else f"{split}/{row}"
@@ -119,7 +119,7 @@ def below_root(name: str, settings: config.Data) -> str:
     return name.removeprefix(f"{place.rstrip('/')}/")
 
 
-def mapped(path: Path, shape: Shape) -> torch.Tensor:
+def memory_mapped(path: Path, shape: Shape) -> torch.Tensor:
     """The rows of a store's file, uint8 [M, 3, H, W]."""
     rows = path.stat().st_size // (3 * shape[0] * shape[1])
     return torch.from_numpy(np.memmap(path, np.uint8, mode="c", shape=(rows, 3, *shape)))
@@ -172,7 +172,7 @@ def _fill(db: sqlite3.Connection, folder: Path, input_size: int) -> index.Held:
     """Decodes what is wanted and not yet in the store; gives the file that has all of it."""
     with ThreadPoolExecutor() as pool:
         _measure(db, pool)
-        file, shape = _file(db, folder, input_size)
+        file, shape = _current_file(db, folder, input_size)
         _decode(db, pool, file, shape)
     _remove_others(file)
     return index.Held(file)
@@ -188,8 +188,8 @@ def _measure(db: sqlite3.Connection, pool: ThreadPoolExecutor) -> None:
             db.executemany("UPDATE pictures SET height = ?, width = ? WHERE name = ?", found)
 
 
-def _file(db: sqlite3.Connection, folder: Path, input_size: int) -> tuple[Path, Shape]:
-    """The file that new rows go to, and the shape of all rows in it."""
+def _current_file(db: sqlite3.Connection, folder: Path, input_size: int) -> tuple[Path, Shape]:
+    """The file that new rows go to, a new one if the last cannot take them; and its rows' shape."""
     sizes = db.execute("SELECT DISTINCT height, width FROM pictures WHERE height > 0 LIMIT 2")
     height, width = (input_size, input_size)
     if len(found := sizes.fetchall()) == 1 and max(found[0]) <= input_size:
@@ -281,7 +281,7 @@ def _rows(db: sqlite3.Connection, split: str, numbers: dict[str, int]) -> NDArra
 
 
 def _remove_others(current: Path) -> None:
-    """Removes files of the store that were before this one, unless a process holds them."""
+    """Removes earlier files of the store, unless a process holds them."""
     for path in current.parent.glob("pixels-*"):
         if path.suffix or path == current:
             continue

@@ -50,7 +50,7 @@ def recalled(settings: config.Data, digest: str) -> Source | None:
             log(f"data: the pictures are looked up again: {error}")
             continue
         height, width = arrays["shape"].tolist()
-        pixels = decoding.mapped(file.path, (height, width))
+        pixels = decoding.memory_mapped(file.path, (height, width))
         train, test = (
             Images(
                 pixels,
