@@ -66,8 +66,8 @@ def remove(path: Path) -> bool:
 
 
 def pages(db: sqlite3.Connection, query: str) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows of a query in pages, sorted by their first column, a unique text. What the block
-    writes between two pages may change those that follow.
+    """The rows of a query in pages, sorted by their first column, a unique text. Each page is asked
+    for only after the caller is done with the one before, and sees what it has written.
 
     Args:
         query: with a condition that ends in `> ?`, on that column.

@@ -21,7 +21,7 @@ class Picture(NamedTuple):
     file: bytes
     """Where it is on this machine; bytes, for not every file's name is text."""
     version: str
-    """Another one once its bytes are others."""
+    """Changes whenever the file does."""
     split: str
     label: str
 
@@ -93,8 +93,8 @@ def _on_disk(path: str, stat: os.stat_result | None, split: str, label: str) -> 
 
 
 def version(stat: os.stat_result) -> str:
-    """With the time of its last change of name: of pictures that swap their names, sizes and times
-    of writing may be the same."""
+    """With ctime, which a change of name sets: two pictures that swap their names may have the same
+    size and mtime."""
     return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
 
 

@@ -1,8 +1,8 @@
 """A copy in the cache of the pictures in a bucket, and of those in tar shards.
 
 An index says of each object which ETag it was fetched with; its file is named after the digest of
-its key, so that no key can lead anywhere else. An object that has no ETag there is not whole, and
-is fetched, or removed, by the next call; what has the same ETag and size as before is not fetched
+its key, so that no key can lead anywhere else. An object without an ETag in the index is not whole,
+and the next call fetches or removes it; what has the same ETag and size as before is not fetched
 again. Everything of which there are many is in SQLite, so that memory is bounded.
 """
 
@@ -23,7 +23,7 @@ from serving.ahead import mapped
 from serving.files import PARTIAL, write
 from serving.progress import log, task
 
-WAITING = 4 * 2**30  # bytes of shards, or two of them, that wait on the disk to be unpacked
+WAITING = 4 * 2**30  # bytes of shards that may wait on the disk to be unpacked, two at least
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS listed(
@@ -32,7 +32,8 @@ CREATE TABLE IF NOT EXISTS objects(key TEXT PRIMARY KEY, etag TEXT, size INTEGER
 CREATE TABLE IF NOT EXISTS samples(
     shard TEXT, name TEXT, label TEXT, PRIMARY KEY (shard, name)) WITHOUT ROWID;
 """
-# `listed`: the root as it is now; what only a manifest has is without ETag, a shard without label.
+# `listed` is the root as it is now. A row has no ETag if only a manifest names it, and no label if
+# it is a shard.
 
 Origin = Bucket | Folder
 
@@ -130,7 +131,7 @@ def _list_manifest(db: sqlite3.Connection, folder: Path, origin: Bucket) -> None
 
 
 def _compare(db: sqlite3.Connection) -> None:
-    """Takes the ETags of objects that are gone or have changed, and notes new ones without."""
+    """Clears the ETag of each object that is gone or has changed, and adds new ones without one."""
     with db:
         db.execute(
             "UPDATE objects SET etag = NULL WHERE NOT EXISTS (SELECT 1 FROM listed AS l "
@@ -200,7 +201,7 @@ def _fetch(db: sqlite3.Connection, folder: Path, origin: Origin) -> None:
 
 
 def _unpack(db: sqlite3.Connection, folder: Path, shard: str, name: str) -> None:
-    """Puts a shard's pictures in its place, whole files all of them, and then notes them."""
+    """Replaces a shard by its pictures: writes all of their files, and only then notes them."""
     _remove_samples(db, folder, shard)
     found = []
     for sample in shards.samples(_file(folder, shard), name):

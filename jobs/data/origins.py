@@ -73,7 +73,7 @@ class Bucket:
                     yield Entry(found["Key"], found["ETag"], found["Size"])
 
     def fetch(self, entry: Entry, target: Path) -> bool:
-        """Writes an object to a file, whole or not at all; false if it has vanished."""
+        """Writes an object to a file, whole or not at all; False if it has vanished."""
         with s3.explained(self.name(entry.key), UnavailableError):
             return s3.found(lambda: self._write(entry, target)) is not None
 
@@ -86,8 +86,8 @@ class Bucket:
         return target
 
     def _read(self, key: str) -> bytes:
-        """By a signed address, as boto3's own way takes twice the time. Once that has failed, be it
-        for a proxy, an authority or a region that boto3 knows of, its own way is taken."""
+        """By a signed address, which takes half the time of boto3's own way. That is taken once the
+        first has failed: only boto3 may know the proxy, the certificate authority or the region."""
         where = {"Bucket": self.bucket, "Key": key}
         if self.direct:
             url = self.client.generate_presigned_url("get_object", Params=where)
