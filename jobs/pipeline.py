@@ -77,7 +77,7 @@ def _followed(config: Config, folder: RunFolder) -> Iterator[None]:
     if config.storage.uri is not None:
         looks["S3"] = publishing.Live(folder, config.storage).look
     if console.is_interactive:
-        looks["the table"] = lambda: _draw(config, folder)
+        looks["the table"] = lambda: _show_table(config, folder)
     try:
         with tracking.exposed(folder, config.tracking.prometheus), following(looks):
             yield
@@ -85,14 +85,14 @@ def _followed(config: Config, folder: RunFolder) -> Iterator[None]:
         above.clear()
 
 
-def _draw(config: Config, folder: RunFolder) -> None:
+def _show_table(config: Config, folder: RunFolder) -> None:
     above[:] = [table.progress(watching.progress(config, folder))]
 
 
 def _work(config: Config, folder: RunFolder) -> Comparison:
     job = Job(config, folder)
     job.find_weights()
-    _ = job.dataset  # loaded by all, before the first one looks at it
+    _ = job.dataset  # loaded by all processes, before the first one alone uses it
     distributed.once(job.announce)
     distributed.once(job.find_doubles)
     for part in config.parts:
@@ -188,8 +188,8 @@ class Job:
             ConfigurationError: it has too few images for a batch, or the validation split is empty.
         """
         with distributed.held_once(self.folder.alone("the data")):
-            begun = distributed.once(self._begun)  # other machines need not have the folder
-            dataset = distributed.in_turns(lambda: self._load(begun or self._begun()))
+            known = distributed.once(self._known_digest)  # other machines need not have the folder
+            dataset = distributed.in_turns(lambda: self._load(known or self._known_digest()))
         if distributed.once(str, dataset.description.digest) != dataset.description.digest:
             raise UnavailableError("the pictures changed while this job's processes read them")
         splits = " · ".join(f"{n:,} {k}" for k, n in dataset.description.images)
@@ -202,13 +202,14 @@ class Job:
             )
         return dataset.to(self.device.device)
 
-    def _begun(self) -> str | None:
+    def _known_digest(self) -> str | None:
         """The digest of the data that the run began with, if it has begun."""
         there = (self.folder.path / "data.json").is_file()
         return self.folder.facts().digest if there else None
 
     def _load(self, digest: str | None) -> Dataset:
-        """What the run began with, if it has begun; the first process says what that is."""
+        """Loads and checks the data, which must have this digest if the run has begun; the first
+        process writes what they are."""
         dataset = load(self.config.data, digest)
         if not len(dataset.validation) and self.config.evaluation.select_on == "validation":
             raise ConfigurationError(
@@ -226,7 +227,7 @@ class Job:
         return dataset
 
     def _describe(self, dataset: Dataset) -> None:
-        if self._begun() != dataset.description.digest:  # else it may say what is there twice
+        if self._known_digest() != dataset.description.digest:  # else it may have doubles already
             write(self.folder.path / "data.json", dataset.description.to_json())
         elif self.folder.facts().image_size != dataset.description.image_size:
             raise UnavailableError(
@@ -250,8 +251,8 @@ class Job:
         write(self.folder.path / "data.json", facts.to_json())  # which the report believes
 
     def find_weights(self) -> None:
-        """Loads those of a file or a server: that they are missing is told before another variant
-        was trained for hours."""
+        """Loads pretrained weights from a file or a server now, if a variant starts from them: that
+        they are missing has to be known before another one has trained for hours."""
         wanted = any(variant.init == "pretrained" for variant in distributed.once(self._remaining))
         if wanted and self.config.weights.source != "stand-in":
             _ = self.pretrained
@@ -482,7 +483,7 @@ class Job:
     def _predict(
         self, trainer: Trainer, split: str, examples: Examples, folder: VariantFolder
     ) -> Tensor:
-        """Logits of a split by the weights that were kept, which are stored, too."""
+        """Logits of a split by the weights that were kept; writes <split>_predictions.npz."""
         with task(f"{trainer.variant.name}, {split}", len(examples)) as advance:
             logits = predict(trainer.network, examples, self.batch_size, self.device, advance)
         if not logits.isfinite().all():  # the last step has spoilt them, and no loss came after it
@@ -495,7 +496,7 @@ class Job:
     def _record(
         self, trainer: Trainer, whole: Inception3, logits: Tensor, folder: VariantFolder
     ) -> Scores:
-        """Scores the weights that were kept on the test set, whose logits they gave."""
+        """Scores the test logits of the kept weights; writes examples.npz and a row of metrics."""
         name, labels = trainer.variant.name, self.dataset.test.labels.cpu()
         wrong, right = surest(logits, labels)
         rows = torch.cat([wrong[:WRONG], right[:RIGHT]])
@@ -517,7 +518,7 @@ class Job:
 
 
 def _keep_stand_in(folder: VariantFolder, kept: Path) -> None:
-    """For other runs: this one does without, as in a container whose root is read-only."""
+    """For other runs; a cache that cannot be written to, as on a read-only root, is no error."""
     try:
         write(kept, folder.best.read_bytes())
     except OSError as error:
@@ -525,7 +526,7 @@ def _keep_stand_in(folder: VariantFolder, kept: Path) -> None:
 
 
 def _take_stand_in(folder: VariantFolder, kept: Path) -> bool:
-    """Whether the stand-in is there, as this run has trained it or an earlier one has kept it."""
+    """Whether the stand-in is in the folder: trained there, or now copied from an earlier run's."""
     if not folder.finished and kept.is_file() and not folder.checkpoint.is_file():
         try:
             models.read(kept)

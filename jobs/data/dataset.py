@@ -31,9 +31,10 @@ class Dataset:
     classes: tuple[str, ...]
     description: Facts
     skipped: tuple[tuple[str, str], ...] = ()
-    """Files that are no picture, below the data's root, and why."""
+    """Files that are not pictures, as paths below the data's root, and why."""
     stored: "Dataset | None" = None
-    """The same as it was before it moved to a device: its rows are those of the store."""
+    """This data set before it was moved to a device, with the rows that its pictures have in the
+    store."""
 
     @property
     def splits(self) -> dict[str, Images]:
@@ -106,8 +107,8 @@ def load(settings: config.Data, digest: str | None = None) -> Dataset:
 
 
 def _found(settings: config.Data, wanted: str | None) -> tuple[Source, str]:
-    """The data without what is excluded, and the digest of all of it: the one that is wanted, if
-    any is, as it was remembered or, unless it has changed, as it is now."""
+    """The source without the excluded pictures, and the digest of all its pictures. If a digest is
+    wanted: the source that was remembered under it, else the present one, which must have it."""
     module = sources.find(settings.source)
     if wanted is not None and (recalled := getattr(module, "recalled", None)):
         remembered: Source | None = recalled(settings, wanted)
@@ -117,10 +118,10 @@ def _found(settings: config.Data, wanted: str | None) -> tuple[Source, str]:
     digest = _digest_of(source)
     if wanted not in (None, digest):
         raise UnavailableError(
-            f"{source.name}: the pictures are not those that this run began with, and these are no "
+            f"{source.name}: the pictures are not those that this run began with, and those are no "
             "longer in data.cache; start another run"
         )
-    source = _without_excluded(source, settings)  # whose names may be gone by the next time
+    source = _without_excluded(source, settings)  # now: by the next run, their names may be gone
     if remember := getattr(module, "remember", None):
         remember(source, digest)
     return source, digest
