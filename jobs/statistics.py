@@ -80,13 +80,14 @@ def confidence_sequence(count: float, total: float) -> tuple[float, float]:
         return average - likelihood < math.log(20)
 
     best = min(max(count / total if total else 0.5, TINY_SHARE), 1 - TINY_SHARE)
-    low = _last(inside, best, 0.0) if count else 0.0
-    high = _last(inside, best, 1.0) if misses else 1.0
+    low = _boundary(inside, best, 0.0) if count else 0.0
+    high = _boundary(inside, best, 1.0) if misses else 1.0
     return low, high
 
 
-def _last(inside: Callable[[float], bool], within: float, end: float) -> float:
-    """By bisection, how far from `within` towards `end` it goes on."""
+def _boundary(inside: Callable[[float], bool], within: float, end: float) -> float:
+    """The last point on the way from `within`, which is inside, to `end` that is inside, too; by
+    bisection."""
     for _ in range(50):
         middle = (within + end) / 2
         within, end = (middle, end) if inside(middle) else (within, middle)
@@ -107,9 +108,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def balanced_accuracy(right: Sequence[int], total: Sequence[int]) -> Interval:
-    """The mean over classes of their accuracies with its 95 % interval: that of a mean of
-    independent shares, for whose spread each class has one more right and one more wrong answer, or
-    a class that is all right would have none.
+    """The mean of all classes' accuracies with its 95 % interval: that of a mean of independent
+    shares. For their spread, each class counts one more right and one more wrong answer, because a
+    class whose answers are all right would otherwise have none.
 
     Args:
         right: right answers of each class.
@@ -156,7 +157,7 @@ def best_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> 
     if len(labels) < MIN_FOR_TEMPERATURE or (logits.argmax(axis=1) == labels).all():
         return 1.0
     # The loss is convex in 1/temperature.
-    best = math.exp(_last(lambda x: not _is_too_hot(math.exp(x), logits, labels), -3, 3))
+    best = math.exp(_boundary(lambda x: not _is_too_hot(math.exp(x), logits, labels), -3, 3))
     gain = cross_entropy(logits, labels) - cross_entropy(logits / best, labels)
     return best if 2 * len(labels) * gain >= SIGNIFICANT else 1.0
 

@@ -1,8 +1,8 @@
 """Probable label errors, by confident learning (Northcutt et al. 2021, arXiv 1911.00068).
 
-A linear classifier (discriminant analysis: in closed form, and little moved by a few wrong labels),
-which has not seen a picture, gives its probabilities. Where a class is
-predicted at least as surely as its own pictures are on average, the picture counts as one of it; if
+The probabilities of each picture come from a linear classifier that has not seen it (discriminant
+analysis: in closed form, and little moved by a few wrong labels). Where one gives a class at least
+the probability that the class's own pictures have on average, the picture counts as one of it; if
 its label is another, it is off the diagonal of the confident joint, and suspected.
 """
 

@@ -1,4 +1,4 @@
-"""Metrics of predictions, with confidence intervals."""
+"""Predictions and class maps of a network, and metrics of predictions with their intervals."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from serving.archive import Interval, Scores
 
 CALIBRATION_BINS = 15
 RESAMPLES = 1000
-IMBALANCE = 1.5  # between the sizes of two classes, from which balanced accuracy is given too
+IMBALANCE = 1.5  # of the largest class to the smallest; above it, balanced accuracy is given too
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def predict(
 
 @torch.no_grad()
 def class_maps(network: Inception3, images: Images, batch_size: int, device: Device) -> Tensor:
-    """Those of all images, float32 [N, C, h, w] on the CPU; see :func:`models.class_maps`."""
+    """Class maps of all images, float32 [N, C, h, w] on the CPU; see :func:`models.class_maps`."""
     parts = torch.arange(len(images), device=images.labels.device).split(batch_size)
     last, kept = network.eval().get_submodule(BLOCKS[-1]), []
     with last.register_forward_hook(lambda _, __, places: kept.append(places.float().cpu())):
@@ -105,17 +105,19 @@ def _balanced(hits: Tensor, counts: Tensor) -> Interval | None:
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
-    """Mean distance between confidence and accuracy over equal bins of confidence, weighted."""
+    """Expected calibration error: mean distance between confidence and accuracy over bins of
+    confidence of equal width, each weighted by its pictures."""
     return _binned(*_by_confidence(logits, labels))
 
 
 def calibration_interval(logits: Tensor, labels: Tensor) -> Interval:
-    """That with the basic bootstrap's 95 % interval over pictures (Davison and Hinkley 1997).
+    """The calibration error with the basic bootstrap's 95 % interval over pictures (Davison and
+    Hinkley 1997).
 
-    Few pictures a bin look like error even where there is none; resampling adds as much of it
-    again, which this interval takes off. So it may lie below the value. Near zero it adds less, and
-    the interval begins at zero unless the value is more than chance gives to probabilities that are
-    exactly right.
+    Few pictures in a bin look like an error even where there is none. Resampling adds about the
+    same bias once more, and this interval subtracts it, so it may lie below the value. Near zero,
+    resampling adds less than that; there the interval begins at zero unless the value is larger
+    than what chance gives to probabilities that are exactly right.
     """
     bins, excess = _by_confidence(logits, labels)
     value, count, source = _binned(bins, excess), len(labels), generator("calibration")
@@ -129,7 +131,7 @@ def calibration_interval(logits: Tensor, labels: Tensor) -> Interval:
 
 
 def _by_confidence(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Bin int64 [N] of each picture, and confidence less whether it is right, float32 [N]."""
+    """Each picture's bin, int64 [N], and its confidence minus 1 if it is right, float32 [N]."""
     confidence, predicted = logits.softmax(1).max(1)
     bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
     return bins, confidence - (predicted == labels).float()
