@@ -13,8 +13,8 @@ class Facts(Data):
     """data.json: what a run is trained and tested on."""
 
     digest: str
-    """SHA-256 over all pictures of the source, by class and split: another one exactly when they
-    are others, whatever their names are."""
+    """SHA-256 over all pictures of the source, by class and split: it changes exactly when they do,
+    whatever their names are."""
     skipped: tuple[str, ...]
     """Pictures that were left out because they are damaged, and why, one a line."""
     doubles: dict[str, int] | None = None

@@ -135,7 +135,7 @@ class VariantFolder:
         return results.read(self.path / "result.json", results.RESULT) if self.finished else None
 
     def tidy(self) -> None:
-        """Removes what a killed process was writing; for who trains it now, and so alone."""
+        """Removes what a killed process was writing; called by the one process that trains it."""
         for half in self.path.glob(PARTIAL):
             half.unlink()
 
@@ -202,8 +202,8 @@ class VariantFolder:
 
 
 class RunFolder:
-    """One run's folder. What changes the run as a whole holds it alone; several processes may each
-    train a part of it."""
+    """One run's folder. Whoever changes the run as a whole locks it with :meth:`open`; several
+    processes may each train a part of it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -233,8 +233,8 @@ class RunFolder:
 
     @contextmanager
     def open(self, wanted: Config) -> Iterator[None]:
-        """Creates the folder or continues in it, and locks it against other processes; what is
-        locked already stays so.
+        """Creates the folder or continues in it, and locks it against other processes; within a
+        block of the same process it may be entered again.
 
         Raises:
             ConfigurationError: another process works on it, or it has another configuration.
@@ -261,7 +261,7 @@ class RunFolder:
             return not locks.try_lock(lock.fileno())
 
     def alone(self, what: str) -> AbstractContextManager[None]:
-        """Does one thing in the folder after any other process that does the same."""
+        """Lets one process at a time do `what` in the folder; waits for one that does it now."""
         waiting = f"{self.path}: waiting for another process, which is at {what}"
         return locks.held(self.path / ".locks" / what, waiting)
 
@@ -331,8 +331,8 @@ class RunFolder:
         return results.read(self.path / "comparison.json", results.COMPARISON)
 
     def add_environment(self, environment: dict[str, Any]) -> None:
-        """Adds the machine's description; one entry for each time the run was started. A clock that
-        went back makes no later start the first, by whose day S3 knows the run."""
+        """Adds the machine's description: one entry for each start of the run, none earlier than
+        those before it, even if a clock went back, because S3 files the run by its first day."""
         time = max([now(), *(one["time"] for one in self.environments())])
         self.add_environments([{"time": time, **environment}])
 
@@ -366,9 +366,9 @@ class RunFolder:
         return content[: content.rfind(b"\n") + 1]
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Adds rows that are not there yet. An epoch done again after a crash adds nothing; where
-        it came out differently, as on a GPU, its rows take the place of the earlier ones, and where
-        its training did, of all that followed."""
+        """Adds rows that are not there yet. An epoch done again after a crash adds nothing, unless
+        it came out differently, as on a GPU: then its rows replace the earlier ones. If those of
+        its training differ, all later epochs of that training are dropped, too."""
         stamp = {"time": now(), "run_id": self.run_id}
         path = self.path / "metrics.jsonl"
         with self.alone("writing"), naming(path):
@@ -410,8 +410,8 @@ class RunFolder:
 
 
 class Shown:
-    """The rows that somebody has been shown. Their number would not do: rows of an epoch that is
-    done again and comes out differently take the place of others."""
+    """The rows that a viewer has got. Their number would not do: an epoch that is done again and
+    comes out differently replaces earlier rows."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self.rows = {_key(row): row for row in rows}
@@ -445,7 +445,7 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _is_same(row: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
-    """As it is written: a loss that is NaN is the same as itself."""
+    """Compares what is written, so that a loss of NaN equals itself."""
     names = ("loss", "aux_loss", "accuracy")
     return all(repr(row[name]) == repr(again.get(name)) for name in names)
 
