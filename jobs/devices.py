@@ -53,7 +53,7 @@ class Device:
         return self.device.type == "cuda" and num_images >= COMPILING_PAYS
 
     def missing_to_compile(self) -> str | None:
-        """What Inductor and Triton build their code with, or keep it in, and machines may lack."""
+        """What this machine lacks to compile the step, in a few words; None if nothing."""
         gpu = self.device.type == "cuda"
         given, *usual = ("CC", "gcc", "clang") if gpu else ("CXX", "g++", "clang++")
         if not any(shutil.which(name) for name in (os.environ.get(given), *usual) if name):
@@ -70,8 +70,8 @@ class Device:
         return 500 if self.device.type == "cuda" else 50
 
     def aside(self) -> AbstractContextManager[None]:
-        """For another thread: what a GPU does in it, it does beside the work that it is given from
-        now on, and after what it has been given before."""
+        """A context for another thread: what a GPU does in it runs beside the work that is queued
+        from now on, and after what is queued already."""
         if self.device.type != "cuda":
             return nullcontext()
         stream = torch.cuda.Stream(self.device)
@@ -79,7 +79,7 @@ class Device:
         return torch.cuda.stream(stream)
 
     def start_measuring(self) -> None:
-        """What is left of an earlier network is let go of first: compiled, it is a cycle."""
+        """Resets the peak, once earlier networks are freed: compiled ones are reference cycles."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -138,8 +138,8 @@ def memory_for(what: str) -> Iterator[None]:
 
 
 def keep_compiled(folder: Path) -> None:
-    """Where compiled code is kept for the next run, unless the environment says where, or nothing
-    can be written there: then PyTorch's temporary folder stays.
+    """Keeps compiled code in this folder for the next run, unless the environment names another.
+    If it cannot be made, PyTorch's temporary folder stays.
 
     PyTorch names it after all that it depends on: its own version, CUDA's, Triton's, the GPU's.
     Importing its compiler sets the variable, too: to a temporary folder.
@@ -174,7 +174,7 @@ def _own_gpu() -> torch.device:
         )
     torch.cuda.set_device(index)
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
-    # What is said to be in float32 is: left alone, cuDNN takes ten bits of a convolution's 23.
+    # So that float32 is float32: by default, cuDNN's convolutions use ten of its 23 bits (TF32).
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda", index)
 
