@@ -44,8 +44,10 @@ class Seen:
     agree: int
     """Pictures on which both name the same class."""
     live_surer: float
-    """… another one: the share of these that goes to the one that serves, and …"""
+    """Of the pictures on which they differ, the part that counts for the one that serves: each is
+    shared between the two by their probabilities."""
     shadow_surer: float
+    """The rest of them."""
     answered: int
     """Requests that the shadow got and answered."""
     failed: int
@@ -57,7 +59,8 @@ class Seen:
     """Mean over the pictures, of the likeliest class."""
     shadow_probability: float
     errors: float | None
-    """Of both on their test sets, at most, added; None where an archive has no test."""
+    """Upper ends of both models' error rates on their test sets, added; None where an archive was
+    not tested."""
 
     @property
     def differ(self) -> int:
