@@ -94,7 +94,7 @@ def run(
     ] = None,
     of: Annotated[
         int | None,
-        typer.Option(metavar="COUNT", help="With --part: how many there have to be in the list."),
+        typer.Option(metavar="COUNT", help="With --part: refuse unless there are COUNT parts."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -128,7 +128,7 @@ def run(
                 pipeline.run(resolved, folder)
             elif not parts.run(resolved, folder, resolved.parts[part]):
                 return
-        # What fails, fails in all: a machine that has ended well is not there when it is retried.
+        # Fails in all processes or in none: a machine that has succeeded takes no part in a retry.
         with nullcontext() if first else graceful():  # so that the others hear what the first says
             distributed.once(_finish, resolved, folder, promote, deployment, as_json)
 
@@ -442,7 +442,7 @@ def doctor(config: ConfigOption = "default", settings: SetOption = None) -> None
 def _check_part(config: "Config", part: int | None, of: int | None) -> None:
     count = len(config.parts)
     if part is None or "RANK" in os.environ:
-        raise typer.BadParameter("--part: one process each, without torchrun; --of needs it")
+        raise typer.BadParameter("--part: takes one process, not torchrun; --of needs --part")
     if part >= count or of not in (None, count):
         raise typer.BadParameter(
             f"--part {part}" + f" --of {of}" * (of is not None) + f": the configuration has "
@@ -511,7 +511,7 @@ def _promote(
     as_json: bool = False,
     **trained: Any,
 ) -> None:
-    """A program gets what was trained, too, also where that is not promoted."""
+    """Promotes and rolls out. JSON has training's results, too, even if the gate is closed."""
     from jobs.delivery import promotion
 
     try:
@@ -526,8 +526,8 @@ def _promote(
 
 
 def _deploy(config: "Config", deployment: str | None, uri: str, command: str) -> None:
-    """A rollback that came while the cluster was asked may have been overwritten there: so whoever
-    patches last has to see that the channel still names what it rolled out."""
+    """Rolls out this version, and then what the channel names, until that is the same: a rollback
+    that came meanwhile would else be overwritten in the cluster."""
     if deployment is None:
         return
     from jobs.delivery import promotion
