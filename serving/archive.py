@@ -300,7 +300,7 @@ def open_model(path: Path) -> Model:
         ModelError: a damaged file, or not an archive of this project.
     """
     if path.is_dir():
-        return _look(path, lambda name: (path / name).read_bytes())
+        return _read_model(path, lambda name: (path / name).read_bytes())
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     try:
@@ -308,14 +308,14 @@ def open_model(path: Path) -> Model:
             if (damaged := archive.testzip()) is not None:
                 raise ModelError(f"{path}: damaged at {damaged}")
             _refuse_outside(path, archive.namelist())
-            return _look(path, archive.read)
+            return _read_model(path, archive.read)
     except UNREADABLE as error:
         raise ModelError(f"{path}: not a model archive: {error}") from None
 
 
-def _look(path: Path, read: Any) -> Model:
+def _read_model(path: Path, read: Any) -> Model:
     try:
-        description = describe(path, read(DESCRIPTION))
+        description = parse_description(path, read(DESCRIPTION))
         probabilities = json.loads(read(PROBABILITIES))
         golden = [Golden(read(golden_file(i)), row) for i, row in enumerate(probabilities)]
         return Model(path.resolve(), description, golden)
@@ -323,8 +323,11 @@ def _look(path: Path, read: Any) -> Model:
         raise ModelError(f"{path}: not a model archive: {error}") from None
 
 
-def describe(path: Path | str, content: bytes) -> Description:
-    """Reads a model.json.
+def parse_description(path: Path | str, content: bytes) -> Description:
+    """The description in the content of a model.json.
+
+    Args:
+        path: of its archive, for messages.
 
     Raises:
         ModelError: it is not one, or one of another format.
@@ -401,7 +404,7 @@ def check_digest(path: Path, sha256: str | None) -> None:
 
 
 def _refuse_outside(path: Path, names: Sequence[str]) -> None:
-    """It is unpacked, by TorchServe and here; nothing may land beside the folder for that."""
+    """TorchServe and this package unpack archives; no entry may land outside of their folder."""
     for name in names:
         if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts:
             raise ModelError(f"{path}: {name} would be unpacked outside of its folder")

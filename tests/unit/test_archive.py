@@ -22,10 +22,10 @@ from serving.archive import (
     beside_channel,
     channel_key,
     check_digest,
-    describe,
     describe_file,
     is_channel,
     open_model,
+    parse_description,
     unpack,
     unpacked,
     version_key,
@@ -147,12 +147,12 @@ def test_names_that_only_look_like_it_are_unpacked(tmp_path: Path) -> None:
 
 def test_a_description_is_of_this_format() -> None:
     whole = description()
-    assert describe("m.mar", whole.to_json()) == whole
+    assert parse_description("m.mar", whole.to_json()) == whole
     assert whole.to_json().startswith(b'{\n  "format": 2,\n') and whole.to_json().endswith(b"}\n")
 
     def refused(content: Any) -> str:
         with pytest.raises(ModelError) as caught:
-            describe("m.mar", json.dumps(content).encode())
+            parse_description("m.mar", json.dumps(content).encode())
         return str(caught.value)
 
     for number, given in ((1, {}), (3, {"format": 3})):
@@ -168,7 +168,7 @@ def test_a_description_is_of_this_format() -> None:
     )
     assert refused([]) == "m.mar: model.json: 'list' object has no attribute 'get'"
     with pytest.raises(ModelError, match=r"^m\.mar: model\.json: Expecting value"):
-        describe("m.mar", b"no JSON")
+        parse_description("m.mar", b"no JSON")
     assert archives.in_one_line(ValueError("two\n  lines")) == "two lines"
 
 
