@@ -59,8 +59,8 @@ def fetch(uri: str, sha256: str | None, target: Path, public_key: Path | None = 
 
 
 def located(uri: str, sha256: str | None, target: Path, public_key: Path | None) -> Model:
-    """An archive that was checked: copied to `target`, as where it lies another may take its place;
-    or there, if it is any that is meant.
+    """Opens an archive and checks it: where it lies, if that is this machine and neither digest nor
+    key is given; else as a copy at `target`, because another may take its place where it lies.
 
     Raises:
         ModelError: there is none, or it is not the one that was meant.
@@ -141,7 +141,7 @@ def _download_http(uri: str, file: IO[bytes]) -> None:
 
 
 def _refuse_metadata(uri: str) -> None:
-    """Where clouds give the machine's own credentials to whoever asks from inside."""
+    """Refuses addresses at which clouds give their machines credentials."""
     parts = urlsplit(uri)
     try:
         found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
