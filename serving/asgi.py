@@ -3,7 +3,8 @@
     python -m serving.asgi ARCHIVE PORT SETTINGS [SHADOW]
 
 listens on loopback. Its threads run the same `Handler` as TorchServe's workers do, but this
-package's own and not the archive's: on a CPU it reads data alone of an archive.
+package's own and not the archive's: on a CPU, an archive is only data here, and none of its code
+is run.
 """
 
 import asyncio
@@ -58,7 +59,7 @@ class Waiting:
 
 
 class Context:
-    """Of TorchServe's context for a batch, what the handler uses."""
+    """The part of TorchServe's context for a batch that the handler uses."""
 
     def __init__(self, batch: list[Waiting]) -> None:
         self.batch = batch
@@ -94,7 +95,7 @@ class OwnMeter(Meter):
 
 
 class SharingHandler(Handler):
-    """The handler of a thread, with what the process has once."""
+    """The handler of one thread, with the network, metrics and drift that all threads share."""
 
     def __init__(
         self, predictor: Predictor, meter: Meter, drift: Drift | None, lock: threading.Lock
@@ -177,23 +178,23 @@ class Engine:
 
 
 async def answer_to(request: Request, waiting: Waiting) -> Response:
-    """What the queue's other end answers.
+    """What a thread answers to a request that was put into the queue.
 
     Raises:
-        ClientDisconnect: the client left first; where it still waits it is passed over.
+        ClientDisconnect: the client left first; if its request still waits, it is passed over.
     """
     answer = asyncio.wrap_future(waiting.answer)
-    leaves = asyncio.ensure_future(left(request))
-    either: list[asyncio.Future[Any]] = [answer, leaves]
+    left = asyncio.ensure_future(disconnected(request))
+    either: list[asyncio.Future[Any]] = [answer, left]
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    leaves.cancel()
+    left.cancel()
     if not answer.done():
         answer.cancel()
         raise ClientDisconnect
     return answer.result()
 
 
-async def left(request: Request) -> None:
+async def disconnected(request: Request) -> None:
     """Waits until the client of a request that was read has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
