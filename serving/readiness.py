@@ -26,7 +26,7 @@ BUSY_SECONDS = 15.0  # an engine that answered any request so recently works
 ANSWERED = ("inception_predictions_total", "inception_refusals_total")
 NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Whatever http_proxy says: a proxy would reach neither, and get the key to see."""
+"""Without the proxy of http_proxy, which could not reach this machine, and would see the key."""
 ROUNDING = 2.0
 """A single picture may exceed the 99th percentile; a wrong network deviates far more."""
 
@@ -48,7 +48,7 @@ class Readiness:
         self.form: str | None = None
         """Which form of the network gave the last golden answer; None before the first."""
         self.answered: float | None = None
-        """The engine's count of answers; None when it was not read since the last golden one."""
+        """The engine's count of answers at the last look; None since the last golden answer."""
         self.answered_at = float("-inf")
 
     def problem(self, ready: bool) -> str | None:
@@ -104,8 +104,8 @@ class Readiness:
         """Whether the engine has answered any request lately.
 
         Args:
-            speaks: whether it has just said that it is busy. Its metrics may then be late, too;
-                from one that says nothing at all they have to come.
+            speaks: whether it has just said that it is busy. Then its metrics may be late, too; an
+                engine that said nothing has to send them.
         """
         now = time.monotonic()
         try:

@@ -27,11 +27,11 @@ from serving.log import log
 from serving.readiness import INTERVAL_SECONDS, Readiness
 from serving.settings import Settings, SettingsError
 
-READ_ON = 10  # times the largest body: what is read of larger ones before they are refused
+READ_ON = 10  # times the largest body: so much is read of a larger one before it is refused
 WATCH_SECONDS = 0.25  # between looks at the children, and at a service that is not ready
 # TorchServe itself gives up a worker after five minutes, and never starts it again.
 GIVE_UP_SECONDS = 600.0  # for a service that was ready
-POLITELY = ("nice", "-n", "10")  # a shadow waits while others want the processor
+POLITELY = ("nice", "-n", "10")  # a shadow yields the processor to the others
 GATEWAY = Path(__file__).parent / "gateway"
 
 
@@ -48,7 +48,7 @@ class Supervisor:
         self.fetching = False
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.shadow: subprocess.Popen[bytes] | None = None
-        """Not one of them: the service goes on without it."""
+        """The shadow's engine, which is no child: if it dies, the service goes on."""
 
     def run(self) -> int:
         """Serves; returns 0 after SIGTERM, and 1 where a child died, they held too much memory or
@@ -111,7 +111,7 @@ class Supervisor:
             f"http://127.0.0.1:{ports['metrics']}/metrics",
             self.keys.own if self.keys.required else None,
         )
-        about = (settings.engine, self._says, lambda: self.readiness.form)
+        about = (settings.engine, self._problem_now, lambda: self.readiness.form)
         api.serve(own, api.routes(self.model, *about), self.keys)
         start = engines.START[settings.engine]
         if settings.shadow_uri is not None:
@@ -125,8 +125,9 @@ class Supervisor:
         self.children["gateway"] = self._gateway(state, ports, own)
         log("starting", model=self.model.name, version=self.model.version, port=settings.port)
 
-    def _says(self) -> str | None:
-        """What keeps the service from being ready, also while a look at it takes long."""
+    def _problem_now(self) -> str | None:
+        """What keeps the service from being ready. SIGTERM counts at once, while `problem` changes
+        only between two probes."""
         return "draining" if self.stopping.is_set() else self.problem
 
     def _start_shadow(self, uri: str, state: Path) -> engines.Shadow:
@@ -232,7 +233,7 @@ class Supervisor:
 
 
 def _refuse_taken(port: int) -> None:
-    """The gateway would share a port with another one without a word, and the clients, too.
+    """Two gateways on one port would share its clients without a word.
 
     Raises:
         SettingsError: somebody listens there.

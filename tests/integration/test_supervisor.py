@@ -387,9 +387,9 @@ def test_golden_pictures_and_the_key_go_to_no_proxy(
 def test_it_says_that_it_drains_while_a_look_still_takes() -> None:
     supervisor = Supervisor(Settings(model_uri="m.mar"))
     supervisor.problem = None
-    assert supervisor._says() is None
+    assert supervisor._problem_now() is None
     supervisor.stopping.set()
-    assert supervisor._says() == "draining"
+    assert supervisor._problem_now() == "draining"
 
 
 def test_a_state_directory_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
