@@ -26,7 +26,7 @@ from serving import s3
 from serving.ahead import mapped
 from serving.files import PARTIAL, write
 
-THREADS = 8  # that read parts
+THREADS = 8  # that read parts at once
 ABOUT = "_scoring.json"  # readers of Parquet pass over such names
 PART = re.compile(r"part-(\d+).*\.parquet")
 
@@ -55,7 +55,7 @@ class SourceError(ScoringError):
 
 
 class Folder:
-    """Of this machine, or on a share; its text is its address."""
+    """A folder of this machine or on a share; `str` gives its path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +65,7 @@ class Folder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """For this process alone.
+        """Locks the folder for this process while the block runs.
 
         Raises:
             ScoringError: another process writes there, or nobody may.
@@ -85,10 +85,10 @@ class Folder:
             yield
 
     def names(self) -> list[str]:
-        """Of its parts.
+        """The file names of its parts.
 
         Raises:
-            SourceError: it cannot be listed, which a glob would take for an empty one.
+            SourceError: it cannot be listed; a glob would take it for empty.
         """
         try:
             return [file.name for file in self.path.iterdir() if PART.fullmatch(file.name)]
@@ -183,7 +183,7 @@ Place = Folder | Bucket
 
 
 class Answers:
-    """The parts of one place: those that it had when it was looked at, and those added since."""
+    """The parts of one place: those that it had when this was made, and those added since."""
 
     def __init__(self, place: Place) -> None:
         self.place = place

@@ -40,8 +40,8 @@ class Handler:
         self.drift = None if trust is None else Drift(trust.strangeness)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[Any]:
-        """An answer for every row, JSON or a PNG file; a status of 400 or 500 goes with those that
-        are none."""
+        """An answer for every row, JSON or a PNG file; a refusal has its status, 400 or 500, set in
+        the context."""
         meter = self.meter(context)
         try:
             return self._handle(rows, context, meter)
@@ -109,7 +109,7 @@ class Handler:
         except Exception as error:
             if not isinstance(error, ImageError | RequestError):
                 logger.exception("a request failed")
-            return error.with_traceback(None)  # which would keep all that was read
+            return error.with_traceback(None)  # a traceback would keep all that was read
         finally:
             meter.observe("decode_seconds", time.perf_counter() - start)
 

@@ -65,12 +65,12 @@ def in_chunks(predict: Predict, size: int) -> Predict:
 
 
 def joined(parts: Sequence[Outputs]) -> Outputs:
-    """Those of all pictures, in their order."""
+    """The outputs of all parts as one, in their order."""
     return Outputs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def outputs(given: Sequence[Array]) -> Outputs:
-    """Of what a form gives, in this order: earlier archives give the first, or the first two."""
+    """Outputs from the arrays that a form gives; earlier archives give the first one or two."""
     count = len(given[0])
     absent = np.empty((count, 0), np.float32), np.empty((count, 0, 0, 0), np.float32)
     return Outputs(*given, *absent[len(given) - 1 :])
@@ -90,7 +90,7 @@ def load_program(path: Path) -> Predict:
 
 
 def from_torch(found: "Tensor | tuple[Tensor, ...]") -> Outputs:
-    """Of what a program gives; in the earliest archives that is no tuple."""
+    """Outputs from what a program gives, which in the earliest archives is no tuple."""
     tensors = found if isinstance(found, tuple) else (found,)
     return outputs([tensor.float().cpu().numpy() for tensor in tensors])
 

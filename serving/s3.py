@@ -94,8 +94,8 @@ def place(uri: str) -> tuple[str, str]:
 
 
 def default_client() -> Any:
-    """All of it from boto3's chain. Amazon's own addresses carry the bucket in the host's name;
-    other servers want it in the path.
+    """A client that takes everything from boto3's chain. Amazon's own addresses carry the bucket in
+    the host's name; other servers want it in the path.
 
     Raises:
         OSError: AWS_ENDPOINT_URL is no address.
@@ -150,7 +150,7 @@ def found(ask: Callable[[], Answer]) -> Answer | None:
 
 
 def keys(uri: str, kind: type[Exception]) -> Iterator[str]:
-    """Of all objects whose address starts with `uri`, in order; errors as :func:`explained`."""
+    """Keys of all objects whose URI starts with `uri`, in order; errors as :func:`explained`."""
     bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
     with explained(uri, kind):
         pages = shared_client().get_paginator("list_objects_v2")

@@ -34,7 +34,7 @@ from serving.predictor import Predictor
 from serving.progress import log, task
 from serving.tar import opened as opened_tar
 
-# What is wrong with one file. Other errors of a disk or a share are of it as a whole, and may pass.
+# Errors of one file alone. Others are of the disk or the share as a whole, and may pass.
 OF_THE_FILE = (None, ENOENT, ENOTDIR, EISDIR, EACCES, ENAMETOOLONG, ELOOP, ENXIO)
 ROWS = 5000  # in a part, at most
 SECONDS = 60.0  # of work in a part, at most: what a kill may cost
@@ -112,7 +112,7 @@ def pictures(source: str) -> Iterator[Item]:
 
 
 def _found(source: str, say: Say = log) -> tuple[str, Iterator[Item]]:
-    """What the names of a source's pictures are relative to, and these pictures."""
+    """The origin, which the names of a source's pictures are relative to, and these pictures."""
     path = Path(source).absolute()
     if source.startswith(s3.SCHEME):
         return s3.SCHEME, _in_s3(source)
@@ -269,8 +269,8 @@ def answers(predictor: Predictor, items: Sequence[Item]) -> list[Row]:
 
 
 def about(model: Description, origin: str) -> dict[str, str]:
-    """What all rows of a folder have in common. A version's name is a run's, which may be used
-    again; and a name in a row is a picture's in one folder or tar file. What later versions of this
-    program add to descriptions is not in an archive that is there, nor in its digest."""
+    """What all rows of a folder have in common. The digest is there because the name of a version
+    is that of a run, which may be used again; the origin, because the names in rows are relative to
+    it. Fields that later versions of this program add to descriptions do not change the digest."""
     digest = hashlib.sha256(model.model_dump_json(exclude_unset=True).encode()).hexdigest()
     return {"name": model.name, "version": model.version, "model": digest, "pictures": origin}
