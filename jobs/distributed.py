@@ -24,8 +24,8 @@ from serving import progress
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=2)  # with a process that decodes, exports or publishes for all
-_patient: list[dist.ProcessGroup] = []  # the group that has it, on the CPU; empty when alone
+PATIENCE = timedelta(hours=2)  # of processes that wait while one decodes, exports or publishes
+_patient: list[dist.ProcessGroup] = []  # the CPU's group with that timeout; empty when alone
 
 
 @contextmanager

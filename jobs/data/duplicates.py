@@ -24,14 +24,14 @@ FREQUENCIES = 6  # of the spectrum, in each direction
 CANDIDATES = 4  # nearest neighbours that are looked at
 REACH = SIDE // 8  # pixels of a shift, in each direction
 SIMILAR = 0.93  # correlation from which two pictures are one; measured: docs/inspection.md
-# … and they have to be so many times closer than pictures of this data are to their neighbours
-# anyway: all eights of eight pixels look alike, and so do all X-rays of a chest.
+# … and they have to be so many times closer than unrelated neighbours in this data are: all eights
+# of eight pixels look alike, and so do all X-rays of a chest.
 CLOSER = 12
-SAMPLE = 1000  # pictures that say how far neighbours are
-FAR = 8  # the neighbour that says it: no copy even where pictures were augmented several times
+SAMPLE = 1000  # pictures by which that distance of neighbours is measured
+FAR = 8  # … to their 8th neighbour, which is no copy, even if a picture was augmented several times
 AT_ONCE = 1024  # pictures
-ON_CPU = 5000  # pictures, up to which a processor takes seconds
-COSINES = 2**26  # that are held at once, whatever there are of pictures: 268 MB
+ON_CPU = 5000  # pictures, at most, that a CPU compares: that takes it seconds
+COSINES = 2**26  # that are in memory at once, however many pictures there are: 268 MB
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def thumbnails(dataset: Dataset) -> Tensor:
 
 
 def find(small: Tensor, device: torch.device, *, near: bool = True) -> list[Pair]:
-    """All pairs of which the two are the same picture; of several copies, some pairs only, but
-    each copy is the second of one.
+    """Pairs that are the same picture. Of several copies not all pairs are given, but each copy
+    except the first is the second of a pair.
 
     Args:
         small: uint8 [N, 3, S, S], as :func:`thumbnails` makes them.

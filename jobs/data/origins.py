@@ -26,8 +26,8 @@ class Entry(NamedTuple):
 
 
 class Bucket:
-    """Every method raises :class:`UnavailableError` when S3 does not answer, or not with these
-    credentials, after boto3's own retries."""
+    """A prefix of a bucket, or a manifest in one. Methods raise :class:`UnavailableError` when S3
+    does not answer, or not with these credentials, after boto3's own retries."""
 
     def __init__(self, settings: config.Data) -> None:
         """

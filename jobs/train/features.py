@@ -49,7 +49,7 @@ class Features:
             yield version[part], self.labels[part]
 
     def draws(self, seed: int, epoch: int) -> Draws:
-        """Those of the epoch whose version is due; `seed` is that of the stored ones."""
+        """Draws of the epoch whose stored version is due; `seed` has to be that of the versions."""
         return self.images.draws(seed, epoch % len(self.values))
 
 

@@ -1,4 +1,4 @@
-"""A network of which each process has its share of every batch, and that does what one would.
+"""A network that several processes train as one would, each on its share of every batch.
 
 Gradients are averaged over the processes. Dropout draws, and batch norm takes its statistics, for
 the whole batch; both are traceable, so that the compiled step stays one graph.
@@ -17,7 +17,7 @@ def parallel(network: nn.Module, batch_size: int) -> nn.Module:
     """The network as the training step calls it; its dropout and batch norm change in place.
 
     Raises:
-        ConfigurationError: a batch has less images than there are processes.
+        ConfigurationError: a batch has fewer images than there are processes.
     """
     processes = distributed.size()
     if processes == 1:
@@ -71,7 +71,7 @@ class WholeBatchNorm(nn.BatchNorm2d):
         mean = total / count
         variance = squares / count - mean.square()
         scale = self.weight * (variance + self.eps).rsqrt()
-        # Of x alone, which the squares have kept for the way back: x - mean would be kept, too.
+        # From x, which autograd keeps for the squares anyway: it would have to keep x - mean, too.
         y: Tensor = x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
         with torch.no_grad():
             self.num_batches_tracked += 1
