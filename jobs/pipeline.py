@@ -31,7 +31,7 @@ from jobs.runs import WEIGHTS, RunFolder, VariantFolder, write_arrays, write_jso
 from jobs.train import models, plan
 from jobs.train.evaluation import class_maps, predict, scores
 from jobs.train.features import Examples, Features, extract
-from jobs.train.kept import pairs, small, surest
+from jobs.train.kept import pairs, shrunk, surest
 from jobs.train.training import Trainer, fit
 from jobs.train.writing import Snapshot, map_tensors
 from serving.archive import Scores
@@ -500,7 +500,7 @@ class Job:
         name, labels = trainer.variant.name, self.dataset.test.labels.cpu()
         wrong, right = surest(logits, labels)
         rows = torch.cat([wrong[:WRONG], right[:RIGHT]])
-        pixels, maps = small(self.dataset.test.raw(rows)), self._maps(whole, rows, logits)
+        pixels, maps = shrunk(self.dataset.test.raw(rows)), self._maps(whole, rows, logits)
         kept = {"rows": rows.numpy(), "pixels": pixels, "maps": maps}
         write_arrays(folder.path / "examples.npz", kept)
         result = scores(logits, labels)

@@ -31,20 +31,20 @@ def surest(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pairs(dataset: Dataset, worst: Sequence[Finding]) -> dict[str, Array]:
-    """Pictures that are the same: `pixels` uint8 [2n, 3, h, w], `labels` [n, 2], `kinds`, `scores`
-    [n]."""
+    """The arrays of doubles.npz: `pixels` uint8 [2n, 3, h, w] of n pairs, their `labels` [n, 2],
+    `kinds` and `scores` [n]."""
     places = {path: place for place, path in enumerate(dataset.paths)}
     rows = torch.tensor([[places[f.path], places[f.other]] for f in worst])
     return {
-        "pixels": small(torch.stack([dataset.raw(i) for i in rows.flatten().tolist()])),
+        "pixels": shrunk(torch.stack([dataset.raw(i) for i in rows.flatten().tolist()])),
         "labels": dataset.labels[rows].numpy(),
         "kinds": np.array([finding.kind for finding in worst]),
         "scores": np.array([finding.score for finding in worst]),
     }
 
 
-def small(pixels: Tensor) -> NDArray[np.uint8]:
-    """uint8 [n, 3, h, w] of any size, as it is or made smaller."""
+def shrunk(pixels: Tensor) -> NDArray[np.uint8]:
+    """Pictures uint8 [n, 3, h, w], scaled to `SIDE` if they are larger."""
     shown = pixels.float()
     if max(shown.shape[-2:]) > SIDE:
         shown = F.interpolate(shown, (SIDE, SIDE), mode="bilinear", antialias=True)
