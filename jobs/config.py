@@ -441,7 +441,7 @@ class Config(Section):
         return {
             f"weights.stand_in.optim.aux_weight: {small}": bool(small) and has_aux,
             "weights.stand_in.optim.batch_size: batch norm has no statistics of one image": alone,
-            f"weights.stand_in.images: {images} is no batch": images < optim.batch_size,
+            f"weights.stand_in.images: {images} do not fill a batch": images < optim.batch_size,
         }
 
     def _head_problems(self) -> dict[str, bool]:

@@ -63,8 +63,8 @@ def in_folders(root: Path) -> Iterator[Picture]:
     )
     if others:
         log(
-            f"passed over {len(others):,} that are not train/<class>/<picture>, nor of test, "
-            f"the first: {text(str(others[0]))}"
+            f"passed over {len(others):,} that are not train/<class>/<picture> or "
+            f"test/<class>/<picture>, the first: {text(str(others[0]))}"
         )
 
 

@@ -102,8 +102,8 @@ def _list_root(db: sqlite3.Connection, origin: Origin) -> None:
                 others, first = others + 1, first or key
     if others:
         log(
-            f"passed over {others:,} that are not train/<class>/<picture> or train/<shard>.tar, "
-            f"nor of test, the first: {origin.name(first)}"
+            f"passed over {others:,} that are not <class>/<picture> or <shard>.tar in train or "
+            f"test, the first: {origin.name(first)}"
         )
 
 

@@ -199,7 +199,9 @@ def test_what_does_not_fit_the_layout_is_told_but_not_what_is_hidden(
     for stray in ("train/x.png", "train/cat/2024/x.png", "val/cat/x.png"):
         photo(photos / stray)
     (photos / "test" / "cat" / "link.png").symlink_to("nowhere.png")
-    layout = "passed over 4 that are not train/<class>/<picture>, nor of test, the first: "
+    layout = (
+        "passed over 4 that are not train/<class>/<picture> or test/<class>/<picture>, the first: "
+    )
     assert told() == [f"{layout}{photos}/train/x.png"]
 
 

@@ -114,7 +114,7 @@ def test_a_small_input_has_no_auxiliary_head_in_the_stand_in_either() -> None:
     ("setting", "complaint"),
     [
         ("optim.batch_size=1", "weights.stand_in.optim.batch_size: batch norm has no statistics"),
-        ("images=10", "weights.stand_in.images: 10 is no batch"),
+        ("images=10", "weights.stand_in.images: 10 do not fill a batch"),
     ],
 )
 def test_a_stand_in_that_cannot_be_trained_is_refused_before_another_variant_is(
