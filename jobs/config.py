@@ -580,7 +580,7 @@ def apply(config: Config, settings: Sequence[str]) -> Config:
 
 def _with_settings(raw: dict[str, Any], settings: Sequence[str]) -> Config:
     for setting in settings:
-        _apply(raw, setting)
+        _set_key(raw, setting)
     return validate(raw)
 
 
@@ -605,7 +605,7 @@ def _parse(text: str | bytes, where: str) -> Any:
         raise ConfigurationError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
 
 
-def _apply(raw: dict[str, Any], setting: str) -> None:
+def _set_key(raw: dict[str, Any], setting: str) -> None:
     """Sets one `a.b=value`; a variant is named, as in `variants.frozen.optim.epochs=10`."""
     key, equals, value = setting.partition("=")
     if not equals or not all(key.split(".")):
