@@ -1,7 +1,7 @@
 """Passes on what a run has reached while it trains, from threads that can neither stop nor slow it.
 
-Each looks into the run folder every second. What one raises costs a warning a minute; one that
-hangs is left behind at the end.
+Each calls its look, which reads the run folder, every second. One that raises costs a warning a
+minute; one that hangs is left behind at the end.
 """
 
 import threading
@@ -24,7 +24,7 @@ def following(looks: Mapping[str, Look]) -> Iterator[None]:
     """Calls every look while the block works, and once more at its end.
 
     Args:
-        looks: by the names of the places where metrics are then.
+        looks: functions that pass on what is new, by the names of the places that get it.
     """
     followers = [_Follower(place, look) for place, look in looks.items()]
     for follower in followers:

@@ -30,7 +30,8 @@ MLFLOW = {  # unless the environment says otherwise
 
 
 def looks(folder: RunFolder, config: Config) -> dict[str, Look]:
-    """What keeps each tracker up to date, for :func:`jobs.following.following`.
+    """A function for each tracker that sends it what is new, by its name, for
+    :func:`jobs.following.following`.
 
     Raises:
         ConfigurationError: a package is missing.
@@ -60,7 +61,7 @@ class TensorBoard:
             shutil.rmtree(root, ignore_errors=True)
         for _, row in self.shown.new(self.folder.metrics()):
             path = root / row["variant"] / f"seed-{row['seed']}"
-            if path not in self.writers:  # who has read an earlier file there forgets its points
+            if path not in self.writers:  # purge_step: readers of an earlier file forget its points
                 self.writers[path] = SummaryWriter(path, purge_step=0)
             for name, value in _values(row):
                 tag = f"{name}/{row['split']}"
@@ -137,7 +138,8 @@ class MLflow:
 
 @contextmanager
 def exposed(folder: RunFolder, port: int | None) -> Iterator[None]:
-    """Answers Prometheus on a port, whatever the path, while the block works; without one, nobody.
+    """Answers Prometheus on a port, whatever the path, while the block works; does nothing without
+    a port.
 
     Raises:
         ConfigurationError: the port is taken.

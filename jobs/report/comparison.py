@@ -182,8 +182,8 @@ def _without_leaks(folder: RunFolder, config: Config, facts: Facts, of: Summary)
 
 
 def _mixed(folder: RunFolder) -> list[str]:
-    """What a run that went on on other machines has to say."""
-    trained = max((row["time"] for row in folder.metrics()), default="")  # what comes later has not
+    """A sentence if the run was continued on a machine of another precision."""
+    trained = max((row["time"] for row in folder.metrics()), default="")  # later starts did nothing
     found = (one for one in folder.environments() if one["time"] <= trained)
     precisions = sorted({str(one["precision"]) for one in found})
     if len(precisions) < 2:
