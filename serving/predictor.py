@@ -65,9 +65,9 @@ class Predictor:
                 return cls.open(folder, form=form, gpu=gpu, threads=threads, callers=callers)
         opened = archive.open_model(path)
         forms = _forms_for(opened, gpu) if form is None else [form]
-        if not set(forms) <= set(opened.description.forms):
+        if not forms or not set(forms) <= set(opened.description.forms):
             names = ", ".join(opened.description.forms)
-            raise ModelError(f"{path}: has no form {forms[0]} of the network, only {names}")
+            raise ModelError(f"{path}: has the network only as {names}")
         for preferred, next_one in pairwise(forms):
             predictor = cls._load(opened, preferred, gpu, threads, callers)
             if (deviation := predictor.deviation(opened.golden)) is None:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -156,6 +157,17 @@ def test_a_predictor_answers_as_the_job_did(exported: RunFolder, tmp_path: Path)
     assert answers[0]["model"] == {"name": MODEL, "version": exported.run_id}
     with pytest.raises(ModelError, match="not a model archive"):
         Predictor.open(files[0])
+
+
+def test_an_archive_with_nothing_but_a_program_is_refused_on_a_cpu(
+    unpacked: Path, tmp_path: Path
+) -> None:
+    for_gpus = tmp_path / "for-gpus"
+    shutil.copytree(unpacked, for_gpus)
+    described = archive.open_model(for_gpus).description
+    archive.write_description(for_gpus, described.model_copy(update={"forms": ("program",)}))
+    with pytest.raises(ModelError, match="has the network only as program"):
+        Predictor.open(for_gpus)
 
 
 def test_a_predictor_of_a_cpu_imports_neither_torch_nor_torchserve(unpacked: Path) -> None:
