@@ -3,7 +3,7 @@
 import sys
 
 from jobs.cli import app
-from jobs.errors import JobError, UnavailableError
+from jobs.errors import ConfigurationError, JobError, UnavailableError
 
 
 def main() -> None:
@@ -12,6 +12,11 @@ def main() -> None:
     except (JobError, OSError) as error:  # such as a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", UnavailableError.exit_code))
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        print("error: a path begins with ~, whose folder is not known: set HOME", file=sys.stderr)
+        sys.exit(ConfigurationError.exit_code)
 
 
 if __name__ == "__main__":

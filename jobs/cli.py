@@ -299,7 +299,7 @@ def deliver(
         log(f"{folder.path}: another process is working on this run; the next call delivers it")
         return
     resolved = folder.config()
-    if folder.archive(resolved.export.name) not in folder.manifest()["files"]:
+    if folder.archive(resolved.export.name) not in folder.manifest().files:
         from jobs.delivery import export as exporting
 
         with graceful():
@@ -455,7 +455,7 @@ def _nothing_to_do(config: "Config", folder: "RunFolder") -> bool:
     if "RANK" in os.environ or not folder.finished or config.storage.uri is not None:
         return False
     with folder.open(config):
-        packed = folder.archive(config.export.name) in folder.manifest()["files"]
+        packed = folder.archive(config.export.name) in folder.manifest().files
         won = folder.comparison().winner is not None
     if won and (packed or not config.export.enabled):
         from serving.progress import log
@@ -553,7 +553,7 @@ def _open(
 
     resolved = _load(config, settings)
     if run_id is None:
-        run_id = f"{Path(config).stem}-{resolved.digest}"
+        run_id = f"{Path(config).stem.lstrip('.')}-{resolved.digest}"
     if not run_id or "/" in run_id or run_id.startswith("."):
         raise typer.BadParameter(f"--run-id {run_id}: a plain name is needed")
     return resolved, RunFolder(out / run_id)

@@ -26,6 +26,7 @@ from pydantic import (
 
 from jobs.data import findings, sources
 from jobs.errors import ConfigurationError
+from serving import strict_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -50,7 +51,7 @@ ADDRESS = r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$"
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
@@ -526,23 +527,6 @@ def _with_optim(section: Any, base: dict[str, Any]) -> Any:
     return {**section, "optim": {**base, **own}} if isinstance(own, dict) else section
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as everybody reads it: `1e-3` is a number, and a key is there once."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        keys = [(key.tag, key.value) for key, _ in node.value if key.value != "<<"]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            problem = f"{twice[0][1]} is there twice"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def shipped() -> list[str]:
     """Names of the configurations that come with the package."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -600,9 +584,9 @@ def validate(raw: dict[str, Any]) -> Config:
 
 def _parse(text: str | bytes, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # the latter for bytes, or a day, that are none
-        raise ConfigurationError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        return strict_yaml.parse(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: not YAML: {error}") from None
 
 
 def _set_key(raw: dict[str, Any], setting: str) -> None:

@@ -94,7 +94,7 @@ def _train_and_promote(settings: config.Config, folder: RunFolder) -> None:
     from jobs.delivery import promotion
 
     archive = folder.archive(settings.export.name)
-    if not folder.finished or archive not in folder.manifest()["files"]:
+    if not folder.finished or archive not in folder.manifest().files:
         from jobs import pipeline, table
 
         table.show(pipeline.run(settings, folder))

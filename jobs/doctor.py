@@ -67,7 +67,7 @@ def _memory(config: Config) -> Finding:
 def _disk(config: Config) -> Finding:
     cache = Path(config.data.cache).expanduser()
     place = next(p for p in (cache, *cache.parents) if p.exists())
-    writable = os.access(place, os.W_OK)
+    writable = place.is_dir() and os.access(place, os.W_OK)
     free = shutil.disk_usage(place).free / 2**30
     note = "" if writable else ", and not writable"
     return Finding("cache", writable, f"{cache}: {free:.0f} GiB free{note}")

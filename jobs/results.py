@@ -1,12 +1,13 @@
 """Training results: typed records of result.json and comparison.json; imports no torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from jobs.errors import UnavailableError
-from serving.archive import Data, Record, Scores, in_one_line
+from serving.archive import Data, File, Record, Scores, in_one_line
 
 
 class Facts(Data):
@@ -116,12 +117,32 @@ class Comparison(Record):
         return {name: v for name, v in self.variants.items() if isinstance(v, Summary)}
 
 
+class Start(Record, extra="allow"):
+    """One entry of environment.json, with all that `environment.describe` says."""
+
+    time: str
+
+
+class Manifest(Record):
+    """manifest.json: a run is finished once this is there."""
+
+    run_id: str
+    started: str
+    """When work on the run began, ISO 8601 in UTC."""
+    time: str
+    files: Mapping[str, File]
+
+
 Kind = TypeVar("Kind")
 RESULT: TypeAdapter[Done | Diverged] = TypeAdapter(
     Annotated[Done | Diverged, Field(discriminator="status")]
 )
 """result.json of a variant."""
-FACTS, COMPARISON = TypeAdapter(Facts), TypeAdapter(Comparison)
+FACTS, COMPARISON, MANIFEST = TypeAdapter(Facts), TypeAdapter(Comparison), TypeAdapter(Manifest)
+STARTS = TypeAdapter(Annotated[list[Start], Field(min_length=1)])
+"""environment.json: every start of the run, the first one first."""
+ARCHITECTURE = TypeAdapter(dict[str, Any])
+"""architecture.json, as `models.describe` makes it."""
 
 
 def read(path: Path, kind: TypeAdapter[Kind]) -> Kind:
@@ -131,8 +152,18 @@ def read(path: Path, kind: TypeAdapter[Kind]) -> Kind:
         UnavailableError: the file is not there, or not what it should be.
     """
     try:
-        return kind.validate_json(path.read_bytes())
+        return parse(path, path.read_bytes(), kind)
     except FileNotFoundError:
         raise UnavailableError(f"{path}: no such file") from None
+
+
+def parse(where: object, content: bytes, kind: TypeAdapter[Kind]) -> Kind:
+    """One of these records from the content of its file or object.
+
+    Raises:
+        UnavailableError: it is not what it should be.
+    """
+    try:
+        return kind.validate_json(content)
     except ValidationError as error:
-        raise UnavailableError(f"{path}: {in_one_line(error)}") from None
+        raise UnavailableError(f"{where}: {in_one_line(error)}") from None

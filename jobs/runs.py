@@ -27,16 +27,17 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from jobs import config, locks, results
 from jobs.config import Config
 from jobs.errors import ConfigurationError, UnavailableError, first_line
-from jobs.results import Comparison, Diverged, Done, Facts, Trained
-from serving.files import PARTIAL, digest_of, naming, replacing, write
+from jobs.results import Comparison, Diverged, Done, Facts, Manifest, Trained
+from serving import strict_yaml
+from serving.archive import describe_file
+from serving.files import PARTIAL, naming, replacing, write
 
-MANIFEST = "manifest.json"
+ENVIRONMENT, MANIFEST = "environment.json", "manifest.json"
 KEPT = "kept"  # in the best weights' file; more entries would have no fixed order
 DELIVERED = ".delivered"  # left by `deliver`, whatever the gate said
 CHECKPOINT = "last.ckpt"
@@ -76,18 +77,6 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise
     except DAMAGED as error:
         raise UnavailableError(f"{path}: damaged: {first_line(error)}") from None
-
-
-def read_json(path: Path) -> Any:
-    """
-    Raises:
-        OSError: the file is not there.
-        UnavailableError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UnavailableError(f"{path}: damaged: {error}") from None
 
 
 def check_zip(path: Path) -> None:
@@ -227,9 +216,11 @@ class RunFolder:
         if not file.is_file():
             raise UnavailableError(f"{self.path}: not a run folder, it has no config.yaml")
         try:
-            return config.validate(yaml.safe_load(file.read_text()))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            return config.validate(strict_yaml.parse(file.read_bytes()))
+        except ValueError as error:
             raise UnavailableError(f"{file}: damaged: {first_line(error)}") from None
+        except ConfigurationError as error:
+            raise UnavailableError(f"{file}: not one of this version: {error}") from None
 
     @contextmanager
     def open(self, wanted: Config) -> Iterator[None]:
@@ -299,19 +290,17 @@ class RunFolder:
     @property
     def started(self) -> str:
         """When work on the run began, ISO 8601 in UTC."""
-        environments = read_json(self.path / "environment.json")
-        return str(environments[0]["time"])
+        return results.read(self.path / ENVIRONMENT, results.STARTS)[0].time
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """The manifest of a finished run.
 
         Raises:
-            UnavailableError: there is none.
+            UnavailableError: there is none, or it is damaged.
         """
         if not self.finished:
             raise UnavailableError(f"{self.path}: not a finished run; `run` resumes it")
-        manifest: dict[str, Any] = read_json(self.path / MANIFEST)
-        return manifest
+        return results.read(self.path / MANIFEST, results.MANIFEST)
 
     @staticmethod
     def archive(name: str) -> str:
@@ -340,13 +329,13 @@ class RunFolder:
         with self.alone("writing"):
             everything = [*self.environments(), *entries]
             everything.sort(key=itemgetter("time"))
-            write_json(self.path / "environment.json", everything)
+            write_json(self.path / ENVIRONMENT, everything)
 
     def environments(self) -> list[dict[str, Any]]:
         """Of all starts, the first one first."""
-        path = self.path / "environment.json"
-        found: list[dict[str, Any]] = read_json(path) if path.is_file() else []
-        return found
+        path = self.path / ENVIRONMENT
+        found = results.read(path, results.STARTS) if path.is_file() else []
+        return [start.model_dump() for start in found]
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl; a line that a crash cut short is left out.
@@ -357,7 +346,7 @@ class RunFolder:
         try:
             rows = [json.loads(line) for line in self._whole_lines().splitlines()]
             return [{name: row[name] for name in COLUMNS} for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UnavailableError(f"{self.path}/metrics.jsonl: damaged: {error}") from None
 
     def _whole_lines(self) -> bytes:
@@ -401,12 +390,12 @@ class RunFolder:
                 half.unlink()
         files = {file.relative_to(self.path): file for file in sorted(self.path.rglob("*"))}
         entries = {
-            name.as_posix(): {"size": file.stat().st_size, "sha256": digest_of(file)}
+            name.as_posix(): describe_file(file)
             for name, file in files.items()
             if not UNLISTED & {*name.parts} and name.parts[0] != TENSORBOARD and file.is_file()
         }
-        manifest = {"run_id": self.run_id, "started": self.started, "time": now(), "files": entries}
-        write_json(self.path / MANIFEST, manifest)
+        manifest = Manifest(run_id=self.run_id, started=self.started, time=now(), files=entries)
+        write(self.path / MANIFEST, manifest.to_json())
 
 
 class Shown:
@@ -433,7 +422,7 @@ def undelivered(parent: Path) -> RunFolder | None:
     runs = [RunFolder(path.parent) for path in parent.glob(f"*/{MANIFEST}")]
     if not runs:
         return None
-    newest = max(runs, key=lambda run: str(run.manifest()["started"]))
+    newest = max(runs, key=lambda run: run.manifest().started)
     done = newest.config().export.enabled or (newest.path / DELIVERED).exists()
     return None if done or newest.comparison().winner is None else newest
 

@@ -1,6 +1,5 @@
 """How far a run is, by what it has written so far, here or in S3."""
 
-import json
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext
@@ -10,7 +9,7 @@ from typing import Any
 
 from rich.live import Live
 
-from jobs import config, table
+from jobs import config, results, table
 from jobs.config import Config, Part
 from jobs.delivery.publishing import LIVE
 from jobs.delivery.storage import Storage
@@ -111,8 +110,8 @@ def snapshots(run: str, settings: Sequence[str]) -> Generator[tuple[RunFolder, b
 
 
 def _fetch(storage: Storage, folder: RunFolder) -> bool:
-    manifest = storage.get(MANIFEST)
-    listed = json.loads(manifest.body)["files"] if manifest else {}
+    manifest, where = storage.get(MANIFEST), f"{storage.uri}/{MANIFEST}"
+    listed = results.parse(where, manifest.body, results.MANIFEST).files if manifest else {}
     for name in (*LIVE, *(name for name in listed if name.endswith("/result.json"))):
         if found := storage.get(name):
             write(folder.path / name, found.body)

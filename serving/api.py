@@ -115,7 +115,8 @@ class Keys:
 
 def _digests(keys: list[str]) -> list[bytes]:
     """Equal lengths make the comparison's time say nothing about a key."""
-    return [hashlib.sha256(key.strip().encode()).digest() for key in keys if key.strip()]
+    given = [key.strip().encode(errors="surrogateescape") for key in keys if key.strip()]
+    return [hashlib.sha256(key).digest() for key in given]
 
 
 def routes(

@@ -22,6 +22,7 @@ torch, NumPy or Pillow.
 """
 
 import json
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.files import digest_of, naming, temporary
 
-UNREADABLE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)  # zipfile's errors
+# zipfile's errors
+UNREADABLE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 FORMAT: Literal[2] = 2
 DESCRIPTION = "model.json"
 GOLDEN = "golden"  # a folder
@@ -319,7 +321,7 @@ def _read_model(path: Path, read: Any) -> Model:
         probabilities = json.loads(read(PROBABILITIES))
         golden = [Golden(read(golden_file(i)), row) for i, row in enumerate(probabilities)]
         return Model(path.resolve(), description, golden)
-    except (KeyError, OSError, ValueError) as error:
+    except (KeyError, OSError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: not a model archive: {error}") from None
 
 
@@ -348,7 +350,7 @@ def in_one_line(error: Exception) -> str:
     """What is wrong with a typed JSON object: the first of it."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
     return " ".join(str(error).split())
 
 

@@ -158,13 +158,13 @@ class Client:
         try:
             return Prediction(
                 label=answer["label"],
-                probability=answer["probability"],
+                probability=float(answer["probability"]),
                 top=tuple(Score(**score) for score in answer["top"]),
                 model=Model(**answer["model"]),
                 familiarity=answer.get("familiarity"),
                 set=tuple(answer["set"]) if "set" in answer else None,
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ClientError(f"{self.url}: not a prediction: {error}", "bad_answer") from None
 
     def predict_many(self, images: Iterable[bytes | Path]) -> Iterator[Prediction | ClientError]:

@@ -142,8 +142,8 @@ def _download_http(uri: str, file: IO[bytes]) -> None:
 
 def _refuse_metadata(uri: str) -> None:
     """Refuses addresses at which clouds give their machines credentials."""
-    parts = urlsplit(uri)
     try:
+        parts = urlsplit(uri)
         found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
     except (OSError, ValueError) as error:
         raise ModelError(f"{uri}: {error}") from None

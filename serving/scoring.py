@@ -32,6 +32,7 @@ from serving.images import SUFFIXES, ImageError, decode, to_pixels
 from serving.messages import Request
 from serving.predictor import Predictor
 from serving.progress import log, task
+from serving.tar import is_tar
 from serving.tar import opened as opened_tar
 
 # Errors of one file alone. Others are of the disk or the share as a whole, and may pass.
@@ -122,7 +123,7 @@ def _found(source: str, say: Say = log) -> tuple[str, Iterator[Item]]:
         raise ScoringError(f"{source}: no such folder or file")
     if path.name.lower().endswith(SUFFIXES):
         return str(path.parent), iter([Item(text(path.name), str(path))])
-    if tarfile.is_tarfile(path):
+    if is_tar(path):
         return str(path), _in_tar(path, say)
     return str(path.parent), _in_list(path)
 

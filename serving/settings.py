@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving import processes
+from serving import processes, strict_yaml
 
 PREFIX = "SERVING_"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -24,7 +23,7 @@ class SettingsError(ValueError):
 class Settings(BaseModel):
     """Each field is the variable SERVING_<FIELD>, in capitals."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model_uri: str
     """The archive to serve, as serving/fetch.py reads it; also read from MODEL_URI."""
@@ -118,9 +117,9 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SettingsError(f"SERVING_CONFIG: {' '.join(str(error).split())}") from None
+        content = strict_yaml.parse(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"SERVING_CONFIG: {error}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"SERVING_CONFIG: {path} is not a mapping of settings")
     return content

@@ -50,7 +50,7 @@ def in_folders(root: Path) -> Iterator[Picture]:
                 for entry in entries:
                     if entry.name[0] == ".":
                         continue
-                    if entry.is_file():
+                    if entry.is_file(follow_symlinks=False) or Path(entry.path).is_file():
                         empty = False
                         with suppress(FileNotFoundError):  # it has vanished since
                             yield _on_disk(entry.path, entry.stat(), split, label)
@@ -140,5 +140,5 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
             columns = [name for name in table.schema_arrow.names if name in wanted]
             for batch in table.iter_batches(10_000, columns=columns):
                 yield from batch.to_pylist()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnavailableError(f"{file}: {' '.join(str(error).split())}") from None

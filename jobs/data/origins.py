@@ -48,7 +48,7 @@ class Bucket:
             with s3.explained(self.name(self.root), UnavailableError):
                 self.client: Any = s3.client(**settings.s3.client)
         except ValueError as error:
-            raise ConfigurationError(f"data.s3.endpoint_url: {error}") from None
+            raise ConfigurationError(f"data.s3: {error}") from None
 
     def name(self, key: str) -> str:
         return f"s3://{self.bucket}/{key}"

@@ -74,7 +74,7 @@ def read_candidate(folder: RunFolder, name: str) -> Candidate:
     archive = folder.path / folder.archive(name)
     files = {ARCHIVE: archive, PREDICTIONS: archive.with_suffix(".npz")}
     beside = archive.with_suffix(".json")
-    listed = folder.manifest()["files"]
+    listed = folder.manifest().files
     for path in (*files.values(), beside):
         if path.relative_to(folder.path).as_posix() not in listed:
             raise UnavailableError(f"{folder.path}: has no {path.name}; `export {folder.path}` it")

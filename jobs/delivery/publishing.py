@@ -3,18 +3,16 @@
 runs/dt=YYYY-MM-DD/run_id=…/…    a run without a manifest is not there yet
 """
 
-import json
-from typing import Any
-
-from jobs import config, interruption
-from jobs.delivery.storage import Storage
+from jobs import config, interruption, results
+from jobs.delivery.storage import Object, Storage
 from jobs.errors import ConfigurationError, UnavailableError
-from jobs.runs import MANIFEST, RunFolder
+from jobs.results import Manifest
+from jobs.runs import ENVIRONMENT, MANIFEST, RunFolder
 from serving.files import digest_of, replacing, write
 from serving.progress import log, task
 from serving.s3 import Conflict
 
-LIVE = ("config.yaml", "environment.json", "metrics.jsonl")  # sent while a run trains
+LIVE = ("config.yaml", ENVIRONMENT, "metrics.jsonl")  # sent while a run trains
 
 
 def run_key(folder: RunFolder) -> str:
@@ -40,7 +38,7 @@ def publish(storage: Storage, folder: RunFolder) -> int:
         ours = (folder.path / MANIFEST).read_bytes()
         if published and published.body == ours:
             return 0
-        before = json.loads(published.body) if published else None
+        before = _manifest(storage, root, published)
         _refuse_another_run(before, manifest, storage)
         etag = published.etag if published else None
         if before and _contradicts(manifest, before):
@@ -52,7 +50,7 @@ def publish(storage: Storage, folder: RunFolder) -> int:
             storage.put(f"{root}/{MANIFEST}", ours, replacing=etag)
         except Conflict:
             there = storage.get(f"{root}/{MANIFEST}")
-            _refuse_another_run(json.loads(there.body) if there else None, manifest, storage)
+            _refuse_another_run(_manifest(storage, root, there), manifest, storage)
             if there is None or there.body != ours:  # over whose files ours may have been written
                 raise UnavailableError(
                     f"{storage.uri}/{root}: another process has published it meanwhile; call again"
@@ -71,50 +69,55 @@ def fetch_published(storage: Storage, folder: RunFolder) -> None:
     """
     root = run_key(folder)
     published = storage.get(f"{root}/{MANIFEST}")
-    if published is None:
+    manifest = _manifest(storage, root, published)
+    if published is None or manifest is None:
         return
-    manifest = json.loads(published.body)
-    _refuse_another_run(manifest, {"started": folder.started, "run_id": folder.run_id}, storage)
-    size = sum(entry["size"] for entry in manifest["files"].values()) / 2**20
+    _refuse_another_run(manifest, folder, storage)
+    size = sum(entry.size for entry in manifest.files.values()) / 2**20
     with task(f"fetch {folder.run_id}", size, "MiB") as advance:
-        for name, entry in manifest["files"].items():
+        for name, entry in manifest.files.items():
             with replacing(folder.path / name) as part:
                 storage.fetch(f"{root}/{name}", part, advance)
-                if digest_of(part) != entry["sha256"]:
+                if digest_of(part) != entry.sha256:
                     raise UnavailableError(f"{storage.uri}/{root}/{name}: damaged")
     write(folder.path / MANIFEST, published.body)
 
 
+def _manifest(storage: Storage, root: str, there: Object | None) -> Manifest | None:
+    where = f"{storage.uri}/{root}/{MANIFEST}"
+    return results.parse(where, there.body, results.MANIFEST) if there else None
+
+
 def _refuse_another_run(
-    published: dict[str, Any] | None, manifest: dict[str, Any], storage: Storage
+    published: Manifest | None, ours: Manifest | RunFolder, storage: Storage
 ) -> None:
     """A run may be published again after an export; one that only shares its id may not."""
-    if published and published["started"] != manifest["started"]:
-        raise ConfigurationError(f"{storage.uri}: another run is there as {manifest['run_id']}")
+    if published and published.started != ours.started:
+        raise ConfigurationError(f"{storage.uri}: another run is there as {ours.run_id}")
 
 
-def _contradicts(manifest: dict[str, Any], published: dict[str, Any]) -> bool:
-    files = manifest["files"]
-    return any(files.get(name, entry) != entry for name, entry in published["files"].items())
+def _contradicts(manifest: Manifest, published: Manifest) -> bool:
+    files = manifest.files
+    return any(files.get(name, entry) != entry for name, entry in published.files.items())
 
 
-def _send_files(storage: Storage, folder: RunFolder, manifest: dict[str, Any]) -> int:
+def _send_files(storage: Storage, folder: RunFolder, manifest: Manifest) -> int:
     root = run_key(folder)
     missing = {
         name: entry
-        for name, entry in manifest["files"].items()
-        if storage.digest(f"{root}/{name}") != entry["sha256"]
+        for name, entry in manifest.files.items()
+        if storage.digest(f"{root}/{name}") != entry.sha256
     }
-    size = sum(entry["size"] for entry in missing.values()) / 2**20
+    size = sum(entry.size for entry in missing.values()) / 2**20
     with task(f"publish {folder.run_id}", size, "MiB") as advance:
         for name, entry in missing.items():
             interruption.check()
-            if digest_of(folder.path / name) != entry["sha256"]:
+            if digest_of(folder.path / name) != entry.sha256:
                 raise UnavailableError(
                     f"{folder.path / name}: changed since the manifest was written; "
                     f"`report {folder.path}` rewrites it"
                 )
-            storage.send(folder.path / name, f"{root}/{name}", entry["sha256"], advance)
+            storage.send(folder.path / name, f"{root}/{name}", entry.sha256, advance)
     return len(missing)
 
 
@@ -134,7 +137,7 @@ class Live:
         Raises:
             ConfigurationError: a finished run is there under the same id.
         """
-        if not (self.folder.path / "environment.json").is_file():
+        if not (self.folder.path / ENVIRONMENT).is_file():
             return
         self.storage = self.storage or Storage(self.settings)
         for name in LIVE:

@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 
+from jobs import results
 from jobs.delivery.storage import THREADS, Storage
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.runs import now
@@ -24,13 +25,13 @@ from serving.archive import (
     Pointer,
     Version,
     channel_key,
-    in_one_line,
     version_key,
 )
 from serving.files import digest_of, replacing
 from serving.progress import Advance, task
 from serving.s3 import Conflict
 
+POINTER, VERSION = TypeAdapter(Pointer), TypeAdapter(Version)
 HISTORY = 20  # earlier versions that a channel remembers, and that `prune` spares for it
 
 
@@ -84,10 +85,8 @@ class Registry:
         found = self.storage.get(key)
         if found is None:
             return None
-        try:
-            return Channel(Pointer.model_validate_json(found.body), found.etag)
-        except ValidationError as error:
-            raise UnavailableError(f"{self.storage.uri}/{key}: {in_one_line(error)}") from None
+        pointer = results.parse(f"{self.storage.uri}/{key}", found.body, POINTER)
+        return Channel(pointer, found.etag)
 
     def channels(self) -> dict[str, Channel]:
         prefix = f"{self.root}/{CHANNELS}/"
@@ -128,10 +127,7 @@ class Registry:
 
     def _version(self, version: str) -> Version | None:
         found = self.storage.get(version_key(self.name, version))
-        try:
-            return Version.model_validate_json(found.body) if found else None
-        except ValidationError as error:
-            raise UnavailableError(f"{self.uri(version)}: {in_one_line(error)}") from None
+        return results.parse(self.uri(version), found.body, VERSION) if found else None
 
     def whole_versions(self) -> list[Version]:
         """All versions that are whole, the newest first."""

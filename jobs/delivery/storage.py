@@ -63,7 +63,7 @@ class Storage:
                 checksums = "when_required" if settings.checksums == "md5" else "when_supported"
                 self.client: Any = s3.client(**settings.client, checksums=checksums)
             except ValueError as error:
-                raise ConfigurationError(f"storage.endpoint_url: {error}") from None
+                raise ConfigurationError(f"storage: {error}") from None
 
     def check(self) -> None:
         """Asks whether this prefix may be listed and written to, and leaves nothing there."""

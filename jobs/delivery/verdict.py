@@ -6,6 +6,7 @@ being right. So each picture on which they differ is shared between them by thei
 which makes a test like McNemar's, with intervals that allow one to look as often as one likes.
 """
 
+import math
 import re
 import urllib.request
 from collections import defaultdict
@@ -178,10 +179,13 @@ def _samples(address: str) -> dict[tuple[str, str], float]:
     """Of the shadow: name and labels to value."""
     try:
         with urllib.request.urlopen(address, timeout=SECONDS) as response:
-            text = response.read().decode()
+            found = SAMPLE.findall(response.read().decode())
+        samples = {(n, labels.strip("{}")): float(value) for n, labels, value in found}
     except (OSError, HTTPException, ValueError) as error:
         raise UnavailableError(f"{address}: {error}") from None
-    return {(n, labels.strip("{}")): float(value) for n, labels, value in SAMPLE.findall(text)}
+    if odd := [name for (name, _), value in samples.items() if not 0 <= value < math.inf]:
+        raise UnavailableError(f"{address}: {odd[0]} is no count")
+    return samples
 
 
 def _interval(count: float, total: float) -> Interval:

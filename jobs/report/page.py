@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from jobs import results
 from jobs.report import coverage, html, plots
 from jobs.report.coverage import Coverage
 from jobs.results import Comparison
-from jobs.runs import RunFolder, read_arrays, read_json
+from jobs.runs import RunFolder, read_arrays
 from serving.explanations import overlay
 from serving.files import write
 from serving.messages import TOP, softmax
@@ -131,8 +132,8 @@ def _page(
         named=plots.NAMED,
         lecture=lecture,
         lecture_minutes=round(LECTURE_SECONDS / 60),
-        architecture=read_json(folder.path / "architecture.json"),
-        environments=read_json(folder.path / "environment.json"),
+        architecture=results.read(folder.path / "architecture.json", results.ARCHITECTURE),
+        environments=folder.environments(),
         augmentations=[f"{v.name}: {config.augmentation(v)}" for v in config.variants],
         keep=config.evaluation.keep,
         price=config.runtime.price_per_hour,

@@ -198,7 +198,7 @@ def test_what_does_not_fit_the_layout_is_told_but_not_what_is_hidden(
     assert told() == []
     for stray in ("train/x.png", "train/cat/2024/x.png", "val/cat/x.png"):
         photo(photos / stray)
-    (photos / "test" / "cat" / "link.png").symlink_to("nowhere.png")
+    (photos / "test" / "cat" / "link.png").symlink_to("link.png")  # in a circle
     layout = (
         "passed over 4 that are not train/<class>/<picture> or test/<class>/<picture>, the first: "
     )
@@ -261,6 +261,20 @@ def test_a_manifest_in_this_folder_does_not_lead_out_of_it(
         listed(photos, f"{outside},cat,train")
         with pytest.raises(UnavailableError, match=f"{outside} is not below {photos}$"):
             load(folder(Path("list.csv")))
+
+
+def test_a_parquet_manifest_that_is_damaged_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "list.parquet"
+    rows = [{"path": f"{i}.png", "label": "cät"} for i in range(50)]
+    pq.write_table(pa.Table.from_pylist(rows), file, compression="none")
+    whole, said = file.read_bytes(), []
+    for place in range(0, len(whole), 5):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            list(listing.rows(file))  # where a letter has changed, it is another letter
+        except UnavailableError as error:
+            said.append(str(error))
+    assert said and all(one.startswith(f"{file}: ") and "\n" not in one for one in said)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def alone(config: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def assert_same(ours: RunFolder, theirs: RunFolder) -> None:
     """The same files, rows, predictions and weights, up to the order of additions."""
-    assert set(ours.manifest()["files"]) == set(theirs.manifest()["files"])
+    assert set(ours.manifest().files) == set(theirs.manifest().files)
     for row, expected in zip(ours.metrics(), theirs.metrics(), strict=True):
         for key in ("variant", "epoch", "split", "learning_rate"):
             assert row[key] == expected[key]

@@ -88,10 +88,10 @@ def test_what_is_said_of_the_archive_was_measured_on_the_archive(exported: RunFo
 
 
 def test_the_manifest_lists_the_archive_and_its_card(exported: RunFolder) -> None:
-    files = exported.manifest()["files"]
+    files = exported.manifest().files
     names = [f"model/{MODEL}.{suffix}" for suffix in ("mar", "json", "npz")]
     for name in (*names, "MODEL_CARD.md"):
-        assert files[name]["sha256"] == digest_of(exported.path / name)
+        assert files[name].sha256 == digest_of(exported.path / name)
     card = (exported.path / "MODEL_CARD.md").read_text()
     assert "which a CPU runs, from this very archive" in card and "random weights" in card
     assert "is shrunk first" not in card, "its pictures are as large as the input"

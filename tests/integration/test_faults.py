@@ -265,7 +265,7 @@ def test_the_checkpoint_of_a_variant_that_diverged_stays_and_is_not_listed(tmp_p
     assert variant.load_checkpoint() == {"epoch": 1}
     variant.run.add_environment({})
     variant.run.write_manifest()
-    assert set(variant.run.manifest()["files"]) == {
+    assert set(variant.run.manifest().files) == {
         "environment.json",
         "variants/scratch/result.json",
     }

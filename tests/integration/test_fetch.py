@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import tiny_config
 from object_store import BUCKET, exported_run
+from typer.testing import CliRunner
 
 from jobs import config
 from jobs.delivery.promotion import promote
 from jobs.demo import ObjectStore
+from serving import cli
 from serving.archive import ModelError, unpacked
 from serving.fetch import fetch, located
 from serving.files import digest_of
@@ -93,8 +95,25 @@ def test_a_file_is_copied_and_another_scheme_refused(tmp_path: Path) -> None:
     assert fetch(str(source), None, tmp_path / "copy.mar").read_bytes() == b"archive"
     with pytest.raises(ModelError, match="No such file"):
         fetch(str(tmp_path / "absent"), None, tmp_path / "copy.mar")
+    with pytest.raises(ModelError, match="Invalid IPv6"):
+        fetch("http://[::1/m.mar", "0" * 64, tmp_path / "copy.mar")
     with pytest.raises(ModelError, match="a path, http"):
         fetch("ftp://x/m.mar", None, tmp_path / "copy.mar")
+
+
+def test_what_is_no_archive_takes_no_archives_place(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, wrong = tmp_path / "out" / "m.mar", tmp_path / "wrong.mar"
+    wrong.write_bytes(b"no archive")
+    monkeypatch.setenv("MODEL_URI", str(archive))
+    done = CliRunner().invoke(cli.app, ["fetch", str(target)])
+    assert done.exit_code == 0 and digest_of(target) == digest_of(archive)
+    monkeypatch.setenv("MODEL_URI", str(wrong))
+    done = CliRunner().invoke(cli.app, ["fetch", str(target)])
+    assert done.exit_code == 3 and "not a model archive" in done.stderr
+    assert digest_of(target) == digest_of(archive)
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_what_was_checked_is_what_is_opened(archive: Path, tmp_path: Path) -> None:

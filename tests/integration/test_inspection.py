@@ -240,7 +240,7 @@ def test_a_run_says_what_leaked_and_what_it_scores_without(faulty: Path, tmp_pat
     page = (folder.path / "report" / "index.html").read_text()
     assert "1 test pictures are also trained on" in page
     assert (folder.path / "report" / "doubles.png").is_file()
-    assert "findings.csv" in folder.manifest()["files"]
+    assert "findings.csv" in folder.manifest().files
 
 
 def test_the_command_line(faulty: Path, tmp_path: Path) -> None:

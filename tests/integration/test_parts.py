@@ -56,7 +56,7 @@ def assert_same_result(ours: RunFolder, theirs: RunFolder) -> None:
     key = ("seed", "variant", "epoch", "split", "loss", "accuracy")
     rows = [sorted(str([row[k] for k in key]) for row in run.metrics()) for run in (ours, theirs)]
     assert rows[0] == rows[1]
-    listed = [set(run.manifest()["files"]) for run in (ours, theirs)]
+    listed = [set(run.manifest().files) for run in (ours, theirs)]
     assert listed[0] == listed[1]
 
 

@@ -34,7 +34,7 @@ from object_store import (
 
 from jobs import config, doctor, following, watching
 from jobs.delivery import storage as storages
-from jobs.delivery.publishing import Live, publish, run_key
+from jobs.delivery.publishing import Live, fetch_published, publish, run_key
 from jobs.delivery.storage import Storage
 from jobs.demo import ObjectStore
 from jobs.errors import ConfigurationError, UnavailableError
@@ -56,14 +56,14 @@ def run(tmp_path: Path) -> RunFolder:
 def assert_whole(store: ObjectStore, settings: config.Storage, run: RunFolder) -> None:
     """Everything is there, byte for byte by SHA-256, and nothing else."""
     prefix = (settings.uri or "").removeprefix(f"s3://{BUCKET}/")
-    files = run.manifest()["files"]
+    files = run.manifest().files
     assert set(keys_of(store, settings, "runs/")) == {
         f"{run_key(run)}/{name}" for name in [*files, "manifest.json"]
     }
     for name in files:
         where = {"Bucket": BUCKET, "Key": f"{prefix}/{run_key(run)}/{name}"}
         body = store.client().get_object(**where)["Body"].read()
-        assert hashlib.sha256(body).hexdigest() == files[name]["sha256"], name
+        assert hashlib.sha256(body).hexdigest() == files[name].sha256, name
 
 
 def uploads(store: ObjectStore, settings: config.Storage) -> list[str]:
@@ -286,7 +286,7 @@ def test_without_credentials_the_names_of_the_variables_are_told(
 
 
 def test_an_address_that_is_none_is_a_configuration_error(settings: config.Storage) -> None:
-    with pytest.raises(ConfigurationError, match=r"storage.endpoint_url: Invalid endpoint"):
+    with pytest.raises(ConfigurationError, match=r"^storage: Invalid endpoint: "):
         Storage(settings.model_copy(update={"endpoint_url": "nowhere"}))
 
 
@@ -323,6 +323,18 @@ def test_a_store_that_knows_md5_alone_sees_no_newer_checksum(
     publish(storage, run)
     assert not [name for _, headers in seen for name in headers if "checksum" in name.lower()]
     assert sum("Content-MD5" in headers for method, headers in seen if method == "PUT") == 6
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"{}"])
+def test_a_manifest_that_is_damaged_in_s3_is_named(
+    settings: config.Storage, run: RunFolder, content: bytes
+) -> None:
+    storage, key = Storage(settings), f"{run_key(run)}/manifest.json"
+    storage.put(key, content, replacing=None)
+    for read in (publish, fetch_published):
+        with pytest.raises(UnavailableError, match=f"^{storage.uri}/{key}: .") as caught:
+            read(storage, run)
+        assert "\n" not in str(caught.value)
 
 
 def test_objects_are_encrypted_as_the_settings_say(
@@ -689,7 +701,7 @@ def test_a_job_finishes_without_storage_and_is_published_later(
     assert failed.returncode == 3 and "Could not connect" in failed.stderr
     sent = called("publish", folder.path, "--set", f"storage.endpoint_url={settings.endpoint_url}")
     assert sent.returncode == 0, sent.stderr
-    assert f"{len(folder.manifest()['files']) + 1} files sent" in sent.stdout
+    assert f"{len(folder.manifest().files) + 1} files sent" in sent.stdout
     assert digest_of(folder.path / "manifest.json") == before
     for path in changed_at(folder.path):
         assert SECRET.encode() not in path.read_bytes()

@@ -339,7 +339,7 @@ def test_a_tracker_that_never_answers_keeps_no_run_from_its_end_and_no_other_fro
     [waiting] = [one for one in threading.enumerate() if one.name == "metrics to MLflow"]
     waiting.join()  # what it says then belongs to no other test
     assert unfinished.finished and event_points(unfinished)
-    listed = unfinished.manifest()["files"]
+    listed = unfinished.manifest().files
     assert not [name for name in listed if "tensorboard" in name], "they may change until the end"
 
 

@@ -109,6 +109,15 @@ def test_what_is_no_archive_is_told_in_one_line(tmp_path: Path) -> None:
             open_model(path)
 
 
+@pytest.mark.parametrize("content", ["null", "3", "[", "[1"])
+def test_probabilities_that_are_none_are_told(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "out"
+    unpack(packed(tmp_path / "m.mar"), folder)
+    (folder / "golden" / "probabilities.json").write_text(content)
+    with pytest.raises(ModelError, match=f"^{folder}: not a model archive: "):
+        open_model(folder)
+
+
 def test_a_file_of_an_archive_that_has_changed_is_named(tmp_path: Path) -> None:
     file = packed(tmp_path / "m.mar")
     file.write_bytes(file.read_bytes().replace(PICTURES[1], PICTURES[1].upper()))

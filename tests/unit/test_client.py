@@ -166,7 +166,17 @@ def test_a_timeout_is_not_repeated() -> None:
         assert len(seen) == 1
 
 
-@pytest.mark.parametrize("body", ["no object", {}, {**ANSWER, "top": [1]}, {**ANSWER, "model": 1}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "no object",
+        {},
+        {**ANSWER, "top": [1]},
+        {**ANSWER, "model": 1},
+        {**ANSWER, "probability": "high"},
+        {**ANSWER, "probability": None},
+    ],
+)
 def test_an_answer_that_is_no_prediction_is_an_error(body: object) -> None:
     reply = answers(200, body)
     with server(reply) as (url, _), closing(Client(url, model="m")) as client:

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import tiny
 
 from jobs import config
 from jobs.data import sources
 from jobs.errors import ConfigurationError
+from serving import strict_yaml
 
 
 @pytest.mark.parametrize("name", config.shipped())
@@ -29,7 +29,7 @@ def test_the_shipped_files_are_those_the_command_line_names() -> None:
 
 
 def test_the_file_default_holds_the_defaults() -> None:
-    written = yaml.load((config.CONFIGS / "default.yaml").read_text(), Loader=config._Loader)
+    written = strict_yaml.parse((config.CONFIGS / "default.yaml").read_bytes())
     variants = {"variants": written["variants"]}
     assert config.load("default") == config.validate(variants)
 
@@ -86,6 +86,10 @@ def test_a_variant_inherits_the_section_optim() -> None:
         ("=3", "--set =3: written as key=value"),
         ("optim.=3", "--set optim.=3: written as key=value"),
         ("optim.epochs=[", "--set optim.epochs=[: not YAML"),
+        ("optim.epochs=!!bool x", "--set optim.epochs=!!bool x: not YAML: 'x'"),
+        ("data.seed=012", "--set data.seed=012: not YAML: 012: write it as a decimal number"),
+        ("optim.epochs=1:30", "--set optim.epochs=1:30: not YAML: 1:30: write it as a decimal"),
+        ("storage.read_timeout=.inf", "storage.read_timeout: Input should be a finite number"),
         ("data.root=/photos #2", "--set data.root=/photos #2: what follows # is a comment; quote"),
         ("data.root='/photos' #2", "--set data.root='/photos' #2: what follows # is a comment"),
         ("data.root=#2", "--set data.root=#2: what follows # is a comment; quote the value"),

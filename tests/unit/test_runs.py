@@ -1,5 +1,6 @@
 """The run folder: what its files hold, what it refuses, and which run is left to deliver."""
 
+import json
 import math
 import re
 import zipfile
@@ -15,7 +16,7 @@ from jobs import runs
 from jobs.errors import ConfigurationError, UnavailableError
 from jobs.results import Comparison, Diverged, Facts, Trained
 from jobs.runs import RunFolder, Shown, undelivered
-from serving.archive import Counts
+from serving.archive import Counts, File
 from serving.files import digest_of, write
 
 
@@ -37,10 +38,22 @@ def test_json_is_written_for_people_and_programs(tmp_path: Path) -> None:
     runs.write_json(tmp_path / "file", {"name": ["ä", None]})
     expected = '{\n  "name": [\n    "ä",\n    null\n  ]\n}\n'
     assert (tmp_path / "file").read_text(encoding="utf-8") == expected
-    assert runs.read_json(tmp_path / "file") == {"name": ["ä", None]}
-    write(tmp_path / "file", "{")
-    with pytest.raises(UnavailableError, match=f"^{tmp_path}/file: damaged: Expecting property"):
-        runs.read_json(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[" * 100_000, b"null", b"[]", b"{}", b"[1]"]
+)
+def test_a_damaged_file_of_a_run_is_named(folder: RunFolder, content: bytes) -> None:
+    for name, read in {
+        "environment.json": lambda: folder.started,
+        "manifest.json": folder.manifest,
+        "data.json": folder.facts,
+        "comparison.json": folder.comparison,
+    }.items():
+        write(folder.path / name, content)
+        with pytest.raises(UnavailableError, match=f"^{folder.path}/{name}: .") as caught:
+            read()
+        assert "\n" not in str(caught.value)
 
 
 def test_arrays_come_back_from_their_file_and_pickles_do_not(tmp_path: Path) -> None:
@@ -81,11 +94,21 @@ def test_a_run_begins_with_its_configuration(folder: RunFolder) -> None:
         RunFolder(folder.path.parent).config()
 
 
-@pytest.mark.parametrize("content", [b"data: {source: [", b"\xff\xfe"])
-def test_a_damaged_configuration_is_named(folder: RunFolder, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"data: {source: [", "damaged: "),
+        (b"\x80", "damaged: "),
+        (b"[" * 10_000, "damaged: "),
+        (b"data: !!bool x", "damaged: "),
+        (b"", "not one of this version: "),
+        (b"data: {colour: 1}", "not one of this version: data.colour: "),
+    ],
+)
+def test_a_damaged_configuration_is_named(folder: RunFolder, content: bytes, said: str) -> None:
     file = folder.path / "config.yaml"
     write(file, content)
-    with pytest.raises(UnavailableError, match=f"^{file}: damaged: ") as caught:
+    with pytest.raises(UnavailableError, match=f"^{file}: {said}") as caught:
         folder.config()
     assert "\n" not in str(caught.value)
 
@@ -304,7 +327,7 @@ def test_what_a_killed_process_was_writing_is_neither_listed_nor_kept(folder: Ru
     (other := folder.path / "report" / "a.part").touch()
     folder.write_manifest()
     assert not any(half.exists() for half in halves) and other.exists()
-    assert list(folder.manifest()["files"]) == ["config.yaml", "environment.json", "report/a.part"]
+    assert list(folder.manifest().files) == ["config.yaml", "environment.json", "report/a.part"]
 
 
 def test_who_trains_a_variant_removes_what_was_being_written_of_it_alone(folder: RunFolder) -> None:
@@ -329,13 +352,16 @@ def test_a_manifest_lists_all_that_a_run_has_made(folder: RunFolder) -> None:
     folder.write_manifest()
     folder.write_manifest()  # and not itself
     manifest = folder.manifest()
-    assert folder.finished and list(manifest) == ["run_id", "started", "time", "files"]
-    assert (manifest["run_id"], manifest["started"]) == ("r", folder.started)
-    assert manifest["time"] <= runs.now()
-    assert list(manifest["files"]) == sorted([*made, "config.yaml", "environment.json"])
+    assert folder.finished and json.loads((folder.path / "manifest.json").read_bytes()) == {
+        "run_id": "r",
+        "started": folder.started,
+        "time": manifest.time,
+        "files": {name: file.model_dump() for name, file in manifest.files.items()},
+    }
+    assert manifest.time <= runs.now()
+    assert list(manifest.files) == sorted([*made, "config.yaml", "environment.json"])
     for name in made:
-        path = folder.path / name
-        assert manifest["files"][name] == {"size": len(name), "sha256": digest_of(path)}
+        assert manifest.files[name] == File(size=len(name), sha256=digest_of(folder.path / name))
 
 
 def finished(path: Path, day: int, winner: str | None = "a", exported: bool = False) -> RunFolder:

@@ -74,7 +74,7 @@ def test_a_client_is_made_as_the_settings_say(
         raise ValueError("Invalid endpoint: x")
 
     monkeypatch.setattr(s3, "client", refuse)
-    with pytest.raises(ConfigurationError, match=r"^storage\.endpoint_url: Invalid endpoint: x$"):
+    with pytest.raises(ConfigurationError, match=r"^storage: Invalid endpoint: x$"):
         Storage(in_memory())
 
 

@@ -1,6 +1,5 @@
 """What a user types wrong is answered before torch is loaded, in one line and with a code."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typer.testing import CliRunner
 
 from jobs import config
 from jobs.__main__ import main
+from jobs.results import Manifest
 from serving import cli
 from serving.files import write
 
@@ -74,8 +74,12 @@ def test_the_module_is_the_command() -> None:
             "has 3 parts, 0 to 2: scratch with seed 0, finetune with",
         ),
         (["run", "--part", "2", "--of", "15"], "--part 2 --of 15: the configuration has 3 parts"),
-        (["run", "--of", "3"], "--of needs it"),
+        (["run", "--of", "3"], "--of needs --part"),
         (["run", "--run-id", ""], "a plain name is needed"),
+        (
+            ["doctor", "--set", "data.cache=~nobody0/cache"],
+            "begins with ~, whose folder is not",
+        ),
         (["train", "fourth"], "scratch, finetune, frozen, not fourth"),
         (["prune", "--set", "storage.uri=s3://bucket/x"], "a rule is needed"),
         (["fly"], "No such command"),
@@ -104,7 +108,8 @@ def test_with_nothing_to_deliver_torch_is_not_waited_for(
 ) -> None:
     """Every ten minutes, in k8s/components/delivery."""
     for name, started in (("old", "2026-01-01"), ("new", "2026-01-02")):
-        write(tmp_path / name / "manifest.json", json.dumps({"started": started}))
+        manifest = Manifest(run_id=name, started=started, time=started, files={})
+        write(tmp_path / name / "manifest.json", manifest.to_json())
         settings = ["export.enabled=false"] if name == "old" else []
         write(tmp_path / name / "config.yaml", config.load("quickstart", settings).to_yaml())
     for runs in (tmp_path, tmp_path / "none"):

@@ -213,6 +213,14 @@ def test_services_that_cannot_be_counted_together_are_named(
     )
     with pytest.raises(UnavailableError, match=f"^{none.as_uri()}: this service has no shadow"):
         verdict.read([one.as_uri(), none.as_uri()])
+    for changed, said in (
+        (PAGE.replace(" 6.0", " NaN"), r"seconds_sum is no count$"),
+        (PAGE.replace(" 6.0", " -1"), r"seconds_sum is no count$"),
+        (PAGE.replace(" 6.0", " six"), "could not convert string to float: 'six'$"),
+    ):
+        other.write_text(changed)
+        with pytest.raises(UnavailableError, match=said):
+            verdict.read([other.as_uri()])
     with pytest.raises(UnavailableError, match=r"absent: .*No such file"):
         verdict.read([(tmp_path / "absent").as_uri()])
     monkeypatch.setattr(verdict, "SECONDS", 0.05)
