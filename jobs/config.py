@@ -474,7 +474,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration; loading it again gives an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return strict_yaml.to_text(self.model_dump(mode="json"))
 
     def augmentation(self, variant: Variant) -> str:
         """What the report says of how the variant's training pictures were varied."""
@@ -541,7 +541,7 @@ def load(name_or_path: str, settings: Sequence[str] = ()) -> Config:
         raise ConfigurationError(
             f"--config {name_or_path}: no such file, and not one of {', '.join(shipped())}"
         )
-    raw = _parse(path.read_bytes(), str(path)) or {}
+    raw = strict_yaml.parse(path.read_bytes(), path, ConfigurationError) or {}
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path}: a mapping of sections is needed")
     return _with_settings(raw, settings)
@@ -582,13 +582,6 @@ def validate(raw: dict[str, Any]) -> Config:
         raise ConfigurationError(message) from None
 
 
-def _parse(text: str | bytes, where: str) -> Any:
-    try:
-        return strict_yaml.parse(text)
-    except ValueError as error:
-        raise ConfigurationError(f"{where}: not YAML: {error}") from None
-
-
 def _set_key(raw: dict[str, Any], setting: str) -> None:
     """Sets one `a.b=value`; a variant is named, as in `variants.frozen.optim.epochs=10`."""
     key, equals, value = setting.partition("=")
@@ -600,7 +593,7 @@ def _set_key(raw: dict[str, Any], setting: str) -> None:
         target = _child(target, part, setting)
     if not isinstance(target, dict):
         raise ConfigurationError(f"--set {setting}: {'.'.join(parents)} is not a section")
-    target[last] = _parse(value, f"--set {setting}")
+    target[last] = strict_yaml.parse(value, f"--set {setting}", ConfigurationError)
     node = yaml.compose(value)
     if value[node.end_mark.index if node else 0 :].lstrip().startswith("#"):
         raise ConfigurationError(f"--set {setting}: what follows # is a comment; quote the value")

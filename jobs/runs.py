@@ -216,9 +216,7 @@ class RunFolder:
         if not file.is_file():
             raise UnavailableError(f"{self.path}: not a run folder, it has no config.yaml")
         try:
-            return config.validate(strict_yaml.parse(file.read_bytes()))
-        except ValueError as error:
-            raise UnavailableError(f"{file}: damaged: {first_line(error)}") from None
+            return config.validate(strict_yaml.parse(file.read_bytes(), file, UnavailableError))
         except ConfigurationError as error:
             raise UnavailableError(f"{file}: not one of this version: {error}") from None
 

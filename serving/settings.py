@@ -117,8 +117,8 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = strict_yaml.parse(path.read_bytes())
-    except (OSError, ValueError) as error:
+        content = strict_yaml.parse(path.read_bytes(), "SERVING_CONFIG", SettingsError)
+    except OSError as error:
         raise SettingsError(f"SERVING_CONFIG: {error}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"SERVING_CONFIG: {path} is not a mapping of settings")

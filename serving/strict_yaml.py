@@ -1,9 +1,12 @@
 """YAML 1.1 without its surprises: `1e-3` is a number, 012 is none, and a key is there once."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
+
+EXPONENT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,18 +25,27 @@ class _Loader(yaml.SafeLoader):
         return super().construct_yaml_int(node)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that the loader would take for a number."""
+
+
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+for either in (_Loader, _Dumper):
+    either.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
 
 
-def parse(text: str | bytes) -> Any:
+def parse(text: str | bytes, where: object, kind: Callable[[str], Exception]) -> Any:
     """
-    Raises:
-        ValueError: it is not YAML, or reads in two ways; says why in one line.
+    Args:
+        where: what the text is from, for the message.
+        kind: of the exception that is raised if it is not YAML, or reads in two ways.
     """
     try:
         return yaml.load(text, Loader=_Loader)
     except Exception as error:  # for `!!bool x`, its constructors raise whatever Python does
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise kind(f"{where}: not YAML: {said}") from None
+
+
+def to_text(value: Any) -> str:
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)

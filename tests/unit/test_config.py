@@ -23,13 +23,22 @@ def test_every_shipped_file_loads_and_its_resolved_form_means_the_same(
     assert config.load(str(again)).digest == resolved.digest
 
 
+@pytest.mark.parametrize("name", ["1e3", "012", "1:30", "08", "1_0", "null", "2024-01-01"])
+def test_a_text_that_looks_like_something_else_comes_back(name: str, tmp_path: Path) -> None:
+    resolved = config.load("quickstart", [f"storage.profile='{name}'"])
+    again = tmp_path / "config.yaml"
+    again.write_text(resolved.to_yaml())
+    assert config.load(str(again)) == resolved and resolved.storage.profile == name
+
+
 def test_the_shipped_files_are_those_the_command_line_names() -> None:
     shipped = ["cifar10-small", "default", "h200", "lecture", "probe-finetune", "quickstart"]
     assert config.shipped() == shipped
 
 
 def test_the_file_default_holds_the_defaults() -> None:
-    written = strict_yaml.parse((config.CONFIGS / "default.yaml").read_bytes())
+    file = config.CONFIGS / "default.yaml"
+    written = strict_yaml.parse(file.read_bytes(), file, ValueError)
     variants = {"variants": written["variants"]}
     assert config.load("default") == config.validate(variants)
 

@@ -97,10 +97,10 @@ def test_a_run_begins_with_its_configuration(folder: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"data: {source: [", "damaged: "),
-        (b"\x80", "damaged: "),
-        (b"[" * 10_000, "damaged: "),
-        (b"data: !!bool x", "damaged: "),
+        (b"data: {source: [", "not YAML: "),
+        (b"\x80", "not YAML: "),
+        (b"[" * 10_000, "not YAML: "),
+        (b"data: !!bool x", "not YAML: "),
         (b"", "not one of this version: "),
         (b"data: {colour: 1}", "not one of this version: data.colour: "),
     ],

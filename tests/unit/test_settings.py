@@ -60,8 +60,8 @@ def test_settings_come_from_a_file_too_and_the_environment_wins(tmp_path: Path) 
     for content, complaint in (
         ("model_uri: m\nprt: 1", "prt: Extra inputs"),
         ("a: [", "SERVING_CONFIG: "),
-        ("port: !!bool x", "SERVING_CONFIG: 'x'"),
-        ("port: 1\nport: 2", "SERVING_CONFIG: port is there twice"),
+        ("port: !!bool x", "SERVING_CONFIG: not YAML: 'x'"),
+        ("port: 1\nport: 2", "SERVING_CONFIG: not YAML: port is there twice"),
         ("- 1", "not a mapping"),
     ):
         file.write_text(content)
