@@ -15,7 +15,7 @@ def main() -> None:
     except RuntimeError as error:
         if "home directory" not in str(error):
             raise
-        print("error: a path begins with ~, whose folder is not known: set HOME", file=sys.stderr)
+        print("error: a path begins with ~, a folder that is not known", file=sys.stderr)
         sys.exit(ConfigurationError.exit_code)
 
 

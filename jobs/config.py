@@ -51,7 +51,7 @@ ADDRESS = r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$"
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
 
 
@@ -72,9 +72,9 @@ class S3(Section):
     `bucket.host/key`."""
     attempts: Count = 5
     """Tries of each request, with growing pauses."""
-    connect_timeout: Annotated[float, Field(gt=0)] = 15.0
+    connect_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 15.0
     """Seconds."""
-    read_timeout: Annotated[float, Field(gt=0)] = 30.0
+    read_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
     """Seconds without a byte."""
 
     @property

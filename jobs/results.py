@@ -1,4 +1,4 @@
-"""Training results: typed records of result.json and comparison.json; imports no torch."""
+"""Typed records of a run's JSON files, and how they are read; imports no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,7 +118,7 @@ class Comparison(Record):
 
 
 class Start(Record, extra="allow"):
-    """One entry of environment.json, with all that `environment.describe` says."""
+    """One entry of environment.json; the rest is what `environment.describe` says, unchecked."""
 
     time: str
 

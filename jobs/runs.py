@@ -211,6 +211,7 @@ class RunFolder:
 
         Raises:
             UnavailableError: this is no run folder, or a damaged one.
+            ConfigurationError: this version of the job does not take it.
         """
         file = self.path / "config.yaml"
         if not file.is_file():
@@ -218,7 +219,7 @@ class RunFolder:
         try:
             return config.validate(strict_yaml.parse(file.read_bytes(), file, UnavailableError))
         except ConfigurationError as error:
-            raise UnavailableError(f"{file}: not one of this version: {error}") from None
+            raise ConfigurationError(f"{file}: {error}") from None
 
     @contextmanager
     def open(self, wanted: Config) -> Iterator[None]:

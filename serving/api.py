@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import math
+import os
 import secrets
 import sys
 import threading
@@ -115,8 +116,7 @@ class Keys:
 
 def _digests(keys: list[str]) -> list[bytes]:
     """Equal lengths make the comparison's time say nothing about a key."""
-    given = [key.strip().encode(errors="surrogateescape") for key in keys if key.strip()]
-    return [hashlib.sha256(key).digest() for key in given]
+    return [hashlib.sha256(os.fsencode(key)).digest() for key in map(str.strip, keys) if key]
 
 
 def routes(

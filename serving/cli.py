@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from serving.client import URL, Client, ClientError, Prediction
-from serving.files import replacing, text
+from serving.files import text
 
 EXIT_CODES = (
     "Exit codes: 0 done; drained after SIGTERM · 1 a child died, or held too much memory; not "
@@ -79,12 +79,11 @@ def fetch(file: Annotated[Path, typer.Argument(help="Where to put the archive.")
 
     try:
         settings = from_environment(os.environ)
-        with replacing(file) as part:  # what is no archive takes no archive's place
-            copy(settings.model_uri, settings.model_sha256, part, settings.public_key)
-            model = open_model(part)
+        copy(settings.model_uri, settings.model_sha256, file, settings.public_key, open_model)
+        model = open_model(file)
     except SettingsError as error:
         _fail(error, 2)
-    except (ModelError, OSError) as error:
+    except (ModelError, ValueError) as error:  # the latter where FILE has no name, as .
         _fail(error, 3)
     print(f"{file}: {model.name} {model.version}")
 

@@ -12,7 +12,7 @@ import io
 import ipaddress
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -29,14 +29,22 @@ CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 15, 30, 3
 # AWS's, Google's, Azure's and Alibaba's that are not link-local.
 METADATA = ("fd00:ec2::254", "fd20:ce::254", "168.63.129.16", "100.100.100.200")
 
+Check = Callable[[Path], object]
+
 
 def is_local(uri: str) -> bool:
     return "://" not in uri
 
 
-def fetch(uri: str, sha256: str | None, target: Path, public_key: Path | None = None) -> Path:
+def fetch(
+    uri: str, sha256: str | None, target: Path, key: Path | None = None, check: Check = Path.exists
+) -> Path:
     """Copies the archive to `target`, which appears only once its digest is right, and its
     signature where there is a key.
+
+    Args:
+        key: the public one of whoever signs; None to load unsigned archives, too.
+        check: is called with the copy before it appears, and may raise a `ModelError`.
 
     Raises:
         ModelError: the download failed, or digest or signature are wrong.
@@ -51,8 +59,11 @@ def fetch(uri: str, sha256: str | None, target: Path, public_key: Path | None = 
             with part.open("wb") as file:
                 _download(where, file)
             check_digest(part, digest)
-            if public_key is not None:
-                check_signature(part, where, public_key)
+            if key is not None:
+                check_signature(part, where, key)
+            check(part)
+    except ModelError as error:  # of a file that is not there any more
+        raise ModelError(str(error).replace(str(part), where)) from None
     except OSError as error:
         raise ModelError(f"{target}: {error}") from None
     return target

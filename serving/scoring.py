@@ -32,9 +32,9 @@ from serving.images import SUFFIXES, ImageError, decode, to_pixels
 from serving.messages import Request
 from serving.predictor import Predictor
 from serving.progress import log, task
-from serving.tar import is_tar
 from serving.tar import opened as opened_tar
 
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # whatever is left in them
 # Errors of one file alone. Others are of the disk or the share as a whole, and may pass.
 OF_THE_FILE = (None, ENOENT, ENOTDIR, EISDIR, EACCES, ENAMETOOLONG, ELOOP, ENXIO)
 ROWS = 5000  # in a part, at most
@@ -123,7 +123,7 @@ def _found(source: str, say: Say = log) -> tuple[str, Iterator[Item]]:
         raise ScoringError(f"{source}: no such folder or file")
     if path.name.lower().endswith(SUFFIXES):
         return str(path.parent), iter([Item(text(path.name), str(path))])
-    if is_tar(path):
+    if path.name.lower().endswith(TARS) or tarfile.is_tarfile(path):
         return str(path), _in_tar(path, say)
     return str(path.parent), _in_list(path)
 

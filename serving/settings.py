@@ -23,7 +23,7 @@ class SettingsError(ValueError):
 class Settings(BaseModel):
     """Each field is the variable SERVING_<FIELD>, in capitals."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_uri: str
     """The archive to serve, as serving/fetch.py reads it; also read from MODEL_URI."""

@@ -23,14 +23,6 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from None
 
 
-def is_tar(path: Path) -> bool:
-    """Whether it is a tar file, compressed or not, or one that is cut short at its beginning."""
-    try:
-        return tarfile.is_tarfile(path)
-    except (EOFError, zlib.error):
-        return True
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[tarfile.TarFile]:
     """A tar file, compressed or not, whose members come in their order.

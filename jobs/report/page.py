@@ -13,7 +13,7 @@ from jobs import results
 from jobs.report import coverage, html, plots
 from jobs.report.coverage import Coverage
 from jobs.results import Comparison
-from jobs.runs import RunFolder, read_arrays
+from jobs.runs import ENVIRONMENT, RunFolder, read_arrays
 from serving.explanations import overlay
 from serving.files import write
 from serving.messages import TOP, softmax
@@ -133,7 +133,7 @@ def _page(
         lecture=lecture,
         lecture_minutes=round(LECTURE_SECONDS / 60),
         architecture=results.read(folder.path / "architecture.json", results.ARCHITECTURE),
-        environments=folder.environments(),
+        environments=results.read(folder.path / ENVIRONMENT, results.STARTS),
         augmentations=[f"{v.name}: {config.augmentation(v)}" for v in config.variants],
         keep=config.evaluation.keep,
         price=config.runtime.price_per_hour,

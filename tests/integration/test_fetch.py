@@ -48,7 +48,7 @@ def test_an_archive_comes_over_http_with_its_digest(web: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("path", "digest", "complaint"),
     [
-        ("m.mar", "0" * 64, "its SHA-256 is"),
+        ("m.mar", "0" * 64, r"^http://[0-9.:]+/m.mar: its SHA-256 is"),
         ("m.mar", None, "its digest is needed"),
         ("absent.mar", "0" * 64, "answers 404"),
     ],
@@ -111,9 +111,11 @@ def test_what_is_no_archive_takes_no_archives_place(
     assert done.exit_code == 0 and digest_of(target) == digest_of(archive)
     monkeypatch.setenv("MODEL_URI", str(wrong))
     done = CliRunner().invoke(cli.app, ["fetch", str(target)])
-    assert done.exit_code == 3 and "not a model archive" in done.stderr
+    assert done.exit_code == 3 and f"{wrong}: not a model archive" in done.stderr
     assert digest_of(target) == digest_of(archive)
     assert list(target.parent.iterdir()) == [target]
+    done = CliRunner().invoke(cli.app, ["fetch", "."])
+    assert done.exit_code == 3 and done.stderr.startswith("error: ")
 
 
 def test_what_was_checked_is_what_is_opened(archive: Path, tmp_path: Path) -> None:

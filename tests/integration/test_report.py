@@ -235,13 +235,18 @@ def test_of_several_seeds_the_best_on_the_validation_set_is_exported(run: RunFol
         ("variants/frozen/result.json", b'{"status": "done"}', "result.json: done.seconds: Field"),
         ("variants/frozen/result.json", b"{", "result.json: .*Invalid JSON"),
         ("data.json", b"[]", "data.json: "),
+        ("environment.json", b"[]", "environment.json: "),
+        ("environment.json", None, "environment.json: no such file"),
+        ("architecture.json", None, "architecture.json: no such file"),
     ],
 )
 def test_a_result_that_is_none_gives_one_line(
-    run: RunFolder, tmp_path: Path, name: str, content: bytes, complaint: str
+    run: RunFolder, tmp_path: Path, name: str, content: bytes | None, complaint: str
 ) -> None:
     copy = copy_of(run, tmp_path)
-    write(copy.path / name, content)
+    (copy.path / name).unlink()
+    if content is not None:
+        write(copy.path / name, content)
     with pytest.raises(UnavailableError, match=complaint) as caught:
         pipeline.report_again(copy)
     assert "\n" not in str(caught.value)

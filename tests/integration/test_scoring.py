@@ -166,15 +166,17 @@ def test_no_row_is_lost_where_a_part_was_removed(predictor: Predictor, tmp_path:
     assert sorted(row["path"] for row in rows(tmp_path)) == ["a", "c", "d", "e"]
 
 
-def test_a_compressed_tar_file_that_is_cut_short_at_its_beginning_is_damaged(
-    photos: Path, tmp_path: Path
+@pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])
+@pytest.mark.parametrize("size", [0, 60, 400])
+def test_a_tar_file_that_is_cut_short_at_its_beginning_is_damaged(
+    photos: Path, tmp_path: Path, compression: str, size: int
 ) -> None:
-    with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as tar:
+    with tarfile.open(tmp_path / "whole", f"w:{compression}") as tar:  # type: ignore[call-overload]
         tar.add(photos, "photos")
-    file = tmp_path / "cut.tar.gz"
-    file.write_bytes((tmp_path / "photos.tar.gz").read_bytes()[:60])
-    with pytest.raises(ScoringError, match=r"cut.tar.gz: damaged: "):
-        list(scoring.pictures(str(file)))
+    cut = tmp_path / f"cut.tar.{compression}".removesuffix(".")
+    cut.write_bytes((tmp_path / "whole").read_bytes()[:size])
+    with pytest.raises(ScoringError, match=rf"^{cut}: damaged: "):
+        list(scoring.pictures(str(cut)))
 
 
 def test_what_was_answered_before_its_source_failed_is_kept(

@@ -98,6 +98,7 @@ def test_a_variant_inherits_the_section_optim() -> None:
         ("optim.epochs=!!bool x", "--set optim.epochs=!!bool x: not YAML: 'x'"),
         ("data.seed=012", "--set data.seed=012: not YAML: 012: write it as a decimal number"),
         ("optim.epochs=1:30", "--set optim.epochs=1:30: not YAML: 1:30: write it as a decimal"),
+        ("data.s3.connect_timeout=.nan", "data.s3.connect_timeout: Input should be"),
         ("storage.read_timeout=.inf", "storage.read_timeout: Input should be a finite number"),
         ("data.root=/photos #2", "--set data.root=/photos #2: what follows # is a comment; quote"),
         ("data.root='/photos' #2", "--set data.root='/photos' #2: what follows # is a comment"),

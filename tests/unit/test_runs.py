@@ -101,8 +101,6 @@ def test_a_run_begins_with_its_configuration(folder: RunFolder) -> None:
         (b"\x80", "not YAML: "),
         (b"[" * 10_000, "not YAML: "),
         (b"data: !!bool x", "not YAML: "),
-        (b"", "not one of this version: "),
-        (b"data: {colour: 1}", "not one of this version: data.colour: "),
     ],
 )
 def test_a_damaged_configuration_is_named(folder: RunFolder, content: bytes, said: str) -> None:
@@ -111,6 +109,18 @@ def test_a_damaged_configuration_is_named(folder: RunFolder, content: bytes, sai
     with pytest.raises(UnavailableError, match=f"^{file}: {said}") as caught:
         folder.config()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "Input should"), (b"data: {x: 1}", "data.x: ")]
+)
+def test_a_configuration_of_another_version_is_named(
+    folder: RunFolder, content: bytes, said: str
+) -> None:
+    file = folder.path / "config.yaml"
+    write(file, content)
+    with pytest.raises(ConfigurationError, match=f"^{file}: {said}"):
+        folder.config()
 
 
 def test_another_configuration_is_refused_with_what_differs(folder: RunFolder) -> None:

@@ -78,7 +78,7 @@ def test_the_module_is_the_command() -> None:
         (["run", "--run-id", ""], "a plain name is needed"),
         (
             ["doctor", "--set", "data.cache=~nobody0/cache"],
-            "begins with ~, whose folder is not",
+            "begins with ~, a folder that is not known",
         ),
         (["train", "fourth"], "scratch, finetune, frozen, not fourth"),
         (["prune", "--set", "storage.uri=s3://bucket/x"], "a rule is needed"),
