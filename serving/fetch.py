@@ -29,7 +29,7 @@ CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 15, 30, 3
 # AWS's, Google's, Azure's and Alibaba's that are not link-local.
 METADATA = ("fd00:ec2::254", "fd20:ce::254", "168.63.129.16", "100.100.100.200")
 
-Check = Callable[[Path], object]
+Verify = Callable[[Path], object]
 
 
 def is_local(uri: str) -> bool:
@@ -37,14 +37,15 @@ def is_local(uri: str) -> bool:
 
 
 def fetch(
-    uri: str, sha256: str | None, target: Path, key: Path | None = None, check: Check = Path.exists
+    uri: str, sha256: str | None, target: Path, key: Path | None = None, check: Verify = Path.exists
 ) -> Path:
     """Copies the archive to `target`, which appears only once its digest is right, and its
     signature where there is a key.
 
     Args:
         key: the public one of whoever signs; None to load unsigned archives, too.
-        check: is called with the copy before it appears, and may raise a `ModelError`.
+        check: is called with the copy before it appears, and raises a `ModelError` if the copy is
+            not to; by default nothing more is asked of it.
 
     Raises:
         ModelError: the download failed, or digest or signature are wrong.

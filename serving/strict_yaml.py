@@ -48,4 +48,5 @@ def parse(text: str | bytes, where: object, kind: Callable[[str], Exception]) ->
 
 
 def to_text(value: Any) -> str:
+    """YAML of plain values, in their order, from which `parse` gives them back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)

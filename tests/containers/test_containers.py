@@ -69,7 +69,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(train_image: str, runs: Path) -> RunFolder:
     """The quickstart, stopped by SIGTERM at its first checkpoint, and then run to its end."""
-    # Two threads on a busy machine's two cores wait for each other: six times as long as one.
+    # On a busy machine's two cores, two threads wait for each other, and one is faster.
     job = [*CONFINED, "--network=none", f"--volume={runs}:/runs", "--env=OMP_NUM_THREADS=1"]
     podman("run", "--detach", "--replace", "--name=job", *job, train_image, *QUICKSTART)
     try:
