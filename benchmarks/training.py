@@ -42,7 +42,6 @@ from jobs.train import models
 from jobs.train.evaluation import loss_and_accuracy, predict
 from jobs.train.features import extract
 from jobs.train.training import Trainer, train_epoch
-from serving import processes
 
 BATCH = 8
 PICTURE = 32  # pixels, as CIFAR-10 has them
@@ -212,7 +211,7 @@ def _variant(
 
 def measure(side: str, work: Work) -> dict[str, float]:
     """Seconds and peak memory of one side, in this process."""
-    torch.set_num_threads(processes.cores())
+    devices.set_threads()
     make = lecture if side == "lecture" else lambda w: job(w, side.removeprefix("without "))
     make(replace(work, epochs=1))()  # warm-up: the first batch of a shape prepares its kernels
     epochs = make(work)

@@ -114,7 +114,7 @@ def choose(runtime: Runtime) -> Device:
     else:
         device = torch.device("cpu")
         keep_freed_memory()
-    _set_threads()
+    set_threads()
     precision = runtime.precision
     if precision == "auto":
         precision = "bf16" if has_bf16(kind) else "fp32"
@@ -179,7 +179,8 @@ def _own_gpu() -> torch.device:
     return torch.device("cuda", index)
 
 
-def _set_threads() -> None:
+def set_threads() -> None:
+    """One thread for each core that this process may use, unless OMP_NUM_THREADS is set."""
     together = distributed.size() > 1  # torchrun sets the variable itself then, to 1
     if together or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // distributed.local_size()))

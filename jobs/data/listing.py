@@ -109,7 +109,7 @@ def rows(file: Path) -> Iterator[tuple[str, str, str]]:
     for number, row in enumerate(_parquet(file) if file.suffix == ".parquet" else _csv(file), 1):
         path, label = row.get("path") or row.get("url"), row.get("label")
         split = row.get("split") or "train"
-        if not path or label in (None, ""):
+        if not path or label in (None, "") or label != label:  # noqa: PLR0124 - NaN
             raise UnavailableError(f"{file}: row {number} lacks path (or url) or label")
         if "\0" in str(path) or not isinstance(label, str | int | float):
             raise UnavailableError(f"{file}: row {number}: a path and one word or number is needed")

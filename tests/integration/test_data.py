@@ -1,5 +1,6 @@
 """Every source ends as the same arrays; splits share nothing; damaged pictures end no job."""
 
+import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -278,19 +279,21 @@ def test_a_parquet_manifest_that_is_damaged_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("row", "complaint"),
     [
-        {"path": "a.png", "label": ["cat"]},
-        {"path": "a.png", "label": b"cat"},
-        {"path": "a\0.png", "label": "cat"},
+        ({"path": "a.png", "label": ["cat"]}, ": a path and one word or number is needed"),
+        ({"path": "a.png", "label": b"cat"}, ": a path and one word or number is needed"),
+        ({"path": "a\0.png", "label": "cat"}, ": a path and one word or number is needed"),
+        ({"path": "a.png", "label": math.nan}, " lacks path (or url) or label"),
     ],
 )
-def test_a_manifest_s_row_has_one_path_and_one_word(row: dict[str, Any], tmp_path: Path) -> None:
+def test_a_manifest_s_row_has_one_path_and_one_word(
+    row: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "list.parquet")
     with pytest.raises(UnavailableError) as caught:
         load(folder(tmp_path / "list.parquet"))
-    said = f"{tmp_path}/list.parquet: row 1: a path and one word or number is needed"
-    assert str(caught.value) == said
+    assert str(caught.value) == f"{tmp_path}/list.parquet: row 1{complaint}"
 
 
 def damage(root: Path, how: str) -> None:
