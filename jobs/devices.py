@@ -180,7 +180,7 @@ def _own_gpu() -> torch.device:
 
 
 def set_threads() -> None:
-    """One thread for each core that this process may use, unless OMP_NUM_THREADS is set."""
+    """One thread for each core of this process's share; alone, it heeds OMP_NUM_THREADS."""
     together = distributed.size() > 1  # torchrun sets the variable itself then, to 1
     if together or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores() // distributed.local_size()))
