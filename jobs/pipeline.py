@@ -124,7 +124,7 @@ def _publish(config: Config, folder: RunFolder) -> None:
         try:
             publishing.publish(Storage(config.storage), folder)
         except UnavailableError as error:
-            uri = config.storage.uri  # which a run that began without storage does not know
+            uri = config.storage.uri  # which a run that ended without storage does not know
             log(f"not published: {error}; `publish {folder.path} --set storage.uri={uri}` does it")
 
 

@@ -271,10 +271,8 @@ class RunFolder:
                 f"{self.path}: this run has another configuration ({', '.join(differences)}); "
                 "take another --run-id"
             )
-        sections = ("data", "runtime", "evaluation")
-        moved = found.model_copy(update={name: getattr(wanted, name) for name in sections})
-        if moved != found and not self.finished:  # its archive will look for the data there
-            write(file, moved.to_yaml())
+        if found != wanted and not self.finished:  # what is done later reads it: export, deliver
+            write(file, wanted.to_yaml())
 
     def variant(self, name: str, seed: int | None = None) -> VariantFolder:
         """Of a seed, by default the first one."""
