@@ -108,11 +108,12 @@ def run(
         raise typer.BadParameter("--promote: needs --set storage.uri=s3://bucket/prefix")
     if promote and not resolved.export.enabled:
         raise typer.BadParameter("--promote: needs export.enabled=true; `deliver` exports later")
-    if _nothing_to_do(resolved, folder):
-        _show(folder, as_json)
-        return
     from serving.progress import log
 
+    if _nothing_to_do(resolved, folder):
+        log(f"{folder.path} is finished; --run-id NAME starts another")
+        _show(folder, as_json)
+        return
     first_of_all = os.environ.get("RANK", "0") == "0"
     if first_of_all:
         log(f"{folder.path}: loading PyTorch")  # which takes ten seconds the first time
@@ -286,8 +287,7 @@ def deliver(
     out: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs"),
     deployment: DeploymentOption = None,
 ) -> None:
-    """Export and promote the newest run, if it was trained with export.enabled=false: once, and
-    without a GPU."""
+    """Export and promote the newest run, unless `run` has exported it: once, and without a GPU."""
     from jobs.runs import DELIVERED, undelivered
     from serving.progress import log
 
@@ -299,7 +299,7 @@ def deliver(
         log(f"{folder.path}: another process is working on this run; the next call delivers it")
         return
     resolved = folder.config()
-    if folder.archive(resolved.export.name) not in folder.manifest().files:
+    if not folder.packed(resolved.export.name):
         from jobs.delivery import export as exporting
 
         with graceful():
@@ -351,7 +351,7 @@ def rollback(
         _deploy(resolved, deployment, uri, "rollback")
     except UnavailableError as error:
         chosen = uri.split("/")[-2]
-        advice = f"the channel has moved; `rollback {chosen} --deployment {deployment}` goes on"
+        advice = f"the channel has moved; the same command with version {chosen} goes on"
         raise UnavailableError(f"{error}; {advice}") from None
 
 
@@ -455,14 +455,8 @@ def _nothing_to_do(config: "Config", folder: "RunFolder") -> bool:
     if "RANK" in os.environ or not folder.finished or config.storage.uri is not None:
         return False
     with folder.open(config):
-        packed = folder.archive(config.export.name) in folder.manifest().files
-        won = folder.comparison().winner is not None
-    if won and (packed or not config.export.enabled):
-        from serving.progress import log
-
-        log(f"{folder.path} is finished; --run-id NAME starts another")
-        return True
-    return False
+        packed = not config.export.enabled or folder.packed(config.export.name)
+        return packed and folder.comparison().winner is not None
 
 
 def _say(text: str, as_json: bool, **values: Any) -> None:

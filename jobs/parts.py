@@ -55,16 +55,17 @@ def gather(config: Config, folder: RunFolder) -> None:
     """Brings all parts into the run folder; if the run is published already, all its files.
 
     Raises:
-        UnavailableError: some are missing, or were trained on other data.
+        UnavailableError: some are missing, which `run` can train, or were trained on other data.
     """
     there = _begin(config, folder)
-    if left := _missing(config, folder, there):
-        raise UnavailableError(f"{folder.path}: missing: {', '.join(left)}")
     if there and not folder.finished:
         for part in config.parts:
             interruption.check()
-            if not folder.variant(*part).finished:
+            if not folder.variant(*part).finished and there.has(part):
                 there.download(part)
+    if left := _missing(config, folder, there):
+        raise UnavailableError(f"{folder.path}: missing: {', '.join(left)}")
+    if there and not folder.finished:
         publishing.fetch_published(there.storage, folder)
 
 

@@ -109,8 +109,7 @@ def _conclude(config: Config, folder: RunFolder) -> Comparison:
 
 def _export(config: Config, folder: RunFolder) -> None:
     """Exports the winner once; without the packages for that, the log says how to do it later."""
-    archive = folder.archive(config.export.name)
-    if not config.export.enabled or archive in folder.manifest().files:
+    if not config.export.enabled or folder.packed(config.export.name):
         return
     if missing := export.missing_packages():
         names = ", ".join(missing)

@@ -304,6 +304,14 @@ class RunFolder:
         """Where in a run folder its winner is packed."""
         return f"model/{name}.mar"
 
+    def packed(self, name: str) -> bool:
+        """Whether the winner of a finished run is packed under this name.
+
+        Raises:
+            UnavailableError: the run is unfinished, or its manifest is damaged.
+        """
+        return self.archive(name) in self.manifest().files
+
     def facts(self) -> Facts:
         """What it is trained and tested on, as written to data.json."""
         return results.read(self.path / "data.json", results.FACTS)
@@ -420,7 +428,9 @@ def undelivered(parent: Path) -> RunFolder | None:
     if not runs:
         return None
     newest = max(runs, key=lambda run: run.manifest().started)
-    done = newest.config().export.enabled or (newest.path / DELIVERED).exists()
+    export = newest.config().export
+    exported = export.enabled and newest.packed(export.name)  # by `run`, which also promotes
+    done = exported or (newest.path / DELIVERED).exists()
     return None if done or newest.comparison().winner is None else newest
 
 

@@ -88,7 +88,7 @@ class Client:
         abstain: float | None = None,
         confidence: float | None = None,
         timeout: float = 30.0,
-        retries: int = 4,
+        retries: int = 5,
         concurrency: int = 8,
     ) -> None:
         """

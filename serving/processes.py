@@ -77,7 +77,7 @@ def held_memory(children: Iterable[subprocess.Popen[bytes]]) -> int:
 def compiling(cache: Path | None, state: Path) -> dict[str, str]:
     """The environment in which a GPU's kernels are compiled: into the cache if there is one."""
     return {
-        "TORCHINDUCTOR_CACHE_DIR": str(cache or state / "inductor"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache.absolute() if cache else state / "inductor"),
         "TORCHINDUCTOR_COMPILE_THREADS": str(min(cores(), COMPILERS)),
     }
 

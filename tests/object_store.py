@@ -178,8 +178,10 @@ def exported_run(
     predicted = np.where(np.arange(images) < right, labels, (labels + 1) % 10)
     logits = np.eye(10, dtype=np.float32)[predicted]
     model = folder.path / "model" / name
+    learned = np.isin(np.arange(images), leaked)
     write_arrays(
-        model.with_suffix(".npz"), {"logits": logits, "labels": labels, "digests": digests}
+        model.with_suffix(".npz"),
+        {"logits": logits, "labels": labels, "digests": digests, "leaked": learned},
     )
     write(model.with_suffix(".mar"), os.urandom(5000))
     description = Description(

@@ -283,8 +283,6 @@ def _rows(db: sqlite3.Connection, split: str, numbers: dict[str, int]) -> NDArra
 def _remove_others(current: Path) -> None:
     """Removes earlier files of the store, unless a process holds them."""
     for path in current.parent.glob("pixels-*"):
-        if path.suffix or path == current:
-            continue
-        if index.remove(path):
+        if not path.suffix and path != current and index.remove(path):
             for selection in path.parent.glob(f"{path.name}.*"):
                 selection.unlink()

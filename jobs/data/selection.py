@@ -44,12 +44,15 @@ def recalled(settings: config.Data, digest: str) -> Source | None:
         try:
             file = index.Held(path.with_name(path.name.partition(".")[0]))
             arrays = read_arrays(path)
+            height, width = arrays["shape"].tolist()
+            rows = 1 + max(arrays[f"{split} rows"].max(initial=-1) for split in ("train", "test"))
+            if file.path.stat().st_size < rows * 3 * height * width:
+                raise UnavailableError(f"{file.path}: cut short")
         except FileNotFoundError:  # removed meanwhile
             continue
         except UnavailableError as error:
             log(f"data: the pictures are looked up again: {error}")
             continue
-        height, width = arrays["shape"].tolist()
         pixels = decoding.memory_mapped(file.path, (height, width))
         train, test = (
             Images(

@@ -123,6 +123,7 @@ def export(folder: RunFolder, settings: Export) -> Path:
         write(target, packed.read_bytes())
         arrays = {"logits": logits, "labels": dataset.test.labels.numpy()}
         arrays["digests"] = dataset.test.digests()
+        arrays["leaked"] = np.isin(np.arange(len(logits)), folder.facts().leaked)
         write_arrays(target.with_suffix(".npz"), arrays)
         write(target.with_suffix(".json"), _version(target, description).to_json())
         write(folder.path / "MODEL_CARD.md", _model_card(description, config.data.input_size))

@@ -74,18 +74,16 @@ def read_candidate(folder: RunFolder, name: str) -> Candidate:
     archive = folder.path / folder.archive(name)
     files = {ARCHIVE: archive, PREDICTIONS: archive.with_suffix(".npz")}
     beside = archive.with_suffix(".json")
-    listed = folder.manifest().files
+    listed, again = folder.manifest().files, f"`export {folder.path} --set export.name={name}`"
     for path in (*files.values(), beside):
         if path.relative_to(folder.path).as_posix() not in listed:
-            raise UnavailableError(f"{folder.path}: has no {path.name}; `export {folder.path}` it")
+            raise UnavailableError(f"{folder.path}: has no {path.name}; {again} makes it")
     if folder.run_id == CHANNELS:
         raise ConfigurationError(f"{folder.run_id}: cannot be a version's name")
     try:
         record = Version.model_validate_json(beside.read_bytes())
     except ValidationError as error:
-        raise UnavailableError(
-            f"{beside}: {in_one_line(error)}; `export {folder.path}` rewrites it"
-        ) from None
+        raise UnavailableError(f"{beside}: {in_one_line(error)}; {again} rewrites it") from None
     return Candidate(files, record, folder.facts().leaked)
 
 
@@ -238,10 +236,14 @@ def _right_by_picture(
     answers: Mapping[str, NDArray[Any]], classes: Sequence[str]
 ) -> dict[tuple[bytes, str], bool]:
     """Whether each test picture was right, by its SHA-256 and its class: a picture that has been
-    given another class is another one. Empty for an archive without digests."""
+    given another class is another one. Those that the model has learned are left out; archives of
+    earlier versions do not say which. Empty for an archive without digests."""
     right = comparison.right_answers(answers)
-    pictures = zip(answers.get("digests", ()), answers["labels"], right, strict=False)
-    return {(digest.tobytes(), classes[label]): bool(r) for digest, label, r in pictures}
+    learned = answers.get("leaked", np.zeros(len(right), bool))
+    pictures = zip(answers.get("digests", ()), answers["labels"], right, learned, strict=False)
+    return {
+        (digest.tobytes(), classes[c]): bool(r) for digest, c, r, known in pictures if not known
+    }
 
 
 def _slow(candidate: Candidate, allowed_ms: float) -> str | None:
@@ -307,5 +309,5 @@ def _swap(
             name = winner.version if winner else "nothing"
             raise NotPromoted(
                 f"{version} is not promoted: another promotion made {channel} point to {name} "
-                "meanwhile; run it again to be compared with that"
+                "meanwhile; `promote` it again to be compared with that"
             ) from None

@@ -58,11 +58,10 @@ def prune(
         for item in newest[keep:]:
             interruption.check()
             # Checked again for each: a channel may be moved while others are deleted.
-            if now() - item.modified < age or item.name in protected(storage):
-                continue
-            gone.append(item)
-            if not dry_run:
-                _delete(storage, item)
+            if now() - item.modified >= age and item.name not in protected(storage):
+                gone.append(item)
+                if not dry_run:
+                    _delete(storage, item)
     if not dry_run:
         for own in ("runs/dt=", "parts/", f"{MODELS}/"):
             storage.abort_uploads(own, before=now() - UNTOUCHED)

@@ -136,7 +136,7 @@ def read(addresses: Iterable[str]) -> Seen:
     """The counts of services, each of which has its metrics at an address.
 
     Raises:
-        UnavailableError: one is out of reach, has no shadow, or another one than the others.
+        UnavailableError: one is out of reach, has no shadow, itself or another one than the others.
     """
     counts: defaultdict[tuple[str, str], float] = defaultdict(float)
     for address in addresses:
@@ -150,6 +150,8 @@ def read(addresses: Iterable[str]) -> Seen:
     if len(pairs) > 1:
         raise UnavailableError(f"the services have other versions: {'; '.join(pairs)}")
     versions = dict(LABEL.findall(pairs[0]))
+    if versions["live"] == versions["shadow"]:
+        raise UnavailableError(f"the shadow is {versions['live']}, too: nothing to compare")
     errors = [1 - value for (what, _), value in counts.items() if what == "tested_accuracy"]
 
     def mean(what: str, role: str) -> float:

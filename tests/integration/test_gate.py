@@ -93,7 +93,9 @@ def test_a_run_without_one_of_its_files_is_no_candidate(tmp_path: Path, name: st
     run.write_manifest()
     with pytest.raises(UnavailableError) as caught:
         read_candidate(run, "m")
-    assert str(caught.value) == f"{run.path}: has no {name}; `export {run.path}` it"
+    assert str(caught.value) == (
+        f"{run.path}: has no {name}; `export {run.path} --set export.name=m` makes it"
+    )
 
 
 def test_a_run_that_is_not_finished_or_not_readable_is_no_candidate(tmp_path: Path) -> None:
@@ -104,7 +106,9 @@ def test_a_run_that_is_not_finished_or_not_readable_is_no_candidate(tmp_path: Pa
     write(beside, b"{}")
     with pytest.raises(UnavailableError) as caught:
         read_candidate(run, "m")
-    assert str(caught.value) == (f"{beside}: time: Field required; `export {run.path}` rewrites it")
+    assert str(caught.value) == (
+        f"{beside}: time: Field required; `export {run.path} --set export.name=m` rewrites it"
+    )
     channels = exported_run(tmp_path / "channels", right=150)
     with pytest.raises(ConfigurationError, match=r"^channels: cannot be a version's name$"):
         read_candidate(channels, "m")
@@ -326,8 +330,8 @@ def test_who_comes_second_is_told_who_was_first(
     with pytest.raises(NotPromoted) as caught:
         promotion._swap(registry, "production", "one", stale)
     assert str(caught.value) == (
-        "one is not promoted: another promotion made production point to three meanwhile; run it "
-        "again to be compared with that"
+        "one is not promoted: another promotion made production point to three meanwhile; "
+        "`promote` it again to be compared with that"
     )
     promotion._swap(registry, "production", "three", stale)  # our own write, whose answer was lost
 
@@ -356,8 +360,16 @@ def test_test_images_that_a_model_was_trained_on_speak_neither_for_nor_against_i
     promote(some, gate())
     assert any(line.startswith("some and honest cannot be told apart: 0.0 points") for line in log)
     every = exported_run(tmp_path / "every", right=200, leaked=range(200))
-    with pytest.raises(NotPromoted, match="0 of its 200 are here and not in training;"):
+    with pytest.raises(NotPromoted, match="0 of its 150 are here and not in training;"):
         promote(every, gate(min_accuracy=0))
+
+
+def test_what_serves_is_not_the_better_one_for_test_images_that_it_was_trained_on(
+    registry: Registry, log: list[str], tmp_path: Path
+) -> None:
+    promote(exported_run(tmp_path / "learned", right=200, leaked=range(150, 200)), gate())
+    promote(exported_run(tmp_path / "clean", right=150), gate())
+    assert any(line.startswith("clean and learned cannot be told apart: 0.0") for line in log), log
 
 
 def test_a_rollback_goes_back_and_is_remembered_as_one(

@@ -99,6 +99,9 @@ def test_pods_with_nothing_in_common_but_s3_end_as_one_process_does_though_two_a
     early = job(*pod("gather", "nowhere"))
     assert early.returncode == 3, early.stderr
     assert "missing: finetune with seed 0 (--part 1)" in " ".join(early.stderr.split())
+    nowhere = RunFolder(tmp_path / "nowhere" / "tiny")
+    fetched = [nowhere.variant(*part).finished for part in parts]
+    assert fetched == [True, False, True, True, True, True], "`run` there trains that one alone"
 
     last = ("run", "last", "--part", "1")
     comparison = tmp_path / "last" / "tiny" / "comparison.json"

@@ -176,7 +176,9 @@ def test_an_archive_that_export_has_not_checked_is_stopped(
     run.write_manifest()
     with pytest.raises(NotPromoted, match=r"m.mar is not the file that export has checked"):
         promote(run, gate(settings))
-    with pytest.raises(UnavailableError, match=r"has no m.mar; `export .*bare` it"):
+    with pytest.raises(
+        UnavailableError, match=r"has no m.mar; `export .*bare --set export.name=m` makes it"
+    ):
         promote(finished_run(tmp_path / "bare", 10), gate(settings))
     assert serving(registry) is None
 
@@ -562,7 +564,7 @@ def test_a_rollback_whose_cluster_is_lost_can_be_repeated_and_goes_back_once(
         assert str(done.exception) == "gone" and serving(registry) == "c"
         return
     assert (
-        "`rollback b --deployment inference` goes on" in str(done.exception)
+        "the same command with version b goes on" in str(done.exception)
         and serving(registry) == "b"
     )
     CliRunner().invoke(app, ["rollback", "b", *command[1:]])

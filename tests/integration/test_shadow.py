@@ -156,7 +156,8 @@ def other(archive: Path, make_once: MakeOnce) -> Path:
     def fill(folder: Path) -> None:
         archives.unpack(archive, folder)
         description = archives.open_model(folder).description
-        archives.write_description(folder, description.model_copy(update={"temperature": 3.0}))
+        changes = {"version": "other", "temperature": 3.0}
+        archives.write_description(folder, description.model_copy(update=changes))
 
     return make_once("other", fill)
 

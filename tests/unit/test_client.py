@@ -127,6 +127,14 @@ def test_it_waits_longer_each_time_whatever_it_is_told(monkeypatch: pytest.Monke
     waits: list[float] = []
     monkeypatch.setattr("serving.client.time.sleep", waits.append)
     with (
+        server(answers(503, {})) as (url, _),
+        closing(Client(url, model="m")) as client,
+        pytest.raises(ClientError, match="Unavailable"),
+    ):
+        client.predict(b"x")
+    assert sum(waits) >= 7.5, "longer than a service takes to come back: docs/reliability.md"
+    waits.clear()
+    with (
         server(FULL) as (url, _),
         closing(Client(url, model="m", retries=8)) as client,
         pytest.raises(ClientError, match="full"),

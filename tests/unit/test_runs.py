@@ -419,5 +419,9 @@ def test_the_newest_run_is_delivered_unless_it_has_been(tmp_path: Path) -> None:
     assert undelivered(tmp_path) is None, "older ones are not to replace it"
     finished(tmp_path / "d", day=10, winner=None)
     assert undelivered(tmp_path) is None
-    finished(tmp_path / "e", day=11, exported=True)
+    last = finished(tmp_path / "e", day=11, exported=True)
+    found = undelivered(tmp_path)
+    assert found is not None and found.path == last.path, "it was killed before its export"
+    write(last.path / last.archive(last.config().export.name), b"x")
+    last.write_manifest()
     assert undelivered(tmp_path) is None

@@ -213,6 +213,9 @@ def test_services_that_cannot_be_counted_together_are_named(
     )
     with pytest.raises(UnavailableError, match=f"^{none.as_uri()}: this service has no shadow"):
         verdict.read([one.as_uri(), none.as_uri()])
+    one.write_text(PAGE.replace('"two"', '"one"'))
+    with pytest.raises(UnavailableError, match=r"^the shadow is one, too: nothing to compare$"):
+        verdict.read([one.as_uri()])
     for changed, said in (
         (PAGE.replace(" 6.0", " NaN"), r"seconds_sum is no count$"),
         (PAGE.replace(" 6.0", " -1"), r"seconds_sum is no count$"),
