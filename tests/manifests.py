@@ -41,8 +41,9 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return texts
 
 
-def composed(folder: Path, overlay: str, *components: str) -> str:
-    """An overlay of one's own, in an empty folder: one of ours, and components in that order."""
+def composed(folder: Path, overlay: str | Path, *components: str) -> str:
+    """An overlay of one's own, in an empty folder: one of ours, or the folder of another, and
+    components in that order."""
     wanted = {
         "resources": [K8S / "overlays" / overlay],
         "components": [K8S / "components" / name for name in components],

@@ -465,6 +465,27 @@ def test_a_gpu_is_held_for_training_alone(rendered: dict[str, str]) -> None:
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"], "they may be on different nodes"
 
 
+def test_copies_have_what_the_overlay_below_has_patched(tmp_path: Path) -> None:
+    """As docs/operations.md says to add components: every init step checks signatures."""
+    (mine := tmp_path / "mine").mkdir()
+    (above := tmp_path / "above").mkdir()
+    composed(mine, "gpu")
+    key = {"name": "SERVING_PUBLIC_KEY", "value": "/key/promote.pub"}
+    place = "/spec/template/spec/initContainers/0/env"
+    added = yaml.safe_dump([{"op": "add", "path": place, "value": [key]}])
+    patches = [{"target": {"kind": "Deployment", "name": "inference"}, "patch": added}]
+    file = mine / "kustomization.yaml"
+    file.write_text(file.read_text() + yaml.safe_dump({"patches": patches}))
+    objects = list(yaml.safe_load_all(composed(above, mine.resolve(), "canary", "shadow")))
+    steps = [
+        step
+        for name in ("inference", "inference-canary")
+        for step in named(objects, "Deployment", name)["spec"]["template"]["spec"]["initContainers"]
+    ]
+    assert [step["name"] for step in steps] == ["model", "shadow"] * 2
+    assert all(environment(step)["SERVING_PUBLIC_KEY"] == key["value"] for step in steps)
+
+
 def test_boto3_reads_what_is_set_for_it() -> None:
     """AWS_REGION, which other libraries read, would be none of it."""
     known = {"AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
