@@ -110,8 +110,9 @@ def test_with_nothing_to_deliver_torch_is_not_waited_for(
     for name, started in (("old", "2026-01-01"), ("new", "2026-01-02")):
         manifest = Manifest(run_id=name, started=started, time=started, files={})
         write(tmp_path / name / "manifest.json", manifest.to_json())
-        settings = ["export.enabled=false"] if name == "old" else []
-        write(tmp_path / name / "config.yaml", config.load("quickstart", settings).to_yaml())
+        wanted = config.load("quickstart", ["export.enabled=false"])
+        write(tmp_path / name / "config.yaml", wanted.to_yaml())
+    (tmp_path / "new" / ".delivered").touch()
     for runs in (tmp_path, tmp_path / "none"):
         monkeypatch.setattr(sys, "argv", ["jobs", "deliver", str(runs)])
         with pytest.raises(SystemExit) as ended:
