@@ -77,6 +77,17 @@ def test_settings_of_training_are_refused_for_a_run_that_is_made(
     assert f"--set {setting}: the run is made; export, promotion, storage can still be set" in said
 
 
+def test_the_home_of_nobody_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["jobs", "doctor", "--set", "data.cache=~nobody0/cache"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "error: a path begins with ~, a folder that is not known\n"
+
+
 def test_settings_of_what_is_done_with_it_are_not() -> None:
     settings = ["export.images=5", "promotion.channel=staging", "storage.uri=s3://bucket/p"]
     applied = apply(tiny_config(), settings)

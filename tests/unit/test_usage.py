@@ -76,10 +76,6 @@ def test_the_module_is_the_command() -> None:
         (["run", "--part", "2", "--of", "15"], "--part 2 --of 15: the configuration has 3 parts"),
         (["run", "--of", "3"], "--of needs --part"),
         (["run", "--run-id", ""], "a plain name is needed"),
-        (
-            ["doctor", "--set", "data.cache=~nobody0/cache"],
-            "begins with ~, a folder that is not known",
-        ),
         (["train", "fourth"], "scratch, finetune, frozen, not fourth"),
         (["prune", "--set", "storage.uri=s3://bucket/x"], "a rule is needed"),
         (["fly"], "No such command"),
