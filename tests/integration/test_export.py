@@ -76,6 +76,7 @@ def test_what_is_said_of_the_archive_was_measured_on_the_archive(exported: RunFo
     assert whole.files["model.mar"].sha256 == digest_of(model)
     with np.load(model.with_suffix(".npz")) as arrays:
         logits, labels = arrays["logits"], arrays["labels"]
+        assert arrays["leaked"].nonzero()[0].tolist() == list(exported.facts().leaked)
     test = whole.description.test
     assert test is not None
     assert test.accuracy == pytest.approx((logits.argmax(1) == labels).mean())  # a float32
