@@ -241,4 +241,4 @@ def test_ci_audits_where_advisories_are_reached_and_says_where_they_are_not(
     said = [line for line in done.stdout.splitlines() if "make audit" in line]
     assert said == (["make audit"] if audited else [said[0]])
     assert said[0].startswith("make audit" if audited else "Not run here")
-    assert {"make lint", "make test-all"} <= set(done.stdout.splitlines())
+    assert {"make check", "make test-all"} <= set(done.stdout.splitlines())
