@@ -429,7 +429,7 @@ def undelivered(parent: Path) -> RunFolder | None:
         return None
     newest = max(runs, key=lambda run: run.manifest().started)
     export = newest.config().export
-    exported = export.enabled and newest.packed(export.name)  # by `run`, which also promotes
+    exported = export.enabled and newest.packed(export.name)  # by `run` itself
     done = exported or (newest.path / DELIVERED).exists()
     return None if done or newest.comparison().winner is None else newest
 
